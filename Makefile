@@ -1,0 +1,48 @@
+# Needs make and Python 3.10 or newer; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 15
+	@echo "  (another interpreter: make PYTHON=python3.12 setup)"
+
+setup: $(READY) ## make .venv and install nndiag with all it needs
+	@echo "ready: $(VENV)/bin/nndiag"
+
+demo: $(READY) ## train four networks, three of them sick, and diagnose them
+	$(VENV)/bin/nndiag demo --output reports/demo
+
+test: $(READY) ## lint, check types, run the tests
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+# One thread a worker: the tests' tensors are small, and threads of two workers fight for cores.
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+
+clean: ## remove caches, builds and the demo's reports (.venv stays)
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist reports/demo
+	find nndiag tests -name __pycache__ -type d -exec rm -rf {} +
+
+# The stamp, not the folder, is the target: an interrupted install is taken up again.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: there is no $(PYTHON). Install Python 3.10 or newer, or name one:" \
+	    "make PYTHON=/path/to/python3 setup" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make: nndiag needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	    "Name a newer one: make PYTHON=python3.12 setup" >&2; exit 1; }
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 \
+	  || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: $(PYTHON) cannot make virtual environments: its venv or ensurepip is missing." \
+	    "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "installing nndiag and what it needs into $(VENV); torch is large, this can take minutes"
+	$(RUN) pip install --quiet "pip>=21.3"
+	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@

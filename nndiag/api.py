@@ -1,0 +1,83 @@
+"""``check()``: capture, measure, judge, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nndiag import rule, settings
+from nndiag.report import Report
+
+
+def check(
+    model: Any,
+    batch: Any,
+    target: Any = None,
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    select: Iterable[str] | str | None = None,
+    ignore: Iterable[str] | str | None = None,
+    thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
+    config: Mapping[str, Any] | str | Path | None | bool = None,
+    seed: int | None = None,
+) -> Report:
+    """Say what is wrong inside ``model``, where, why, and what repairs it.
+
+    The model runs forward and, where a selected rule needs gradients, backward, in the modes it
+    is in; afterwards it and every global random generator are bitwise as before.
+
+    Args:
+        model: any ``torch.nn.Module``.
+        batch: what a DataLoader yields: a tensor; ``(inputs, target)``; a dict of ``forward``'s
+            keyword arguments; a :class:`nndiag.Batch`. A DataLoader, an iterator, or a list of
+            those is a stream: its statistics accumulate. 128 samples and more make verdicts about
+            single units possible.
+        target: the target, where the batch does not hold it.
+        loss_fn: ``loss_fn(output, target)`` giving a scalar. Without it the output's own ``loss``
+            is used, or a scalar output, or a fixed random direction; the report says which.
+        select, ignore: rules by name, code, or beginning of a code (``"ND2"``).
+        thresholds: ``{"dead-relu.share": 0.5}`` or ``{"dead-relu": {"share": 0.5}}``.
+        config: a pyproject.toml or a mapping with nndiag's settings; None looks for the nearest
+            pyproject.toml; False for none.
+        seed: what everything random in the model starts from (0 where neither this nor the
+            settings say otherwise).
+
+    Raises:
+        NNDiagError: one of its kinds (see ``nndiag.errors``); the model is untouched then, too.
+    """
+    from nndiag.batch import Batch, LossMaker, batches, one
+    from nndiag.capture.watch import validate, watch
+    from nndiag.errors import LossError
+    from nndiag.progress import Progress
+
+    chosen = settings.load(config).override(
+        select=select, ignore=ignore, thresholds=thresholds, seed=seed
+    )
+    modules = rule.chosen(chosen.select, chosen.ignore)
+    rule.limits(chosen.thresholds)  # a wrong name or value is said before anything runs
+    validate(model)
+    if target is not None and loss_fn is None:
+        raise LossError(
+            "target was given but no loss_fn: nothing can be computed from it. Pass loss_fn too, for "
+            "example torch.nn.functional.cross_entropy."
+        )
+    if target is not None:
+        given = one(batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch, model)
+        if given.target is not None:
+            raise LossError("the target is given twice: in the batch and as target=. Keep one.")
+        stream: Iterable[Batch] = [Batch(given.args, given.kwargs, target)]
+    else:
+        stream = batches(batch, model)
+    with Progress("checking") as progress:
+        snapshot = watch(
+            model,
+            stream,
+            needs=rule.needed(modules),
+            loss=LossMaker(loss_fn, chosen.seed),
+            seed=chosen.seed,
+            max_batches=chosen.max_batches,
+            tick=lambda layer: progress.update(None, None, layer),
+        )
+        judgement = rule.judge(snapshot, chosen.select, chosen.ignore, chosen.thresholds)
+    return Report(snapshot, judgement.findings, judgement.outcomes, judgement.unjudged)

@@ -1,0 +1,1 @@
+"""Torch's side: watch a model run, say what happened as plain data, leave no trace."""

@@ -1,0 +1,431 @@
+"""The command line: ``nndiag check``, ``rule``, ``rules`` and ``demo``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import shutil
+import sys
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nndiag import __version__
+from nndiag.errors import NNDiagError, SettingsError, TargetError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nndiag.report import Report
+
+FINE, FOUND, FAILED = 0, 1, 2
+
+app = typer.Typer(
+    help="Tells what is wrong inside a torch neural network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit status: 0 fine, 1 findings or a crashed rule, 2 wrong usage or failure.",
+)
+
+
+class Format(str, Enum):
+    terminal = "terminal"
+    json = "json"
+    html = "html"
+    csv = "csv"
+    markdown = "markdown"
+    sarif = "sarif"
+
+
+class FailOn(str, Enum):
+    error = "error"
+    warning = "warning"
+    never = "never"
+
+
+def main() -> None:
+    """What the ``nndiag`` command runs: no traceback for what is the user's to mend."""
+    for stream in (sys.stdout, sys.stderr):
+        # A console that lacks a character shows it escaped; it does not lose the report.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app()
+    except NNDiagError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except Exception:
+        traceback.print_exc()
+        print("This is a fault in nndiag, not in your model. Please report it.", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"nndiag {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="package.module:attr or file.py:attr; a model, or a factory without arguments.",
+            show_default=False,
+        ),
+    ],
+    batch: Annotated[
+        str,
+        typer.Option(metavar="TARGET", help="What a DataLoader yields, or a stream of it."),
+    ],
+    target: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="What the loss compares outputs with.")
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(metavar="TARGET", help="loss(output, target), or a class or factory of one."),
+    ] = None,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="Repeatable with --output; all of them if left out there."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write report.json, report.html, … here.")
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="Only these rules; names, codes or beginnings: ND2."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="RULE", help="Not these rules.")
+    ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE.NAME=VALUE", help="Another threshold; repeatable."),
+    ] = None,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option(help="The mildest that makes the exit status 1.", show_default="warning"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For all that is random.")] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no report on the terminal.")
+    ] = False,
+) -> None:
+    """Run a model once, and say what is wrong in it."""
+    from nndiag import settings
+    from nndiag.progress import silenced
+
+    formats = formats or []
+    if output is None and len(formats) > 1:
+        raise typer.BadParameter(
+            "several formats need --output DIR; without it, one goes to stdout",
+            param_hint="--format",
+        )
+    fails = settings.load().override(fail_on=None if fail_on is None else fail_on.value).fail_on
+    # Whatever the user's code prints must not end up within a report on stdout.
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        silenced() if quiet else contextlib.nullcontext(),
+    ):
+        # torch takes seconds to import: not before the command line is known to be right.
+        thresholds = _thresholds(threshold)
+        from nndiag.api import check as run
+
+        report = run(
+            load(model),
+            load(batch),
+            None if target is None else load(target),
+            None if loss is None else load(loss, is_function=True),
+            select=_words(select),
+            ignore=_words(ignore),
+            thresholds=thresholds,
+            seed=seed,
+        )
+    if output is not None:
+        _write(report, output, formats or list(Format))
+    if output is None and formats and formats != [Format.terminal]:
+        print(_text(report, formats[0]), end="")
+    elif not quiet:
+        _console().print(report)
+    failed = fails != "never" and (report.at_least(fails) or report.crashed)
+    raise typer.Exit(FOUND if failed else FINE)
+
+
+@app.command()
+def rule(
+    name: Annotated[str, typer.Argument(help="Its name or code.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+) -> None:
+    """Show a rule's page: what it looks for, why, its thresholds, its cures."""
+    from pydantic_core import to_json
+
+    from nndiag.rule import chosen, page, title
+
+    for module in chosen([name]).values():
+        if as_json:
+            from dataclasses import asdict
+
+            told = {**asdict(module.RULE), "title": title(module), "page": page(module)}
+            print(to_json(told, indent=2, inf_nan_mode="strings").decode())
+        else:
+            print(page(module))
+
+
+@app.command()
+def rules() -> None:
+    """List all rules."""
+    from rich.table import Table
+
+    from nndiag.rule import discover, title
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("code", "name", "severity"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("title", overflow="fold")
+    for module in discover().values():
+        table.add_row(module.RULE.code, module.RULE.name, module.RULE.severity, title(module))
+    _console().print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where its reports go.")] = Path(
+        "nndiag-demo"
+    ),
+) -> None:
+    """Show nndiag at work on a sick network that is in the box."""
+    # By name: the demo needs torch, and most commands do not.
+    importlib.import_module("nndiag.demo").main(output, _console())
+
+
+def load(target: str, *, is_function: bool = False) -> Any:
+    """The object that ``package.module:attr`` or ``file.py:attr`` names, made if it is a factory.
+
+    A class or a function that needs no arguments is called; anything else is the object itself.
+    With ``is_function`` a function that does need arguments is what was asked for (a loss).
+
+    Raises:
+        TargetError: it cannot be found, or the user's code raised.
+    """
+    place, colon, attribute = target.rpartition(":")
+    if not colon or not place or not attribute:
+        raise TargetError(
+            f"{target!r} does not name an object. Write package.module:attr or file.py:attr, "
+            "for example net.py:build_model."
+        )
+    _on_path(Path.cwd())
+    is_file = place.endswith(".py") or "/" in place or os.sep in place
+    found: Any = _file(place, target) if is_file else _module(place, target)
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            names = [name for name in dir(found) if not name.startswith("_")]
+            raise TargetError(
+                f"{target}: {_called(found)} has no {part!r}.{did_you_mean(part, names)} "
+                f"It has: {_some(_own(found, names))}."
+            ) from None
+    is_factory = inspect.isclass(found) or inspect.isroutine(found)
+    if not is_factory and not isinstance(found, functools.partial):
+        return found
+    missing = _required(found)
+    if missing and is_function and not inspect.isclass(found):
+        return found
+    if missing:
+        raise TargetError(
+            f"{target} needs arguments ({', '.join(missing)}), and a factory gets none. "
+            "Name a function that builds it with no arguments, or the object itself."
+        )
+    try:
+        return found()
+    except (Exception, SystemExit) as error:
+        raise TargetError(_raised(f"{target} raised when it was called", error)) from error
+
+
+def _file(place: str, target: str) -> ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise TargetError(
+            f"{target}: there is no file {place}.{did_you_mean(path.name, near)}"
+        )
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path):
+            return module  # the model and its batch often live in one file: run it once
+    _on_path(path.parent)
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{abs(hash(path)):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TargetError(f"{target}: {place} is not a Python file. Write file.py:attr.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as import does: pickle and dataclasses look there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        hint = ""
+        if isinstance(error, ImportError) and "relative import" in str(error):
+            hint = " It belongs to a package: write package.module:attr instead."
+        raise TargetError(_raised(f"{place} raised while it was read", error) + hint) from error
+    return module
+
+
+def _module(place: str, target: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        # Otherwise the module is there, and it is one that it imports that is not.
+        if absent and f"{place}.".startswith(f"{absent}."):
+            near = [info.name for info in pkgutil.iter_modules([str(Path.cwd())])]
+            raise TargetError(
+                f"{target}: there is no module {absent!r}.{did_you_mean(place, near)} It is "
+                "looked for in the working directory and among the installed packages; a file is "
+                "named file.py:attr."
+            ) from None
+        raise TargetError(_raised(f"{place} raised while it was imported", error)) from error
+
+
+def _on_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _required(factory: Any) -> list[str]:
+    """Arguments it cannot be called without; none are known of what is written in C."""
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return []
+    return [
+        p.name
+        for p in signature.parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+
+
+def _raised(what: str, error: BaseException) -> str:
+    """What the user's code raised, and the last line of it that is the user's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not _is_foreign(f.filename)]
+    at = f"\n  at {own[-1].filename}:{own[-1].lineno}, in {own[-1].name}" if own else ""
+    message = "".join(traceback.format_exception_only(error)).strip()
+    return f"{what}:\n  " + message.replace("\n", "\n  ") + at
+
+
+def _is_foreign(file: str) -> bool:
+    paths = sysconfig.get_paths()
+    foreign = (paths["stdlib"], paths["purelib"], paths["platlib"], str(Path(__file__).parent))
+    return file.startswith(("<", *(f"{folder}{os.sep}" for folder in foreign)))
+
+
+def _called(found: Any) -> str:
+    return str(getattr(found, "__name__", type(found).__name__))
+
+
+def _own(found: Any, names: list[str]) -> list[str]:
+    """Of a module's names those that it defines itself: not what it imported."""
+    if not isinstance(found, ModuleType):
+        return names
+    return [
+        name
+        for name in names
+        if getattr(getattr(found, name), "__module__", found.__name__) == found.__name__
+        and not isinstance(getattr(found, name), ModuleType)
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "nothing"
+
+
+def _words(options: Sequence[str] | None) -> list[str] | None:
+    """``--select ND2,ND401 --select dead-relu``: either way of saying several."""
+    if not options:
+        return None
+    return [word.strip() for option in options for word in option.split(",") if word.strip()]
+
+
+def _thresholds(options: Sequence[str] | None) -> dict[str, float] | None:
+    if not options:
+        return None
+    thresholds = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        try:
+            thresholds[name.strip()] = float(value)
+        except ValueError:
+            raise SettingsError(
+                f"--threshold {option}: write rule.name=number, such as dead-relu.share=0.5."
+            ) from None
+        if not equals or "." not in name:
+            raise SettingsError(
+                f"--threshold {option}: write rule.name=number, such as dead-relu.share=0.5."
+            )
+    return thresholds
+
+
+def _write(report: Report, folder: Path, formats: Sequence[Format]) -> None:
+    from nndiag.render import files
+
+    texts = [item for form in formats for item in _files(report, form).items()]
+    files.write({folder / name: text for name, text in texts})
+
+
+def _text(report: Report, form: Format) -> str:
+    if form is Format.csv:
+        # Three tables do not go into one stream; the findings are what was asked for.
+        return _files(report, form)["findings.csv"]
+    return next(iter(_files(report, form).values()))
+
+
+def _files(report: Report, form: Format) -> dict[str, str]:
+    """The text of each file of a format by its name."""
+    from nndiag.render import csv, html, json, markdown, sarif
+
+    match form:
+        case Format.csv:
+            return csv.render(report)
+        case Format.html:
+            return {"report.html": html.render(report)}
+        case Format.json:
+            return {"report.json": json.render(report)}
+        case Format.markdown:
+            return {"report.md": markdown.render(report)}
+        case Format.sarif:
+            return {"report.sarif": sarif.render(report)}
+        case Format.terminal:
+            return {}  # it is on the terminal
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, width=shutil.get_terminal_size((100, 24)).columns)

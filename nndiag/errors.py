@@ -1,0 +1,78 @@
+"""Everything nndiag raises on purpose.
+
+::
+
+    NNDiagError
+    ├── ModelError        (TypeError)       not a module, or one that cannot run yet
+    ├── BatchError        (ValueError)      a batch that is empty or does not fit ``forward``
+    ├── LossError         (ValueError)      no scalar loss that hangs on the model
+    ├── CaptureError      (RuntimeError)    the model raised while it was watched
+    ├── UnknownRuleError  (KeyError)        a rule or threshold that does not exist
+    ├── SettingsError     (ValueError)      a setting outside its range
+    ├── TargetError       (ImportError)     ``package.module:attr`` that cannot be loaded
+    ├── ReportError       (ValueError)      a saved report that cannot be read
+    ├── OutputError       (OSError)         a report that cannot be written
+    └── FindingsError     (AssertionError)  ``report.raise_for_findings()`` found some
+
+Each is also the builtin exception a caller would have caught. By the time one reaches the
+caller, the model, its buffers, gradients, modes, hooks and every random generator are as they
+were.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NNDiagError(Exception):
+    """Root of everything nndiag raises on purpose."""
+
+
+class ModelError(NNDiagError, TypeError):
+    """The thing to check is not a torch module, or it cannot run yet."""
+
+
+class BatchError(NNDiagError, ValueError):
+    """The batch is empty or does not fit the model's ``forward``."""
+
+
+class LossError(NNDiagError, ValueError):
+    """There is no scalar loss that depends on the model's parameters."""
+
+
+class CaptureError(NNDiagError, RuntimeError):
+    """The model itself raised while nndiag was watching it."""
+
+
+class UnknownRuleError(NNDiagError, KeyError):
+    """A rule or a threshold was named that does not exist."""
+
+    # KeyError prints the repr of its argument: a message in quotes, its newlines escaped.
+    __str__ = Exception.__str__
+
+
+class SettingsError(NNDiagError, ValueError):
+    """A setting has a value outside its legal range."""
+
+
+class TargetError(NNDiagError, ImportError):
+    """``package.module:attr`` or ``file.py:attr`` could not be loaded."""
+
+
+class ReportError(NNDiagError, ValueError):
+    """A saved report could not be read back."""
+
+
+class OutputError(NNDiagError, OSError):
+    """A report could not be written."""
+
+
+class FindingsError(NNDiagError, AssertionError):
+    """The report holds findings at or above the severity that was asked for."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'dead-relu'?"`` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""

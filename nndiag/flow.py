@@ -1,0 +1,271 @@
+"""Reading the data flow of a snapshot: what follows what, chains, gates, the only path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from nndiag import theory
+from nndiag.stats import Layer, Snapshot
+
+POOLS = tuple(
+    f"{kind}_pool{n}d"
+    for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
+    for n in (1, 2, 3)
+)
+# Rows that hand values on: a chain goes through them.
+TRANSPARENT = frozenset(
+    (*POOLS, "dropout", "dropout1d", "dropout2d", "dropout3d", "identity", "flatten", "unflatten",
+     "pad", "interpolate", "upsample", "module", "zeropad2d", "mean", "alphadropout")
+)  # fmt: skip
+NORMS = frozenset(
+    ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm",
+     "normalize")
+)  # fmt: skip
+WEIGHTED = frozenset(
+    ("linear", "bilinear", *(f"conv{n}d" for n in (1, 2, 3)),
+     *(f"conv_transpose{n}d" for n in (1, 2, 3)))
+)  # fmt: skip
+# Ops with learned weights of their own inside: something hidden lies before them.
+LEARNED = WEIGHTED | {"multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu",
+                      "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}  # fmt: skip
+PRODUCTS = frozenset(("mul", "div", "addcmul", "lerp", "einsum", "baddbmm"))
+
+
+def act_of(layer: Layer) -> theory.Activation | None:
+    """The activation a row applies, or None for anything else."""
+    return theory.activation(layer.op, **layer.options)
+
+
+def is_activation(layer: Layer) -> bool:
+    act = act_of(layer)
+    return act is not None and act.family != "linear" and layer.input is not None
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step of a chain: a weight layer, the activation after it, and what only hands on."""
+
+    layer: Layer
+    activation: Layer | None
+    between: tuple[Layer, ...]  # rows between the activation and the next weight layer
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Weight layers that follow one another with nothing but activations and pooling between.
+
+    It ends at a residual addition, a concatenation, a normalisation, a recurrence, a branching or
+    the model's output: ``ends``.
+    """
+
+    links: tuple[Link, ...]
+    starts: str  # op of the node the chain begins after
+    ends: str  # op of the node it ends before; "output" for the model's output
+    repeated: bool  # one module at several places: time, not depth
+
+    @property
+    def hidden(self) -> tuple[Link, ...]:
+        """Links whose weight layer is followed by an activation: all but an output layer."""
+        return tuple(link for link in self.links if link.activation is not None)
+
+
+@lru_cache(maxsize=8)
+def chains(snapshot: Snapshot) -> tuple[Chain, ...]:
+    weights = [layer for layer in snapshot.layers if layer.op in WEIGHTED and layer.weight]
+    followed = {layer.name: _next(snapshot, layer) for layer in weights}
+    has_before = {step.layer.name for _, _, step, _ in followed.values() if step is not None}
+    by_name = {layer.name: layer for layer in weights}
+    found = []
+    for layer in weights:
+        if layer.name in has_before:
+            continue
+        links, seen, names = [], set(), set()
+        ends, current = "output", layer
+        while True:
+            activation, between, step, ends = followed[current.name]
+            links.append(Link(current, activation, between))
+            seen.add(current.name)
+            names.add(current.weight.name if current.weight else "")
+            if step is None or step.layer.name in seen:
+                break
+            current = by_name[step.layer.name]
+        starts = _op_before(snapshot, layer)
+        found.append(Chain(tuple(links), starts, ends, len(names) < len(links)))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Step:
+    layer: Layer
+
+
+def _next(
+    snapshot: Snapshot, layer: Layer
+) -> tuple[Layer | None, tuple[Layer, ...], _Step | None, str]:
+    """The activation after a weight layer, rows on the way, the next weight layer, what ends it."""
+    activation: Layer | None = None
+    between: list[Layer] = []
+    node = layer.node
+    while True:
+        used = snapshot.consumers[node]
+        if node in snapshot.outputs and not used:
+            return activation, tuple(between), None, "output"
+        if len(used) != 1 or node in snapshot.outputs:
+            return activation, tuple(between), None, "output" if not used else "branch"
+        node = used[0]
+        op = snapshot.nodes[node].op
+        row = snapshot.layer_at(node)
+        if len(snapshot.nodes[node].inputs) != 1:
+            return activation, tuple(between), None, op
+        if row is not None and row.op in WEIGHTED and row.weight is not None:
+            return activation, tuple(between), _Step(row), op
+        if row is not None and activation is None and is_activation(row):
+            activation = row
+        elif op in TRANSPARENT:
+            if row is not None:
+                between.append(row)
+        else:
+            return activation, tuple(between), None, op
+
+
+def _op_before(snapshot: Snapshot, layer: Layer) -> str:
+    node = layer.node
+    while snapshot.nodes[node].inputs:
+        node = snapshot.nodes[node].inputs[0]
+        if snapshot.nodes[node].op not in TRANSPARENT:
+            return snapshot.nodes[node].op
+    return "input"
+
+
+def role(snapshot: Snapshot, layer: Layer) -> str:
+    """What a row's values are used for: "hidden", "gate", "attention" or "output".
+
+    A gate is multiplied into another tensor; an output reaches the end of the model without
+    passing another layer with weights.
+    """
+    direct = _users(snapshot, layer.node)
+    ops = {snapshot.nodes[n].op for n in direct}
+    if layer.op in ("softmax", "softmin", "gumbel_softmax") and ops & {"matmul", "einsum", "mul"}:
+        return "attention"
+    if ops & PRODUCTS:
+        return "gate"
+    if not any(snapshot.nodes[n].op in LEARNED for n in descendants(snapshot, layer.node)):
+        return "output"
+    return "hidden"
+
+
+def _users(snapshot: Snapshot, node: int) -> list[int]:
+    """The nodes that use a node's values, looking through rows that only hand them on."""
+    found, todo, seen = [], list(snapshot.consumers[node]), set()
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        op = snapshot.nodes[current].op
+        if op in TRANSPARENT or (op in ("add", "sub") and len(snapshot.nodes[current].inputs) == 1):
+            todo += snapshot.consumers[current]
+        else:
+            found.append(current)
+    return found
+
+
+def descendants(snapshot: Snapshot, node: int) -> set[int]:
+    return _reach(snapshot.consumers, node)
+
+
+def ancestors(snapshot: Snapshot, node: int) -> set[int]:
+    return _reach(tuple(n.inputs for n in snapshot.nodes), node)
+
+
+def _reach(edges: tuple[tuple[int, ...], ...], start: int) -> set[int]:
+    seen: set[int] = set()
+    todo = list(edges[start])
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += edges[node]
+    return seen
+
+
+def inputs_before(snapshot: Snapshot, node: int) -> set[int]:
+    """The model inputs among a node's ancestors."""
+    return {n for n in ancestors(snapshot, node) | {node} if snapshot.nodes[n].op == "input"}
+
+
+def only_path(snapshot: Snapshot, node: int) -> bool:
+    """Whether every way from the model's inputs to its outputs goes through this node."""
+    outputs = set(snapshot.outputs) or {
+        n for n, used in enumerate(snapshot.consumers) if not used
+    }
+    todo = [n for n, found in enumerate(snapshot.nodes) if found.op == "input" and n != node]
+    seen = set(todo)
+    while todo:
+        current = todo.pop()
+        if current in outputs:
+            return False
+        for user in snapshot.consumers[current]:
+            if user != node and user not in seen:
+                seen.add(user)
+                todo.append(user)
+    return bool(inputs_before(snapshot, node))
+
+
+def blocked(snapshot: Snapshot, node: int, stops: frozenset[int]) -> bool:
+    """Whether no way leads from this node to an output without passing one of ``stops``."""
+    outputs = set(snapshot.outputs)
+    todo, seen = [node], {node}
+    while todo:
+        current = todo.pop()
+        if current in outputs:
+            return False
+        for user in snapshot.consumers[current]:
+            if user not in stops and user not in seen:
+                seen.add(user)
+                todo.append(user)
+    return True
+
+
+def source_weight(snapshot: Snapshot, layer: Layer) -> Layer | None:
+    """The weight layer whose output an activation works on, with nothing but hand-ons between."""
+    node = layer.node
+    while len(snapshot.nodes[node].inputs) == 1:
+        node = snapshot.nodes[node].inputs[0]
+        row = snapshot.layer_at(node)
+        if row is not None and row.op in WEIGHTED:
+            return row
+        if snapshot.nodes[node].op not in TRANSPARENT:
+            return None
+    return None
+
+
+def source_node(snapshot: Snapshot, layer: Layer) -> int:
+    """The node a row reads, looking through rows that only hand values on; -1 for several."""
+    node = layer.node
+    while len(snapshot.nodes[node].inputs) == 1:
+        node = snapshot.nodes[node].inputs[0]
+        if snapshot.nodes[node].op not in TRANSPARENT:
+            return node
+    return -1
+
+
+def source_op(snapshot: Snapshot, layer: Layer) -> str:
+    """The op of whatever an activation works on."""
+    inputs = snapshot.nodes[layer.node].inputs
+    return snapshot.nodes[inputs[0]].op if len(inputs) == 1 else "join"
+
+
+def plural(n: int, one: str, many: str = "") -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def hidden_activations(snapshot: Snapshot) -> Iterator[Layer]:
+    """Rows of activations that feed further layers and are no gates."""
+    return (
+        layer
+        for layer in snapshot.layers
+        if is_activation(layer) and role(snapshot, layer) == "hidden"
+    )

@@ -1,0 +1,1 @@
+"""A report in every format; one file a format, and neither torch nor a rule among them."""

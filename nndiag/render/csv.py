@@ -1,0 +1,21 @@
+"""Three tables for a spreadsheet: findings, layers, parameters."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from nndiag.render import tables
+from nndiag.render.json import plain
+
+if TYPE_CHECKING:
+    from nndiag.report import Report
+
+
+def render(report: Report) -> dict[str, str]:
+    """The text of each file by its name."""
+    findings = report.to_frame()
+    # An evidence dict's repr would be Python; every tool reads JSON.
+    findings["evidence"] = [json.dumps(plain(r["evidence"])) for r in tables.findings(report)]
+    frames = {"findings": findings, "layers": report.layers, "parameters": report.parameters}
+    return {f"{name}.csv": frame.to_csv(index=False) for name, frame in frames.items()}

@@ -1,0 +1,320 @@
+"""What every format tells in the same words: findings folded into blocks, counts, numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nndiag.rule import SEVERITIES, Finding, Rule, Severity, discover, title
+from nndiag.stats import Snapshot
+
+if TYPE_CHECKING:
+    from nndiag.report import Report
+
+NAMES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Block:
+    """The findings of one rule at one severity, worst first, and all that they explain."""
+
+    findings: tuple[Finding, ...]
+    consequences: tuple[Finding, ...] = ()
+
+    @property
+    def worst(self) -> Finding:
+        return self.findings[0]
+
+    @property
+    def severity(self) -> Severity:
+        return self.worst.severity
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The number a verdict hangs on, the threshold it was held against, and whose that is."""
+
+    name: str
+    value: float | None
+    threshold: float
+    source: str = ""
+    is_share: bool = False
+
+    @property
+    def excess(self) -> float:
+        """How far past the threshold, on either side of it; only good for sorting."""
+        if self.value is None or math.isnan(self.value):
+            return 0.0
+        if self.value > 0 and self.threshold > 0:
+            return abs(math.log(self.value) - math.log(self.threshold))
+        return abs(self.value - self.threshold)
+
+    @property
+    def measured(self) -> str:
+        return "" if self.value is None else number(self.value, share=self.is_share)
+
+    @property
+    def limit(self) -> str:
+        return number(self.threshold, share=self.is_share)
+
+
+def rule_of(name: str) -> Rule | None:
+    """The rule of that name; None for one that only a newer nndiag or a plugin knows."""
+    module = discover().get(name)
+    return None if module is None else module.RULE
+
+
+def title_of(name: str) -> str:
+    module = discover().get(name)
+    return "" if module is None else title(module)
+
+
+def yardstick(finding: Finding) -> Yardstick | None:
+    """What the finding measured against its threshold; None where it has no threshold.
+
+    The number measured is the evidence that has the threshold's name, or ends in it: the
+    ``dead_share`` for a threshold ``share``.
+    """
+    if finding.threshold is None:
+        return None
+    rule = rule_of(finding.rule)
+    known = rule.thresholds if rule is not None else {}
+    default = [name for name, t in known.items() if t.value == finding.threshold]
+    shown = {name: _evidence_for(name, finding) for name in known}
+    measured = [name for name in known if shown[name]]
+    name = next(iter([n for n in default if n in measured] or default or measured), "")
+    if not name:
+        return Yardstick("", None, finding.threshold)
+    share, source = known[name].high == 1, known[name].source
+    if name not in default:
+        source = f"set for this run; the default is {number(known[name].value, share=share)}"
+    value = finding.evidence.get(shown[name])
+    return Yardstick(words(shown[name] or name), value, finding.threshold, source, share)
+
+
+def _evidence_for(threshold: str, finding: Finding) -> str:
+    if threshold in finding.evidence:
+        return threshold
+    return next((name for name in finding.evidence if name.endswith(f"_{threshold}")), "")
+
+
+def blocks(findings: Sequence[Finding]) -> list[Block]:
+    """Roots of one rule and severity together, in the report's order, with what they explain.
+
+    A finding whose cause is not among ``findings`` (a report cut down to its errors) counts as a
+    root: it has to be told somewhere.
+    """
+    here = {id(f) for f in findings}
+    roots: dict[tuple[str, str], list[Finding]] = {}
+    explained: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        root = finding.root
+        if root is finding or id(root) not in here:
+            roots.setdefault((finding.rule, finding.severity), []).append(finding)
+        else:
+            explained.setdefault((root.rule, root.severity), []).append(finding)
+    return [
+        Block(tuple(sorted(members, key=_badness)), tuple(explained.get(key, ())))
+        for key, members in roots.items()
+    ]
+
+
+def _badness(finding: Finding) -> float:
+    measure = yardstick(finding)
+    return -measure.excess if measure is not None else 0.0
+
+
+def siblings(block: Block) -> str:
+    """``"4 more like it: a 58 %, b 55 % and 2 others"``, or nothing."""
+    rest = block.findings[1:]
+    if not rest:
+        return ""
+    return f"{len(rest)} more like it: {_list(_with_number(f) for f in rest)}"
+
+
+def _with_number(finding: Finding) -> str:
+    measure = yardstick(finding)
+    shown = measure.measured if measure is not None else ""
+    return f"{finding.layer} {shown}".rstrip()
+
+
+def consequences(block: Block) -> str:
+    """``"12 more explained by this: saturation in 9 layers, …"``, or nothing."""
+    if not block.consequences:
+        return ""
+    by_rule: dict[str, list[str]] = {}
+    for finding in block.consequences:
+        by_rule.setdefault(finding.rule, []).append(finding.layer)
+    told = [
+        f"{rule} at {names[0]}" if len(names) == 1 else f"{rule} in {len(names)} layers"
+        for rule, names in by_rule.items()
+    ]
+    return f"{len(block.consequences)} more explained by this: {', '.join(told)}"
+
+
+def tally(findings: Iterable[Finding]) -> str:
+    """``"1 error, 5 warnings and 2 notes"``."""
+    counts = Counter(f.severity for f in findings)
+    told = [plural(counts[s], s) for s in SEVERITIES if counts[s]]
+    return _and(told) or "nothing"
+
+
+def verdict(report: Report) -> str:
+    """The report in one sentence, and not a healthier one than was seen."""
+    rules = plural(len(report.outcomes), "rule")
+    by_status = Counter(o.status for o in report.outcomes)
+    crashed = by_status["crashed"]
+    broken = f"{plural(crashed, 'rule')} crashed, so this is not the whole story" if crashed else ""
+    if report.findings:
+        grave = tally(f for f in report.findings if f.severity != "note")
+        notes = plural(sum(f.severity == "note" for f in report.findings), "note")
+        if grave == "nothing":
+            return f"No errors or warnings, {notes}." + (f" But {broken}." if broken else "")
+        return f"{tally(report.findings)}." + (f" And {broken}." if broken else "")
+    if broken:
+        return f"Nothing was found, but {broken}."
+    if not by_status["passed"]:
+        return "Nothing was judged: there is neither a good nor a bad word to say."
+    if by_status["passed"] == len(report.outcomes):
+        layers = plural(len(report.snapshot.layers), "layer")
+        return f"Nothing found: all {rules} passed on {layers}."
+    return f"Nothing found: {by_status['passed']} of {rules} passed."
+
+
+def ledger(report: Report) -> str:
+    """``"14 rules on 41 layers: 2 found 1 error and 5 warnings, 9 passed, 3 skipped"``."""
+    by_status = Counter(o.status for o in report.outcomes)
+    told = []
+    if by_status["found"]:
+        told.append(f"{by_status['found']} found {tally(report.findings)}")
+    told += [f"{by_status[s]} {s}" for s in ("passed", "skipped", "crashed") if by_status[s]]
+    rules = plural(len(report.outcomes), "rule")
+    layers = plural(len(report.snapshot.layers), "layer")
+    return f"{rules} on {layers}: {', '.join(told) or 'none ran'}"
+
+
+def subject(snapshot: Snapshot) -> list[str]:
+    """What was looked at, in parts: model, size, evidence, device, loss."""
+    size = sum(math.prod(p.shape) for p in snapshot.parameters)
+    seen = plural(snapshot.samples, "sample")
+    if snapshot.batches > 1:
+        seen += f" in {snapshot.batches} batches"
+    passes = "forward + backward" if snapshot.has_gradients else "forward only"
+    if snapshot.has_step:
+        passes += " + a virtual step"
+    parts = [
+        snapshot.model,
+        f"{plural(len(snapshot.layers), 'layer')}, {count(size, 'parameter')}",
+        f"{seen}, {passes}",
+    ]
+    if snapshot.environment is not None:
+        e = snapshot.environment
+        parts.append(f"{e.device} {e.dtype}, {e.mode} mode")
+    if snapshot.loss.kind != "none":
+        value = snapshot.loss.value
+        shown = "" if math.isnan(value) else f" = {value:.4g}"
+        parts.append(f"loss: {snapshot.loss.kind}{shown}")
+    return parts
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Something the report does not vouch for: which rules or layers, and why."""
+
+    what: str
+    who: str
+    why: str = ""
+
+
+def gaps(report: Report) -> Iterator[Gap]:
+    """What was skipped, crashed, not judged, never called and not observed, folded by reason."""
+    snapshot = report.snapshot
+    for outcome in report.outcomes:
+        if outcome.status == "crashed":
+            yield Gap("crashed", f"{outcome.code} {outcome.rule}", outcome.reason)
+    skipped: dict[str, list[str]] = {}
+    for outcome in report.outcomes:
+        if outcome.status == "skipped":
+            skipped.setdefault(outcome.reason, []).append(outcome.rule)
+    for reason, rules in skipped.items():
+        yield Gap("skipped", ", ".join(rules), reason)
+    unjudged: dict[tuple[str, str], list[str]] = {}
+    for item in report.unjudged:
+        unjudged.setdefault((item.rule, item.reason), []).append(item.layer)
+    for (rule, reason), layers in unjudged.items():
+        yield Gap("not judged", f"{rule} at {_list(layers)}", reason)
+    for what, names in (
+        ("never called", snapshot.never_called),
+        ("not observed", snapshot.not_observed),
+    ):
+        if names:
+            yield Gap(what, _list(names))
+
+
+def whereabouts(finding: Finding, snapshot: Snapshot) -> list[str]:
+    """Layer, what it is, and the line of the user's source."""
+    layer, parameter = snapshot.by_name.get(finding.layer), snapshot.parameter.get(finding.layer)
+    parts = [finding.layer]
+    if layer is not None:
+        parts.append(layer.kind)
+    elif parameter is not None:
+        parts.append(f"parameter {shape(parameter.shape)}")
+    if finding.location:
+        parts.append(finding.location)
+    return parts
+
+
+def evidence(finding: Finding) -> list[tuple[str, str]]:
+    """Names and numbers, in words: ``dead share``, ``0.61``."""
+    return [(words(name), number(value)) for name, value in finding.evidence.items()]
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def number(value: float, *, share: bool = False) -> str:
+    """A number as one would say it: 524,288, 61 %, 0.0123, 6.53e-12."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if share and 0 <= value <= 1:
+        percent = f"{value * 100:.3g}"
+        return "over 99.9 %" if percent == "100" and value < 1 else f"{percent} %"
+    if value == int(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    return str(tuple(sizes))
+
+
+def count(n: int, noun: str) -> str:
+    """``"1.2 M parameters"``: large counts need no last digit."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**4)):
+        if n >= size:
+            return f"{n / (size if unit != 'k' else 1000):.3g} {unit} {noun}s"
+    return plural(n, noun)
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def printable(text: str) -> str:
+    """Text of the model's, without the control characters that would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _list(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:
+    names = list(names)
+    if len(names) <= shown + 1:
+        return _and(names)
+    return f"{', '.join(names[:shown])} and {len(names) - shown} others"
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

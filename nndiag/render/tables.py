@@ -1,0 +1,130 @@
+"""The rows behind ``report.layers``, ``report.parameters`` and ``report.to_frame()``."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from nndiag.rule import Finding
+from nndiag.stats import Layer, Parameter, Snapshot
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nndiag.report import Report
+
+Row = dict[str, Any]
+
+LAYERS = (
+    "layer", "kind", "op", "shape", "units", "samples", "mean", "std", "min", "max", "spread",
+    "zero_fraction", "saturated_fraction", "dead_units", "nonfinite", "grad_rms",
+    "grad_nonfinite", "location",
+)  # fmt: skip
+PARAMETERS = (
+    "parameter", "shape", "dtype", "trainable", "mean", "std", "min", "max", "zero_fraction",
+    "nonfinite", "grad_rms", "grad_zero_fraction", "grad_nonfinite", "duplicate_units", "used",
+)  # fmt: skip
+FINDINGS = (
+    "rule", "code", "severity", "layer", "message", "evidence", "threshold", "location", "cause",
+)  # fmt: skip
+
+# Whole numbers that may be unknown: pandas would make floats of them.
+COUNTS = ("units", "samples", "dead_units", "nonfinite", "grad_nonfinite", "duplicate_units")
+
+
+def layers(snapshot: Snapshot) -> list[Row]:
+    return [_layer(layer) for layer in snapshot.layers]
+
+
+def parameters(snapshot: Snapshot) -> list[Row]:
+    return [_parameter(parameter) for parameter in snapshot.parameters]
+
+
+def findings(report: Report) -> list[Row]:
+    return [_finding(finding) for finding in report.findings]
+
+
+def frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
+    """The same columns and types for no rows as for many."""
+    import pandas as pd
+
+    table = pd.DataFrame({c: pd.Series([row[c] for row in rows], dtype=_dtype(c)) for c in columns})
+    return table
+
+
+def _dtype(column: str) -> str:
+    if column in COUNTS:
+        return "Int64"
+    if column in ("trainable", "used"):
+        return "bool"
+    text = ("layer", "parameter", "kind", "op", "shape", "dtype", "location", "rule", "code")
+    return "object" if column in (*text, "severity", "message", "evidence", "cause") else "float64"
+
+
+def _layer(layer: Layer) -> Row:
+    output, grad, flat = layer.output, layer.grad, layer.flat
+    family = _family(layer)
+    dead = flat.closed if flat is not None and flat.open is not None else None
+    return {
+        "layer": layer.name,
+        "kind": layer.kind,
+        "op": layer.op,
+        "shape": str(tuple(layer.shape)),
+        "units": len(output.units) if output.units is not None else None,
+        "samples": output.samples,
+        "mean": output.mean,
+        "std": output.std,
+        "min": output.min,
+        "max": output.max,
+        "spread": output.spread,
+        "zero_fraction": output.zero_fraction,
+        "saturated_fraction": flat.share if flat and family == "saturating" else math.nan,
+        "dead_units": dead if family == "rectifier" else None,
+        "nonfinite": output.nonfinite,
+        "grad_rms": grad.rms if grad is not None else math.nan,
+        "grad_nonfinite": grad.nonfinite if grad is not None else None,
+        "location": layer.location,
+    }
+
+
+def _family(layer: Layer) -> str:
+    from nndiag.theory import activation
+
+    known = activation(layer.op, **layer.options) if layer.flat is not None else None
+    return known.family if known is not None else ""
+
+
+def _parameter(parameter: Parameter) -> Row:
+    value, grad = parameter.value, parameter.grad
+    return {
+        "parameter": parameter.name,
+        "shape": str(tuple(parameter.shape)),
+        "dtype": parameter.dtype,
+        "trainable": parameter.trainable,
+        "mean": value.mean,
+        "std": value.std,
+        "min": value.min,
+        "max": value.max,
+        "zero_fraction": value.zero_fraction,
+        "nonfinite": value.nonfinite,
+        "grad_rms": grad.rms if grad is not None else math.nan,
+        "grad_zero_fraction": grad.zero_fraction if grad is not None else math.nan,
+        "grad_nonfinite": grad.nonfinite if grad is not None else None,
+        "duplicate_units": parameter.duplicate_units,
+        "used": parameter.used,
+    }
+
+
+def _finding(finding: Finding) -> Row:
+    cause = finding.cause
+    return {
+        "rule": finding.rule,
+        "code": finding.code,
+        "severity": finding.severity,
+        "layer": finding.layer,
+        "message": finding.message,
+        "evidence": {name: float(value) for name, value in finding.evidence.items()},
+        "threshold": math.nan if finding.threshold is None else finding.threshold,
+        "location": finding.location,
+        "cause": None if cause is None else f"{cause.rule} at {cause.layer}",
+    }

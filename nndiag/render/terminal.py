@@ -1,0 +1,170 @@
+"""The report as a compiler would print it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from nndiag.render import story
+from nndiag.render.story import Block
+from nndiag.rule import Finding
+from nndiag.stats import Snapshot
+
+if TYPE_CHECKING:
+    from nndiag.report import Report
+
+STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+PIPE_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Hanging:
+    """A paragraph whose wrapped lines keep their margin.
+
+    Not a ``rich.table.Table.grid``: that pads every line with spaces to the width of the longest.
+    """
+
+    margin: Text
+    text: Text
+    rest: Text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        margin = max(self.margin.cell_len, self.rest.cell_len)
+        width = max(options.max_width - margin, 16)
+        lines = self.text.wrap(console, width, justify="left", overflow="fold")
+        for index, line in enumerate(lines):
+            line.rstrip()
+            yield Text.assemble(self.rest if index else self.margin, line, end="\n")
+
+
+def render(report: Report) -> RenderableType:
+    """The whole report."""
+    graver = [f for f in report.findings if f.root.severity != "note"]
+    notes = [f for f in report.findings if f.root.severity == "note"]
+    parts: list[RenderableType] = [_header(report.snapshot), Text()]
+    parts += _blocks(story.blocks(graver), report.snapshot)
+    noted = story.blocks(notes)
+    if noted:
+        parts += [*map(_note, noted), Text()]
+    parts += _ending(report)
+    return Group(*parts)
+
+
+def plain(renderable: RenderableType, width: int | None = None) -> str:
+    """The same without colour, as wide as the terminal, or as fits a log."""
+    out = io.StringIO()
+    console = Console(
+        file=out, width=width or fitting_width(), color_system=None, force_jupyter=False,
+        legacy_windows=False,
+    )  # fmt: skip
+    console.print(renderable)
+    return out.getvalue().rstrip("\n")
+
+
+def fitting_width() -> int:
+    return max(shutil.get_terminal_size((PIPE_WIDTH, 24)).columns, 40)
+
+
+def excerpt(report: Report, findings: Iterable[Finding]) -> str:
+    """Some of a report's findings, with the rules that crashed: what a failing test shows."""
+    parts = [_header(report.snapshot), Text(), *_blocks(story.blocks([*findings]), report.snapshot)]
+    parts += [_gap(gap) for gap in story.gaps(report) if gap.what == "crashed"]
+    return plain(Group(*parts))
+
+
+def _header(snapshot: Snapshot) -> RenderableType:
+    version = snapshot.environment.nndiag if snapshot.environment is not None else ""
+    first, *others = story.subject(snapshot)
+    text = Text(f"nndiag {version}".rstrip(), style="bold")
+    text.append(f" · {story.printable(first)}", style="bold")
+    text.append("".join(f" · {story.printable(part)}" for part in others), style="not bold")
+    return _hang("", text, indent=4)
+
+
+def _blocks(blocks: Iterable[Block], snapshot: Snapshot) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for block in blocks:
+        parts += [*_block(block, snapshot), Text()]
+    return parts
+
+
+def _block(block: Block, snapshot: Snapshot) -> Iterator[RenderableType]:
+    worst = block.worst
+    name, *place = map(story.printable, story.whereabouts(worst, snapshot))
+    yield _headline(block)
+    where = Text(name, style="bold").append("".join(f"   {p}" for p in place), style="not bold")
+    yield _hang("  --> ", where, dim=True)
+    for line in worst.message.splitlines():
+        yield _hang("   |  ", Text(story.printable(line)), bar=True)
+    measure = story.yardstick(worst)
+    if measure is not None:
+        yield _hang("   |  ", Text(_against(measure)), bar=True)
+    if worst.cause is not None:
+        told = f"explained by {worst.root.rule} at {story.printable(worst.root.layer)}"
+        yield _hang("   = ", Text(told))
+    for cure in worst.prescriptions:
+        yield _hang("   = ", Text.assemble(("fix: ", "green"), story.printable(_cure(cure.what))))
+    for more in (story.consequences(block), story.siblings(block)):
+        if more:
+            yield _hang("   = ", Text(story.printable(more)))
+
+
+def _headline(block: Block) -> Text:
+    head = Text(f"{block.severity}[{block.worst.code}]", style=STYLES.get(block.severity, ""))
+    return head.append(f" {story.printable(block.worst.rule)}", style="default")
+
+
+def _against(measure: story.Yardstick) -> str:
+    measured = f"{measure.name} {measure.measured}, " if measure.value is not None else ""
+    source = f"   ({' '.join(measure.source.split())})" if measure.source else ""
+    return story.printable(f"{measured}threshold {measure.limit}{source}")
+
+
+def _cure(what: str) -> str:
+    return " ".join(what.split())
+
+
+def _note(block: Block) -> RenderableType:
+    worst, others = block.worst, len(block.findings) - 1
+    where = worst.layer + (f" and {others} more" if others else "")
+    after = f" (and {story.consequences(block)})" if block.consequences else ""
+    message = " ".join(worst.message.split())
+    text = _headline(block).append(story.printable(f"  {where}: {message}{after}"), style="default")
+    return _hang("", text, indent=4)
+
+
+def _ending(report: Report) -> Iterator[RenderableType]:
+    graver = any(f.severity != "note" for f in report.findings)
+    crashed = any(o.status == "crashed" for o in report.outcomes)
+    if not graver:
+        style = "bold red" if crashed else "bold green" if report.outcomes else ""
+        yield _hang("", Text(story.verdict(report), style=style), indent=4)
+    if report.findings or any(o.status != "passed" for o in report.outcomes):
+        yield _hang("", Text(f"{story.ledger(report)}."), indent=4)
+    yield from map(_gap, story.gaps(report))
+    if report.findings:
+        rule = story.printable(report.findings[0].rule)
+        yield _hang("", Text(f"Read more with `nndiag rule {rule}`."), indent=4)
+
+
+def _gap(gap: story.Gap) -> RenderableType:
+    style = "bold red" if gap.what == "crashed" else "default"
+    text = Text(f"{gap.what}: ", style=style)
+    text.append(story.printable(gap.who), style="default not bold")
+    if gap.why:
+        text.append(story.printable(f" ({' '.join(gap.why.split())})"), style="default not bold")
+    return _hang("  ", text, indent=4)
+
+
+def _hang(
+    margin: str, text: Text, *, indent: int | None = None, bar: bool = False, dim: bool = False
+) -> Hanging:
+    rest = margin if bar else " " * (len(margin) if indent is None else indent)
+    style = "dim" if bar or dim else ""
+    return Hanging(Text(margin, style=style), text, Text(rest, style=style))

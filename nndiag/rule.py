@@ -1,0 +1,440 @@
+"""What a rule is, how rules are found, and how their findings become one ordered story.
+
+A rule is one file in ``nndiag/rules``: a docstring that is its page, a ``RULE`` and a pure
+function ``check(snapshot, limit)`` that yields findings. Nothing registers it: :func:`discover`
+walks the folder, and the entry-point group ``nndiag.rules`` for other people's.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import math
+import pkgutil
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Literal
+
+from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
+from nndiag.stats import Layer, Parameter, Snapshot
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+ABOUT = ("input", "parameters", "activations", "gradients", "training")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number a verdict hangs on, and where it comes from.
+
+    ``source`` begins with ``derived:`` (arithmetic the reader can redo), ``cited:`` (a paper or
+    standard, with the place in it) or ``measured:`` (a file under ``reports/``).
+    """
+
+    value: float
+    source: str
+    low: float = 0.0
+    high: float = math.inf
+
+
+@dataclass(frozen=True)
+class Prescription:
+    """A cure for a finding: what to do, why it helps, and the lines to paste."""
+
+    what: str
+    why: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (or worth knowing) at one place.
+
+    ``evidence`` maps names to numbers; ``threshold`` is the limit it was measured against;
+    ``cause`` the finding that explains this one, or None for a root; ``suspects`` the rules whose
+    findings can explain it.
+    """
+
+    rule: str
+    code: str
+    severity: Severity
+    layer: str
+    message: str
+    evidence: dict[str, float] = field(default_factory=dict)
+    threshold: float | None = None
+    location: str | None = None
+    cause: Finding | None = None
+    prescriptions: tuple[Prescription, ...] = ()
+    suspects: tuple[str, ...] = ()
+
+    @property
+    def root(self) -> Finding:
+        """The finding at the beginning of the chain of causes (itself, for a root)."""
+        return self if self.cause is None else self.cause.root
+
+
+@dataclass(frozen=True)
+class Unjudged:
+    """A layer a rule looked at and could not judge, and why: neither health nor sickness."""
+
+    rule: str
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The fixed part of a rule.
+
+    ``needs``: what it cannot judge without ("outputs", "gradients", "step" for a virtual update);
+    without it the rule is skipped and the report says why. ``uses``: what it judges better with.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    about: Literal["input", "parameters", "activations", "gradients", "training"]
+    needs: tuple[str, ...] = ("outputs",)
+    uses: tuple[str, ...] = ()
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    caused_by: tuple[str, ...] = ()
+    cures: tuple[Prescription, ...] = ()
+
+    def finding(
+        self,
+        where: Layer | Parameter | str,
+        message: str,
+        *,
+        severity: Severity | None = None,
+        threshold: float | None = None,
+        location: str | None = None,
+        cures: tuple[Prescription, ...] | None = None,
+        suspects: tuple[str, ...] | None = None,
+        **evidence: float,
+    ) -> Finding:
+        return Finding(
+            rule=self.name,
+            code=self.code,
+            severity=severity or self.severity,
+            layer=where if isinstance(where, str) else where.name,
+            message=message,
+            evidence={key: float(value) for key, value in evidence.items()},
+            threshold=threshold,
+            location=where.location if isinstance(where, Layer) else location,
+            prescriptions=self.cures if cures is None else cures,
+            suspects=self.caused_by if suspects is None else suspects,
+        )
+
+    def unjudged(self, where: Layer | Parameter | str, reason: str) -> Unjudged:
+        return Unjudged(self.name, where if isinstance(where, str) else where.name, reason)
+
+
+class Limits:
+    """The thresholds in force, read as attributes: ``limit.share``."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self._values = dict(values)
+
+    def __getattr__(self, name: str) -> float:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"this rule has no threshold {name!r}") from None
+
+
+Check = Callable[[Snapshot, Limits], Iterable["Finding | Unjudged"]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one rule: "found", "passed", "skipped" or "crashed" (with the reason)."""
+
+    rule: str
+    code: str
+    status: Literal["found", "passed", "skipped", "crashed"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    findings: tuple[Finding, ...]
+    outcomes: tuple[Outcome, ...]
+    unjudged: tuple[Unjudged, ...]
+
+
+@functools.cache
+def discover() -> Mapping[str, ModuleType]:
+    """Every rule's module by the rule's name, in order of code."""
+    from nndiag import rules
+
+    modules = [
+        importlib.import_module(f"{rules.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(rules.__path__)
+    ]
+    for entry in importlib.metadata.entry_points(group="nndiag.rules"):
+        modules.append(entry.load())
+    return {m.RULE.name: m for m in sorted(modules, key=lambda m: m.RULE.code)}
+
+
+def title(module: ModuleType) -> str:
+    """A rule's title: the first line of its docstring."""
+    return (module.__doc__ or "").strip().splitlines()[0]
+
+
+def page(module: ModuleType) -> str:
+    """A rule's page: its docstring, its thresholds with their sources, its cures."""
+    rule: Rule = module.RULE
+    lines = [f"{rule.code} {rule.name} ({rule.severity})", "", (module.__doc__ or "").strip(), ""]
+    if rule.thresholds:
+        lines += ["Thresholds", ""]
+        for name, t in rule.thresholds.items():
+            lines += [f"- {name} = {t.value:g}", textwrap.indent(t.source, "    ")]
+        lines.append("")
+    if rule.cures:
+        lines += ["Cures", ""]
+        for cure in rule.cures:
+            lines.append(f"- {cure.what}" + (f" {cure.why}" if cure.why else ""))
+            if cure.code:
+                lines.append(textwrap.indent(cure.code, "      "))
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def examples(module: ModuleType) -> tuple[str, str]:
+    """The code of the page's ``Sick::`` and ``Well::`` blocks."""
+    blocks = []
+    for heading in ("Sick::", "Well::"):
+        _, _, after = (module.__doc__ or "").partition(f"\n{heading}\n")
+        code = []
+        for line in after.splitlines():
+            if line.strip() and not line.startswith("    "):
+                break
+            code.append(line)
+        blocks.append(textwrap.dedent("\n".join(code)).strip())
+    return blocks[0], blocks[1]
+
+
+def chosen(
+    select: Iterable[str] | str | None = None, ignore: Iterable[str] | str | None = None
+) -> dict[str, ModuleType]:
+    """The rules that ``select`` names less those ``ignore`` names.
+
+    A word is a rule's name, its code, or the beginning of codes ("ND2": all gradient rules).
+
+    Raises:
+        UnknownRuleError: a word that names no rule, with the nearest one that does.
+    """
+    known = discover()
+    picked = _matching(select, known) if select is not None else set(known)
+    picked -= _matching(ignore, known) if ignore is not None else set()
+    return {name: module for name, module in known.items() if name in picked}
+
+
+def _matching(words: Iterable[str] | str, known: Mapping[str, ModuleType]) -> set[str]:
+    matched: set[str] = set()
+    for word in [words] if isinstance(words, str) else words:
+        hits = {
+            name
+            for name, module in known.items()
+            if word == name
+            or (word.upper().startswith("ND") and module.RULE.code.startswith(word.upper()))
+        }
+        if not hits:
+            codes = [m.RULE.code.lower() for m in known.values()]
+            raise UnknownRuleError(
+                f"no rule is called {word!r}.{did_you_mean(word, [*known, *codes])} "
+                f"Legal are: {', '.join(f'{n} ({m.RULE.code})' for n, m in known.items())}; "
+                "or the beginning of a code, such as ND2."
+            )
+        matched |= hits
+    return matched
+
+
+def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[str, Limits]:
+    """Thresholds by rule, with the user's own: ``{"dead-relu.share": 0.5}`` or nested.
+
+    Raises:
+        UnknownRuleError: no such rule or no such threshold.
+        SettingsError: a value that is no number or outside the threshold's range.
+    """
+    known = discover()
+    values = {name: {k: t.value for k, t in m.RULE.thresholds.items()} for name, m in known.items()}
+    flat: dict[str, object] = {}
+    for key, value in (overrides or {}).items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}.{inner}": v for inner, v in value.items()})
+        else:
+            flat[key] = value
+    for key, value in flat.items():
+        rule_name, _, threshold_name = key.partition(".")
+        if rule_name not in known:
+            raise UnknownRuleError(
+                f"thresholds name a rule {rule_name!r} that does not exist."
+                f"{did_you_mean(rule_name, known)}"
+            )
+        known_here = known[rule_name].RULE.thresholds
+        if threshold_name not in known_here:
+            legal = ", ".join(f"{rule_name}.{n}" for n in known_here) or "none: it has no threshold"
+            raise UnknownRuleError(
+                f"{rule_name} has no threshold {threshold_name!r}."
+                f"{did_you_mean(threshold_name, known_here)} Legal are: {legal}."
+            )
+        t = known_here[threshold_name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise SettingsError(f"threshold {key} = {value!r}: give a number.")
+        if not t.low <= value <= t.high:
+            hint = f" For {value:g} %, write {value / 100:g}." if t.high == 1 < value <= 100 else ""
+            raise SettingsError(
+                f"threshold {key} = {value:g}: it lies between {t.low:g} and {t.high:g}.{hint}"
+            )
+        values[rule_name][threshold_name] = float(value)
+    return {name: Limits(v) for name, v in values.items()}
+
+
+def needed(modules: Mapping[str, ModuleType]) -> frozenset[str]:
+    """What has to be computed so that these rules can judge."""
+    rules: list[Rule] = [module.RULE for module in modules.values()]
+    return frozenset(need for rule in rules for need in rule.needs + rule.uses)
+
+
+def judge(
+    snapshot: Snapshot,
+    select: Iterable[str] | str | None = None,
+    ignore: Iterable[str] | str | None = None,
+    thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
+) -> Judgement:
+    """Run the rules over a snapshot. A rule that crashes is an outcome, not an exception."""
+    modules, limit = chosen(select, ignore), limits(thresholds)
+    findings: list[Finding] = []
+    outcomes: list[Outcome] = []
+    unjudged: list[Unjudged] = []
+    for name, module in modules.items():
+        rule: Rule = module.RULE
+        reason = _cannot_run(rule, snapshot)
+        if reason:
+            outcomes.append(Outcome(name, rule.code, "skipped", reason))
+            continue
+        try:
+            results = list(module.check(snapshot, limit[name]))
+        except Exception as error:  # one broken rule must not cost the others' verdicts
+            where = _line_of(error)
+            outcomes.append(
+                Outcome(name, rule.code, "crashed", f"{type(error).__name__}: {error}{where}")
+            )
+            continue
+        found = [r for r in results if isinstance(r, Finding)]
+        unjudged += [r for r in results if isinstance(r, Unjudged)]
+        findings += found
+        outcomes.append(Outcome(name, rule.code, "found" if found else "passed"))
+    return Judgement(tuple(explain(findings, snapshot)), tuple(outcomes), tuple(unjudged))
+
+
+def _cannot_run(rule: Rule, snapshot: Snapshot) -> str:
+    if "gradients" in rule.needs and not snapshot.has_gradients:
+        return f"needs gradients: {snapshot.no_gradients_because or 'none were computed'}"
+    if "step" in rule.needs and not snapshot.has_step:
+        return f"needs a virtual update: {snapshot.no_step_because or 'none was made'}"
+    return ""
+
+
+def _line_of(error: BaseException) -> str:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None:
+        return ""
+    return f" ({frame.tb_frame.f_globals.get('__name__')}, line {frame.tb_lineno})"
+
+
+def explain(findings: Sequence[Finding], snapshot: Snapshot) -> list[Finding]:
+    """Set each finding's ``cause`` and put the list in the order a reader should meet it.
+
+    A finding is explained by one of a rule it suspects (the earliest named first), if that one
+    lies on a common path with it and is no mere note (a note explains only notes). Roots come first, by severity, then input, parameters, activations, gradients, then
+    depth; the explained ones follow in the same order.
+    """
+    rules = {name: module.RULE for name, module in discover().items()}
+    place = _Places(snapshot)
+    rank = {name: index for index, name in enumerate(SEVERITIES)}
+
+    def order(finding: Finding) -> tuple[float, ...]:
+        rule = rules.get(finding.rule)
+        about = ABOUT.index(rule.about) if rule else len(ABOUT)
+        return (rank[finding.severity], about, place.depth(finding.layer))
+
+    ordered = sorted(findings, key=order)
+    explained: dict[int, Finding] = {}
+
+    def cause_of(index: int, seen: frozenset[int]) -> int | None:
+        finding = ordered[index]
+        for name in finding.suspects:
+            for other, candidate in enumerate(ordered):
+                if (
+                    other not in seen
+                    and candidate.rule == name
+                    and (candidate.rule != finding.rule or other < index)
+                    and (candidate.severity != "note" or finding.severity == "note")
+                    and place.connected(candidate.layer, finding.layer)
+                ):
+                    return other
+        return None
+
+    def resolve(index: int, seen: frozenset[int]) -> Finding:
+        if index not in explained:
+            cause = cause_of(index, seen | {index})
+            root = None if cause is None else resolve(cause, seen | {index})
+            explained[index] = replace(ordered[index], cause=root)
+        return explained[index]
+
+    resolved = [resolve(index, frozenset()) for index in range(len(ordered))]
+    return sorted(resolved, key=lambda f: f.cause is not None)
+
+
+class _Places:
+    """Where findings lie in the data flow, and which lie on a common path."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._nodes: dict[str, list[int]] = {}
+        for layer in snapshot.layers:
+            self._nodes.setdefault(layer.name, []).append(layer.node)
+            if layer.weight is not None:
+                for name in (layer.weight.name, layer.weight.bias):
+                    if name:
+                        self._nodes.setdefault(name, []).append(layer.node)
+            for parameter in snapshot.parameters:
+                owner = parameter.name.rpartition(".")[0]
+                if owner and owner == layer.name.partition("@")[0]:
+                    self._nodes.setdefault(parameter.name, []).append(layer.node)
+        for name in snapshot.inputs:
+            self._nodes[name] = [i for i, n in enumerate(snapshot.nodes) if n.op == "input"]
+
+    def depth(self, name: str) -> float:
+        return min(self._nodes.get(name, [math.inf]))
+
+    @functools.cache  # noqa: B019  (lives as long as one call of explain)
+    def _ancestors(self, node: int) -> frozenset[int]:
+        seen: set[int] = set()
+        todo = [node]
+        while todo:
+            current = todo.pop()
+            for source in self._snapshot.nodes[current].inputs:
+                if source not in seen:
+                    seen.add(source)
+                    todo.append(source)
+        return frozenset(seen)
+
+    def connected(self, a: str, b: str) -> bool:
+        return any(
+            m == n or m in self._ancestors(n) or n in self._ancestors(m)
+            for m in self._nodes.get(a, ())
+            for n in self._nodes.get(b, ())
+        )
+
+
+def pages() -> Iterator[tuple[Rule, str]]:
+    """Every rule with its page, in order of code."""
+    return ((module.RULE, page(module)) for module in discover().values())

@@ -1,0 +1,1 @@
+"""One file a rule; see :mod:`nndiag.rule` for what a rule is."""

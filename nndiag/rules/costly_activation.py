@@ -1,0 +1,68 @@
+"""Activations that cost several times what a ReLU costs.
+
+The lecture counts it against sigmoid and tanh that they take an exponential for every value, where
+ReLU takes a comparison (CS231n 2017 lecture 6, slides 22-24). Measured with today's vectorised
+kernels, forward and backward on one CPU thread, sigmoid takes 1.1 and tanh 1.0 times as long as
+ReLU: both wait for memory. ELU, SELU and softplus take 2.3 to 2.5 times as long, softsign 5 and Mish
+10. Beside large matrix products even that hardly matters. A property, not a fault.
+
+Sick::
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Mish(), nn.Linear(32, 4))
+    batch = torch.randn(128, 16)
+
+Well::
+
+    model[1] = nn.ReLU()
+
+References: CS231n 2017 lecture 6 slides 22-24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nndiag import flow
+from nndiag.rule import Finding, Limits, Rule, Threshold
+from nndiag.stats import Snapshot
+
+MEASURED = "reports/benchmarks/activation-cost.csv"
+
+# Time of forward and backward over ReLU's, medians on one CPU thread, remade by
+# `python -m tests.benchmarks.activation_cost`.
+COST = {
+    "leaky_relu": 1.05, "relu6": 1.06, "hardtanh": 1.07, "hardswish": 1.05, "hardsigmoid": 1.05,
+    "softsign": 5.23, "sigmoid": 1.10, "tanh": 1.01, "silu": 1.23, "elu": 2.35, "selu": 2.33,
+    "celu": 2.33, "gelu": 1.62, "mish": 9.65, "softplus": 2.49, "logsigmoid": 2.51,
+}  # fmt: skip
+
+RULE = Rule(
+    code="ND105",
+    name="costly-activation",
+    severity="note",
+    about="activations",
+    thresholds={
+        "times_relu": Threshold(2.0, f"measured: {MEASURED}", 1),
+    },
+)
+
+
+def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    costly = [
+        layer
+        for layer in snapshot.layers
+        if flow.is_activation(layer) and COST.get(layer.op, 1.0) >= limit.times_relu
+    ]
+    if costly:
+        values = sum(layer.output.total for layer in costly) / max(snapshot.samples, 1)
+        worst = max(costly, key=lambda layer: COST[layer.op])
+        yield RULE.finding(
+            costly[0],
+            f"{flow.plural(len(costly), 'activation')} take up to {COST[worst.op]:.2g} times as long "
+            f"as ReLU ({', '.join(dict.fromkeys(layer.op for layer in costly))}), over "
+            f"{values:,.0f} values a sample",
+            threshold=limit.times_relu,
+            times_relu=COST[worst.op],
+            values_per_sample=values,
+        )

@@ -1,0 +1,156 @@
+"""Layer inputs whose distribution moves when the layers before them learn.
+
+Ioffe & Szegedy 2015 call the change of a layer's input distribution by the training of the layers
+before it internal covariate shift, and built BatchNorm to reduce it. Santurkar et al. 2018 measured
+that BatchNorm trains better without reducing it: so this page claims no harm, it shows a number.
+
+Two things are looked at. (1) One virtual update: every parameter is moved by 1 % of its norm
+against its gradient, the same batch runs again, everything is undone; reported is how far the means
+of each layer's inputs moved, in standard deviations, and how it grows with depth. That is a note at
+most: healthy networks shift, saturated ones hardly do. (2) BatchNorm in evaluation mode uses running
+statistics. Where they do not fit this batch (the median channel's mean off by more than 2 running
+standard deviations, or its variance by a factor beyond 10), the layer behind sees inputs it was not
+trained on: a warning. A BatchNorm that never saw a batch has no running statistics yet: a note.
+
+Sick::
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    for _ in range(50):
+        model(torch.randn(64, 8))
+    model.eval()
+    batch = torch.randn(128, 8) * 8 + 20
+
+Well::
+
+    batch = torch.randn(128, 8)
+
+References: Ioffe & Szegedy 2015, section 2; Santurkar et al. 2018, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nndiag import flow
+from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
+from nndiag.stats import Layer, Snapshot
+
+RULE = Rule(
+    code="ND501",
+    name="covariate-shift",
+    severity="warning",
+    about="activations",
+    uses=("gradients", "step"),
+    thresholds={
+        "running_mean": Threshold(
+            2.0,
+            "derived: for a batch like the training data the mean of n samples is off by 1/√n of a "
+            "standard deviation; 2 is out of reach from n = 8 on",
+            0,
+        ),
+        "running_variance": Threshold(
+            10.0,
+            "derived: the variance of 8 normal samples lies within a factor 10 of the truth with "
+            "probability 99.8 % (chi-square, 7 degrees of freedom)",
+            1,
+        ),
+        "shift": Threshold(
+            0.5,
+            "derived: a shift of half a standard deviation moves 20 % of a normal distribution "
+            "(Kolmogorov-Smirnov distance 2Φ(d/2) - 1 = 0.197)",
+            0,
+        ),
+        "drift": Threshold(
+            10.0, "derived: a layer fed at ten times another's scale takes a hundred times its step", 1
+        ),
+    },
+    caused_by=("non-finite", "init-scale", "exploding-gradient"),
+    cures=(
+        Prescription(
+            "Re-estimate the running statistics: some forward passes in training mode on training data.",
+            "",
+            "model.train()\nwith torch.no_grad():\n    for x, _ in loader: model(x)\nmodel.eval()",
+        ),
+        Prescription("Check that evaluation data are preprocessed as the training data were."),
+    ),
+)
+
+
+def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    yield from _running_statistics(snapshot, limit)
+    yield from _virtual_update(snapshot, limit)
+    yield from _drift(snapshot, limit)
+
+
+def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    for layer in snapshot.layers:
+        if "running_mean_shift" not in layer.facts or layer.output.nonfinite:
+            continue
+        shift = layer.facts["running_mean_shift"]
+        ratio = layer.facts["running_variance_ratio"]
+        tracked = layer.facts.get("batches_tracked", float("nan"))
+        off = max(ratio, 1 / ratio) if ratio > 0 else float("inf")
+        if shift <= limit.running_mean and off <= limit.running_variance:
+            continue
+        fresh = tracked == 0
+        yield RULE.finding(
+            layer,
+            f"in evaluation mode its running statistics do not fit this batch: the median channel's "
+            f"mean is off by {shift:.2g} running standard deviations, its variance by a factor "
+            f"{off:.2g}" + ("; it has not seen a single batch in training mode" if fresh else ""),
+            severity="note" if fresh else "warning",
+            threshold=limit.running_mean if shift > limit.running_mean else limit.running_variance,
+            mean_shift=shift,
+            variance_ratio=ratio,
+            batches_tracked=tracked,
+        )
+
+
+def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    moved = [
+        (layer, layer.shift)
+        for layer in snapshot.layers
+        if layer.shift is not None and layer.op in flow.LEARNED
+    ]
+    over = [(layer, shift) for layer, shift in moved if shift.mean >= limit.shift]
+    if not over:
+        return
+    layer, shift = max(over, key=lambda item: item[1].mean)
+    least = next((s.mean for _, s in moved if s.mean > 0), shift.mean)
+    yield RULE.finding(
+        layer,
+        f"one update of 1 % of the weights' norm moves the means of its inputs by {shift.mean:.2g} "
+        f"standard deviations and their scale by a factor {2.718281828459045**shift.scale:.2g}; "
+        f"{len(over)} of {len(moved)} layers move by more than {limit.shift:g}",
+        severity="note",
+        threshold=limit.shift,
+        cures=(),
+        mean_shift=shift.mean,
+        log_scale=shift.scale,
+        amplification=shift.mean / least if least else float("nan"),
+        layers=len(over),
+    )
+
+
+def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    for chain in flow.chains(snapshot):
+        fed: list[tuple[Layer, float]] = [
+            (link.layer, link.layer.input.rms)
+            for link in chain.links[1:]
+            if link.layer.input is not None and link.layer.input.rms > 0
+        ]
+        if len(fed) < 2:
+            continue
+        smallest, largest = min(fed, key=lambda x: x[1]), max(fed, key=lambda x: x[1])
+        ratio = largest[1] / smallest[1]
+        if ratio >= limit.drift:
+            yield RULE.finding(
+                smallest[0],
+                f"the scale of layer inputs drifts by a factor {ratio:.3g} along this chain, from "
+                f"{smallest[1]:.2g} at {smallest[0].name} to {largest[1]:.2g} at {largest[0].name}",
+                severity="note",
+                threshold=limit.drift,
+                cures=(),
+                ratio=ratio,
+            )

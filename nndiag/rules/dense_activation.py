@@ -1,0 +1,53 @@
+"""Hidden activations without a single zero: nothing is switched off for any input.
+
+A ReLU is off for about half of its inputs, which makes the representation sparse: cheaper to
+compute with, and different inputs use different units. Sigmoid, tanh, GELU and their kin are dense.
+That is a property, not a fault (CS231n 2017 lecture 6, slide 24; Glorot, Bordes & Bengio 2011).
+
+Sick::
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
+    batch = torch.randn(128, 16)
+
+Well::
+
+    model[1] = nn.ReLU()
+
+References: Glorot, Bordes & Bengio 2011, "Deep sparse rectifier neural networks", section 2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nndiag import flow
+from nndiag.rule import Finding, Limits, Rule, Threshold
+from nndiag.stats import Snapshot
+
+RULE = Rule(
+    code="ND104",
+    name="dense-activation",
+    severity="note",
+    about="activations",
+    thresholds={
+        "zero_fraction": Threshold(
+            0.01, "derived: a rectifier of N(0, 1) is zero for 50 % of its inputs, a smooth one for none", 0, 1
+        ),
+    },
+)
+
+
+def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    hidden = [layer for layer in flow.hidden_activations(snapshot) if layer.output.count]
+    dense = [layer for layer in hidden if layer.output.zero_fraction < limit.zero_fraction]
+    if dense:
+        kinds = ", ".join(dict.fromkeys(layer.op for layer in dense))
+        yield RULE.finding(
+            dense[0],
+            f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) have no "
+            "zeros: every unit takes part in every output",
+            threshold=limit.zero_fraction,
+            dense_layers=len(dense),
+            hidden_layers=len(hidden),
+        )

@@ -1,0 +1,95 @@
+"""Gradients that grow from layer to layer, so that the first layers are thrown about.
+
+Weights that are too large multiply the gradient by more than one in each layer. This also happens
+behind saturated activations: a tanh network with weights of std 1 (500 wide) passes the gradient
+only through its few unsaturated units, and still multiplies its norm by 3.5 in every layer, while
+the median unit gets nothing. The lecture's "zero gradients" is true of the median, not of the norm.
+
+Measured like vanishing-gradient: at pre-activations, along chains, by factor and total. What is
+exploded beyond the number format is non-finite's to report.
+
+Sick::
+
+    torch.manual_seed(0)
+    layers = []
+    for _ in range(8):
+        layers += [nn.Linear(64, 64), nn.LeakyReLU(0.5)]
+        nn.init.orthogonal_(layers[-2].weight, gain=3.0)
+    model = nn.Sequential(*layers, nn.Linear(64, 10))
+    batch = torch.randn(256, 64)
+
+Well::
+
+    for layer in model[:-1:2]:
+        nn.init.kaiming_normal_(layer.weight, a=0.5)
+
+References: Pascanu et al. 2013, section 2.1; CS231n 2017 lecture 6 slide 47.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nndiag import gradient_flow
+from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag.stats import Snapshot
+
+RULE = Rule(
+    code="ND202",
+    name="exploding-gradient",
+    severity="warning",
+    about="gradients",
+    needs=("gradients",),
+    thresholds={
+        "total": Threshold(
+            1e2,
+            "derived: the mirror of vanishing-gradient; 10 layers of tanh with torch's recommended "
+            "gain 5/3 reach 1.8, ten He layers 1.0",
+            1,
+        ),
+        "overflow": Threshold(
+            1e4,
+            "derived: two orders over the warning: a step right for the last layer overshoots in the "
+            "first by the square of the warning's factor",
+            1,
+        ),
+    },
+    caused_by=("non-finite", "init-scale", "saturation"),
+    cures=(
+        Prescription(
+            "Start from Xavier (tanh) or He (ReLU) weights.",
+            "They keep the factor per layer at one.",
+            "nn.init.xavier_normal_(layer.weight)",
+        ),
+        Prescription(
+            "Clip the gradient's norm.",
+            "It bounds the step, not the imbalance between layers.",
+            "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
+        ),
+    ),
+)
+
+
+def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    for path in gradient_flow.paths(snapshot):
+        if path.total <= limit.total * path.band[1]:
+            continue
+        severity: Severity = "error" if path.total > limit.overflow * path.band[1] else "warning"
+        if path.chain.repeated:
+            severity = "note"
+        first, last = path.passages[0].layer, path.chain.hidden[-1].layer
+        median = float("nan")
+        if first.grad is not None and first.grad.histogram is not None and first.grad.rms > 0:
+            median = first.grad.histogram.magnitude_quantile(0.5) / first.grad.rms
+        yield RULE.finding(
+            path.leading.layer,
+            f"the gradient at {first.name} is {path.total:.2g} times that at {last.name}: a factor "
+            f"{path.per_layer:.2g} for each of {len(path.passages)} layers; "
+            f"{gradient_flow.reason(path)}",
+            severity=severity,
+            threshold=limit.total,
+            total=path.total,
+            per_layer=path.per_layer,
+            layers=len(path.passages),
+            median_over_rms=median,
+        )

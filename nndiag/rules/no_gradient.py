@@ -1,0 +1,184 @@
+"""Trainable parameters that get no gradient: they will stay as they are.
+
+A parameter whose gradient is None does not take part in the loss: its module is never called, or
+its output is detached or thrown away. One whose gradient is exactly zero takes part, but nothing
+it does matters: everything behind it is switched off.
+
+Zero by construction is no fault and is not reported: what lies before a head, a residual branch or
+a scale that starts at zero (zero-initialised heads, zero-gamma BatchNorm, LoRA) learns from the
+second step on; a bias before a normalisation is cancelled by it. Modules of a list that this run
+skipped while their neighbours ran (LayerDrop, routing) are a note. A backward pass that raises
+leaves the whole model without gradients: an error.
+
+Sick::
+
+    torch.manual_seed(0)
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+        def forward(self, x):
+            return self.head(self.body(x).detach())
+    model, batch = Net(), torch.randn(64, 8)
+
+Well::
+
+    model = nn.Sequential(model.body, model.head)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nndiag import flow
+from nndiag.rule import Finding, Limits, Prescription, Rule, Severity
+from nndiag.stats import Layer, Parameter, Snapshot
+
+RULE = Rule(
+    code="ND203",
+    name="no-gradient",
+    severity="warning",
+    about="parameters",
+    uses=("gradients",),
+    caused_by=("non-finite", "symmetry", "dead-relu", "saturation", "vanishing-gradient"),
+    cures=(
+        Prescription(
+            "Use its output in the loss, or remove the parameter.",
+            "Distributed training waits for gradients that never come.",
+        ),
+        Prescription("If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"),
+    ),
+)
+
+
+def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    if snapshot.backward_error:
+        yield RULE.finding(
+            "(model)",
+            f"the backward pass raises, so nothing gets a gradient: {snapshot.backward_error}",
+            severity="error",
+        )
+        return
+    if not snapshot.has_gradients:
+        return
+    trainable = [p for p in snapshot.parameters if p.trainable]
+    without = [p for p in trainable if _none(p) or _zero(p)]
+    if trainable and len(without) == len(trainable):
+        yield RULE.finding(
+            "(model)",
+            f"none of the {len(trainable)} trainable parameters gets a gradient",
+            severity="error",
+            parameters=len(trainable),
+        )
+        return
+    users = _users(snapshot)
+    stops = _silent(snapshot)
+    for p in without:
+        rows = users.get(p.name, [])
+        location = next((row.location for row in rows if row.location), None)
+        if _none(p):
+            severity: Severity = "warning"
+            why = "its gradient is None: it takes no part in the loss"
+            skipped = _never_called(snapshot, p.name)
+            if skipped:
+                why = f"its gradient is None: {skipped} was never called"
+                if _has_called_sibling(snapshot, skipped):
+                    severity, why = "note", why + " in this run, its neighbours in the list were"
+            yield RULE.finding(p, why, severity=severity, location=location)
+        elif not _by_construction(snapshot, p, rows, stops):
+            yield RULE.finding(
+                p,
+                f"its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries",
+                location=location,
+                gradient_entries=p.grad.count if p.grad else 0,
+            )
+
+
+def _none(p: Parameter) -> bool:
+    return p.grad is None
+
+
+def _zero(p: Parameter) -> bool:
+    return p.grad is not None and p.grad.count > 0 and p.grad.zeros == p.grad.total
+
+
+def _users(snapshot: Snapshot) -> dict[str, list[Layer]]:
+    """The rows that use a parameter, by its name; norms and opaque modules by their prefix."""
+    used: dict[str, list[Layer]] = {}
+    for layer in snapshot.layers:
+        if layer.weight is not None:
+            used.setdefault(layer.weight.name, []).append(layer)
+            if layer.weight.bias:
+                used.setdefault(layer.weight.bias, []).append(layer)
+    for p in snapshot.parameters:
+        if p.name not in used:
+            owner = p.name.rpartition(".")[0]
+            rows = [row for row in snapshot.layers if row.name.partition("@")[0] == owner]
+            used[p.name] = rows
+    return used
+
+
+def _silent(snapshot: Snapshot) -> frozenset[int]:
+    """Nodes whose own weight is all zeros, so that no gradient passes them: heads, gammas, scales."""
+    zero = {p.name for p in snapshot.parameters if p.value.count and p.value.zeros == p.value.total}
+    nodes = set()
+    for layer in snapshot.layers:
+        names = {f"{layer.name.partition('@')[0]}.weight"}
+        if layer.weight is not None:
+            names = {layer.weight.name}
+        if names & zero:
+            nodes.add(layer.node)
+    if zero:
+        nodes |= {i for i, n in enumerate(snapshot.nodes) if n.op in ("mul:parameter", "div:parameter")}
+    return frozenset(nodes)
+
+
+def _by_construction(
+    snapshot: Snapshot, p: Parameter, rows: list[Layer], stops: frozenset[int]
+) -> bool:
+    if not rows:
+        return False
+    for row in rows:
+        is_bias = row.weight is not None and row.weight.bias == p.name
+        before_norm = is_bias and any(
+            snapshot.nodes[n].op in flow.NORMS for n in snapshot.consumers[row.node]
+        )
+        starts_at_zero = bool(stops - {row.node}) and flow.blocked(
+            snapshot, row.node, stops - {row.node}
+        )
+        if not before_norm and not (starts_at_zero and _ends_benign(snapshot, row, stops)):
+            return False
+    return True
+
+
+def _ends_benign(snapshot: Snapshot, row: Layer, stops: frozenset[int]) -> bool:
+    """Whether the zero weight behind it is a head, a scale, or the end of a residual branch.
+
+    Zero weights in the middle of a chain are symmetry's to report: they never leave zero.
+    """
+    for node in flow.descendants(snapshot, row.node) & stops:
+        layer = snapshot.layer_at(node)
+        if layer is None or layer.op in flow.NORMS:
+            continue
+        if any(
+            (other := snapshot.layer_at(n)) is not None and flow.is_activation(other)
+            for n in snapshot.consumers[node]
+        ):
+            return False
+    return True
+
+
+def _never_called(snapshot: Snapshot, parameter: str) -> str:
+    return next((m for m in snapshot.never_called if parameter.startswith(f"{m}.")), "")
+
+
+def _has_called_sibling(snapshot: Snapshot, module: str) -> bool:
+    """Whether another element of the same list ran: ``layers.3`` beside ``layers.4``."""
+    folder, _, last = module.rpartition(".")
+    if not last.isdigit():
+        return False
+    return any(
+        layer.name.startswith(f"{folder}.")
+        and layer.name[len(folder) + 1 :].split(".")[0].split("/")[0].split("@")[0].isdigit()
+        for layer in snapshot.layers
+    )

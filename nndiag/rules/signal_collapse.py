@@ -1,0 +1,149 @@
+"""Layers whose outputs hardly depend on the input any more.
+
+What matters is how much a unit's output varies across samples, not the spread over all units and
+samples pooled: units have different means, and the pooled number stays up while the signal dies. A
+ten-layer sigmoid network with Xavier weights keeps a pooled standard deviation of 0.12 in every
+layer; across samples its last layer varies by 5e-7. Nothing learned behind such a layer can tell
+two inputs apart.
+
+Held against the model's own input: where the inputs barely differ, nor need the outputs. Judged
+from 8 samples on, and only where everything goes through the layer; beside it the signal may pass.
+
+Sick::
+
+    torch.manual_seed(0)
+    layers = []
+    for _ in range(8):
+        layers += [nn.Linear(64, 64), nn.Sigmoid()]
+        nn.init.xavier_normal_(layers[-2].weight)
+    model = nn.Sequential(*layers, nn.Linear(64, 10))
+    batch = torch.randn(256, 64)
+
+Well::
+
+    model = nn.Sequential(*[nn.Tanh() if isinstance(m, nn.Sigmoid) else m for m in model])
+
+References: Schoenholz et al. 2017, "Deep information propagation", section 3; Poole et al. 2016.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from nndiag import flow
+from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
+from nndiag.stats import Layer, Snapshot, TensorStats
+
+RULE = Rule(
+    code="ND303",
+    name="signal-collapse",
+    severity="warning",
+    about="activations",
+    thresholds={
+        "share": Threshold(
+            0.01,
+            "derived: healthy He networks keep 0.45 of the pooled std across samples at 10 layers and "
+            "0.20 at 30 (arc-cosine kernel, Cho & Saul 2009); sigmoid falls below 0.01 at layer 5",
+            0,
+            1,
+        ),
+        "gone": Threshold(
+            1e-4,
+            "derived: differences of 1e-4 of the scale are worth one bit of 13, about what "
+            "bfloat16 and float16 can tell apart",
+            0,
+            1,
+        ),
+        "samples": Threshold(
+            8, "derived: the relative error of a standard deviation is 1/√(2 (n - 1)), 27 % at n = 8", 2
+        ),
+    },
+    caused_by=(
+        "non-finite",
+        "symmetry",
+        "dead-relu",
+        "init-scale",
+        "vanishing-gradient",
+        "saturation",
+    ),
+    cures=(
+        Prescription(
+            "Put normalisation layers between: BatchNorm brings each unit's variation back to one."
+        ),
+        Prescription(
+            "Use a zero-centred activation and its matching init; residual connections keep the input.",
+        ),
+    ),
+)
+
+
+def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
+    if snapshot.samples < limit.samples:
+        yield RULE.unjudged(
+            "(model)", f"{snapshot.samples} samples are too few; give {limit.samples:.0f} or more"
+        )
+        return
+    varying = _varying_inputs(snapshot)
+    if not varying:
+        return
+    collapsed = []
+    for layer in snapshot.layers:
+        if not (layer.op in flow.LEARNED or flow.is_activation(layer)):
+            continue
+        share = _share(layer.output)
+        if share is None or not flow.inputs_before(snapshot, layer.node) & set(varying):
+            continue
+        share /= max(min(varying.values()), 1e-12)
+        if share < limit.share and flow.only_path(snapshot, layer.node):
+            collapsed.append((layer, share))
+    if collapsed:
+        yield _finding(collapsed, limit)
+
+
+def _finding(collapsed: list[tuple[Layer, float]], limit: Limits) -> Finding:
+    layer, share = collapsed[0]
+    least = min(share for _, share in collapsed)
+    severity: Severity = "error" if least < limit.gone else "warning"
+    output = layer.output
+    message = (
+        f"its outputs hardly depend on the input: across samples they vary by {output.spread:.2g}, "
+        f"across units and samples by {output.std:.2g}"
+    )
+    if len(collapsed) > 1:
+        last = collapsed[-1][0]
+        message += (
+            f"; {len(collapsed) - 1} layers after it likewise, down to {last.output.spread:.2g} "
+            f"at {last.name}"
+        )
+    return RULE.finding(
+        layer,
+        message,
+        severity=severity,
+        threshold=limit.share,
+        share=share,
+        least_share=least,
+        spread=output.spread,
+        pooled_std=output.std,
+        layers=len(collapsed),
+    )
+
+
+def _share(stats: TensorStats) -> float | None:
+    """Across-sample spread over pooled standard deviation; None where either is not known."""
+    if stats.nonfinite or stats.probe is None or math.isnan(stats.spread):
+        return None
+    if stats.spread == 0:
+        return 0.0
+    return stats.spread / max(stats.std, 1e-3 * abs(stats.mean))
+
+
+def _varying_inputs(snapshot: Snapshot) -> dict[int, float]:
+    """The share of each input of the model that varies at all, by its node, 1 at most."""
+    nodes = [i for i, n in enumerate(snapshot.nodes) if n.op == "input"]
+    shares = {}
+    for node, stats in zip(nodes, snapshot.inputs.values(), strict=False):
+        share = _share(stats)
+        if share is not None and share > 0:
+            shares[node] = min(share, 1.0)
+    return shares

@@ -1,0 +1,176 @@
+"""Settings from ``[tool.nndiag]`` of pyproject.toml: command line over file over default."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
+from nndiag.rule import chosen, limits
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FailOn = Literal["error", "warning", "never"]
+Config = Mapping[str, Any] | str | os.PathLike[str] | bool | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is in force where nothing else is said."""
+
+    select: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] | None = None
+    fail_on: FailOn = "warning"
+    seed: int = 0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    max_batches: int = 64
+
+    def override(
+        self,
+        *,
+        select: Iterable[str] | str | None = None,
+        ignore: Iterable[str] | str | None = None,
+        fail_on: FailOn | None = None,
+        seed: int | None = None,
+        thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
+        max_batches: int | None = None,
+    ) -> Settings:
+        """These settings under what was given explicitly; None is "not given".
+
+        Thresholds add up, key by key; the others replace.
+        """
+        given: dict[str, Any] = {
+            "select": None if select is None else _words(select),
+            "ignore": None if ignore is None else _words(ignore),
+            "fail_on": fail_on,
+            "seed": seed,
+            "max_batches": max_batches,
+        }
+        return dataclasses.replace(
+            self,
+            **{name: value for name, value in given.items() if value is not None},
+            thresholds={**self.thresholds, **flatten(thresholds or {})},
+        )
+
+
+@dataclass(frozen=True)
+class _Key:
+    type: Any
+    legal: str
+
+
+_RULES = 'a list of rule names, codes or beginnings of codes, such as ["ND2", "dead-relu"]'
+_KEYS = {
+    "select": _Key(str | list[str], _RULES),
+    "ignore": _Key(str | list[str], _RULES),
+    "fail-on": _Key(FailOn, '"error", "warning" or "never"'),
+    # NumPy's global generator, which a check seeds too, takes no larger one.
+    "seed": _Key(Annotated[int, Field(ge=0, lt=2**32)], "a whole number from 0 to 4294967295"),
+    "thresholds": _Key(
+        dict[str, float | dict[str, float]],
+        'a table of numbers, such as {"dead-relu.share" = 0.5}',
+    ),
+    "max-batches": _Key(Annotated[int, Field(ge=1)], "a whole number, 1 or more"),
+}
+
+
+def load(config: Config = None) -> Settings:
+    """Settings from a mapping or a TOML file; from the nearest pyproject.toml for None.
+
+    False reads nothing.
+
+    Raises:
+        SettingsError: an unknown key, a wrong value, or a file that cannot be read.
+    """
+    if config is False:
+        return Settings()
+    if isinstance(config, Mapping):
+        return _settings(config, "config")
+    if config is not None and not isinstance(config, (str, os.PathLike)):
+        raise SettingsError(
+            f"config is {type(config).__name__}. Legal are: a mapping of settings, the path of a "
+            "TOML file with a [tool.nndiag] table, None for the nearest pyproject.toml, False for "
+            "no file at all."
+        )
+    path = nearest() if config is None else Path(config)
+    if path is None:
+        return Settings()
+    table = _read(path).get("tool", {})
+    table = table.get("nndiag") if isinstance(table, dict) else None
+    if table is None:
+        if config is None:
+            return Settings()
+        raise SettingsError(f"{path} has no [tool.nndiag] table. Write the settings in one.")
+    if not isinstance(table, dict):
+        raise SettingsError(f"{path} tool.nndiag = {table!r}: write a table, [tool.nndiag].")
+    return _settings(table, f"{path} [tool.nndiag]")
+
+
+def nearest() -> Path | None:
+    """The first pyproject.toml at or above the working directory."""
+    here = Path.cwd()
+    return next((p for d in (here, *here.parents) if (p := d / "pyproject.toml").is_file()), None)
+
+
+def flatten(thresholds: Mapping[str, float | Mapping[str, float]]) -> dict[str, float]:
+    """``{"dead-relu": {"share": 0.5}}`` as ``{"dead-relu.share": 0.5}``."""
+    flat: dict[str, float] = {}
+    for key, value in thresholds.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": number for inner, number in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # broken TOML or broken UTF-8
+        raise SettingsError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _settings(table: Mapping[str, Any], where: str) -> Settings:
+    given: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in _KEYS:
+            raise SettingsError(
+                f"{where} has no setting {key!r}.{did_you_mean(str(key), _KEYS)} "
+                f"Legal are: {', '.join(_KEYS)}."
+            )
+        try:
+            given[key.replace("-", "_")] = TypeAdapter(_KEYS[key].type).validate_python(
+                list(value) if isinstance(value, tuple) else value, strict=True
+            )
+        except ValidationError as error:
+            raise SettingsError(
+                f"{where} {key} = {value!r}: write {_KEYS[key].legal}."
+            ) from error
+    settings = Settings().override(**given)
+    # Said here, where the file and the key are known, rather than when the rules are chosen.
+    for key, probe in (
+        ("select", lambda: chosen(settings.select)),
+        ("ignore", lambda: chosen(None, settings.ignore)),
+        ("thresholds", lambda: limits(settings.thresholds)),
+    ):
+        try:
+            probe()
+        except (UnknownRuleError, SettingsError) as error:
+            raise SettingsError(f"{where} {key}: {error}") from error
+    return settings
+
+
+def _words(words: Iterable[str] | str) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else tuple(words)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import samples
+
+from nndiag.render import story
+from nndiag.rule import Finding
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"), (156.0, "156"), (524288, "524,288"), (65504.0, "65,504"), (1234.56, "1,235"),
+        (0.0123456, "0.0123"), (-2.5, "-2.5"), (6.53e-12, "6.53e-12"), (1e30, "1e+30"),
+        (math.nan, "NaN"), (math.inf, "inf"), (-math.inf, "-inf"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_one_would_say_them(value, text):
+    assert story.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.4, "40 %"), (0.609375, "60.9 %"), (1, "100 %"), (0.9999, "over 99.9 %"),
+     (0.0005, "0.05 %"), (0, "0 %")],
+)  # fmt: skip
+def test_a_share_is_a_percentage_and_not_all_where_it_is_not_all(value, text):
+    assert story.number(value, share=True) == text
+
+
+def test_counts_are_singular_where_there_is_one():
+    assert story.plural(1, "layer") == "1 layer"
+    assert story.plural(0, "layer") == "0 layers"
+    assert story.count(1_234_567, "parameter") == "1.23 M parameters"
+    assert story.count(12_345, "parameter") == "12.3 k parameters"
+    assert story.count(9_999, "parameter") == "9,999 parameters"
+
+
+def test_the_worst_is_the_one_furthest_past_its_threshold_on_either_side():
+    def at(layer, factor):
+        return Finding("init-scale", "ND301", "error", layer, "", {"factor": factor}, 2.0)
+
+    [block] = story.blocks([at("a", 3.0), at("b", 0.01), at("c", 9.0), at("d", math.nan)])
+
+    assert [f.layer for f in block.findings] == ["b", "c", "a", "d"]
+
+
+def test_the_number_measured_is_the_evidence_that_has_the_name_of_the_threshold_or_ends_in_it():
+    def told(**evidence):
+        finding = Finding("dead-relu", "ND103", "warning", "a", "", evidence, 0.4)
+        measure = story.yardstick(finding)
+        return measure.name, measure.measured, measure.limit, measure.source.split(":")[0]
+
+    assert told(units=9.0, share=0.5) == ("share", "50 %", "40 %", "measured")
+    assert told(units=9.0, dead_share=0.5) == ("dead share", "50 %", "40 %", "measured")
+    assert told(units=9.0) == ("share", "", "40 %", "measured")
+
+
+def test_findings_without_a_threshold_keep_the_order_of_the_report():
+    findings = [Finding("dense-activation", "ND104", "note", name, "") for name in "cab"]
+
+    [block] = story.blocks(findings)
+
+    assert [f.layer for f in block.findings] == ["c", "a", "b"]
+
+
+def test_every_finding_is_told_in_exactly_one_block():
+    for report in (samples.sick(), samples.large(), samples.hostile("x")):
+        told = [
+            f for b in story.blocks(report.findings) for f in (*b.findings, *b.consequences)
+        ]
+
+        assert sorted(map(id, told)) == sorted(map(id, report.findings))
+
+
+def test_one_rule_at_two_severities_makes_two_blocks():
+    findings = [
+        Finding("dead-relu", "ND103", severity, "a", "") for severity in ("error", "warning")
+    ]
+
+    assert [b.severity for b in story.blocks(findings)] == ["error", "warning"]
+
+
+def test_the_verdict_counts_what_is_there():
+    assert story.verdict(samples.sick()).startswith("1 error, 7 warnings and 2 notes.")
+    assert "1 rule crashed" in story.verdict(samples.sick())
+
+
+def test_the_ledger_adds_up():
+    assert story.ledger(samples.sick()) == (
+        "10 rules on 5 layers: 6 found 1 error, 7 warnings and 2 notes, 1 passed, 2 skipped, "
+        "1 crashed"
+    )

@@ -1,0 +1,96 @@
+"""Which modules load which others: each import in an interpreter of its own."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import nndiag
+import nndiag.render
+import nndiag.rules
+
+HEAVY = {"torch", "pandas", "scipy", "numpy", "pydantic"}
+
+
+def modules_of(package):
+    return [f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__)]
+
+
+def loaded_by(statement):
+    """Every module a fresh interpreter holds after the statement."""
+    program = f"import sys\n{statement}\nprint(*sys.modules)"
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_nndiag_loads_nothing_heavy():
+    assert loaded_by("import nndiag") & HEAVY == set()
+
+
+def test_looking_around_in_nndiag_loads_nothing_heavy():
+    assert loaded_by("import nndiag; dir(nndiag); nndiag.__version__") & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "nndiag.stats",
+        "nndiag.theory",
+        "nndiag.rule",
+        "nndiag.report",
+        *modules_of(nndiag.rules),
+        *modules_of(nndiag.render),
+    ],
+)
+def test_right_of_the_snapshot_nothing_loads_torch(module):
+    assert "torch" not in loaded_by(f"import {module}")
+
+
+def test_finding_all_rules_loads_no_torch():
+    assert "torch" not in loaded_by("from nndiag import rule; assert rule.discover()")
+
+
+def test_capture_loads_no_rule():
+    statement = "import pkgutil, importlib, nndiag.capture as c\n" + (
+        "for info in pkgutil.iter_modules(c.__path__, 'nndiag.capture.'):\n"
+        "    importlib.import_module(info.name)"
+    )
+    loaded = loaded_by(statement)
+
+    assert "nndiag.capture" in loaded
+    assert not {name for name in loaded if name.startswith(("nndiag.rule", "nndiag.report"))}
+
+
+def test_such_a_test_can_fail():
+    loaded = loaded_by("import numpy, nndiag.stats")
+
+    assert "numpy" in loaded & HEAVY
+    assert "nndiag.stats" in loaded
+    with pytest.raises(AssertionError, match="ModuleNotFoundError"):
+        loaded_by("import nndiag.no_such_module")
+
+
+def test_every_public_name_is_there_and_listed():
+    for name in nndiag.__all__:
+        assert getattr(nndiag, name) is not None
+        assert name in dir(nndiag)
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'chekc'"):
+        nndiag.chekc  # noqa: B018
+
+
+def test_every_error_of_nndiag_is_public():
+    from nndiag import errors
+
+    assert {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.NNDiagError)
+    } <= set(nndiag.__all__)
