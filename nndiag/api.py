@@ -19,7 +19,7 @@ def check(
     select: Iterable[str] | str | None = None,
     ignore: Iterable[str] | str | None = None,
     thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
-    config: Mapping[str, Any] | str | Path | None | bool = None,
+    config: Mapping[str, Any] | str | Path | bool | None = None,
     seed: int | None = None,
 ) -> Report:
     """Say what is wrong inside ``model``, where, why, and what repairs it.
@@ -59,7 +59,8 @@ def check(
     validate(model)
     if target is not None and loss_fn is None:
         raise LossError(
-            "target was given but no loss_fn: nothing can be computed from it. Pass loss_fn too, for "
+            "target was given but no loss_fn: nothing can be computed from it. Pass loss_fn "
+            "too, for "
             "example torch.nn.functional.cross_entropy."
         )
     if target is not None:

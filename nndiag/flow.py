@@ -145,18 +145,21 @@ def role(snapshot: Snapshot, layer: Layer) -> str:
     A gate is multiplied into another tensor; an output reaches the end of the model without
     passing another layer with weights.
     """
-    direct = _users(snapshot, layer.node)
+    direct = users(snapshot, layer.node)
     ops = {snapshot.nodes[n].op for n in direct}
     if layer.op in ("softmax", "softmin", "gumbel_softmax") and ops & {"matmul", "einsum", "mul"}:
         return "attention"
     if ops & PRODUCTS:
         return "gate"
-    if not any(snapshot.nodes[n].op in LEARNED for n in descendants(snapshot, layer.node)):
-        return "output"
-    return "hidden"
+    return "hidden" if leads_on(snapshot, layer) else "output"
 
 
-def _users(snapshot: Snapshot, node: int) -> list[int]:
+def leads_on(snapshot: Snapshot, layer: Layer) -> bool:
+    """Whether another layer with weights comes after this one."""
+    return any(snapshot.nodes[n].op in LEARNED for n in descendants(snapshot, layer.node))
+
+
+def users(snapshot: Snapshot, node: int) -> list[int]:
     """The nodes that use a node's values, looking through rows that only hand them on."""
     found, todo, seen = [], list(snapshot.consumers[node]), set()
     while todo:
@@ -198,9 +201,7 @@ def inputs_before(snapshot: Snapshot, node: int) -> set[int]:
 
 def only_path(snapshot: Snapshot, node: int) -> bool:
     """Whether every way from the model's inputs to its outputs goes through this node."""
-    outputs = set(snapshot.outputs) or {
-        n for n, used in enumerate(snapshot.consumers) if not used
-    }
+    outputs = set(snapshot.outputs) or {n for n, used in enumerate(snapshot.consumers) if not used}
     todo = [n for n, found in enumerate(snapshot.nodes) if found.op == "input" and n != node]
     seen = set(todo)
     while todo:

@@ -9,6 +9,7 @@ gradients hide all of it: they stay equal over the layers of a collapsed network
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,14 +77,12 @@ def paths(snapshot: Snapshot) -> Iterator[GradientPath]:
         if any(link.layer.grad is not None and link.layer.grad.nonfinite for link in hidden):
             continue
         passages = []
-        for here, after in zip(hidden[:-1], hidden[1:], strict=True):
+        for here, after in itertools.pairwise(hidden):
             passages.append(_passage(snapshot, here, after))
         if _norm(hidden[-1].layer) == 0:
             continue  # nothing arrives at all: no-gradient and dead-relu speak of that
         total = math.prod(p.factor for p in passages)
-        yield GradientPath(
-            chain, tuple(passages), total, _band(hidden), total == 0.0
-        )
+        yield GradientPath(chain, tuple(passages), total, _band(hidden), total == 0.0)
 
 
 def _norm(layer: Layer) -> float | None:
@@ -112,7 +111,7 @@ def _pooling(link: flow.Link) -> float:
     """What the pooling behind a link does to the gradient's norm by averaging or picking."""
     change = 1.0
     rows = ([link.activation] if link.activation is not None else [link.layer]) + list(link.between)
-    for inner, outer in zip(rows[:-1], rows[1:], strict=True):
+    for inner, outer in itertools.pairwise(rows):
         a, b = _norm(inner), _norm(outer)
         if outer.op in flow.POOLS and a and b:
             change *= a / b
@@ -120,7 +119,7 @@ def _pooling(link: flow.Link) -> float:
 
 
 def _band(hidden: tuple[flow.Link, ...]) -> tuple[float, float]:
-    """Finite-width band (Hanin & Nica 2018) of a healthy network: where chance alone can take it."""
+    """Finite-width band (Hanin & Nica 2018): where chance alone can take a healthy network."""
     widths = [link.layer.weight.fan_in for link in hidden[1:] if link.layer.weight is not None]
     act = flow.act_of(hidden[0].activation) if hidden[0].activation is not None else None
     if not widths or act is None:
@@ -139,6 +138,10 @@ def reason(path: GradientPath) -> str:
     if known:
         gain = math.exp(sum(math.log(w) for w in known) / len(known))
         reference = theory.activation(act)
-        usual = f", where {theory.reference_name(reference)} has {reference.gain:.2g}" if reference else ""
+        usual = (
+            f", where {theory.reference_name(reference)} has {reference.gain:.2g}"
+            if reference
+            else ""
+        )
         text += f" and the weights' gain (std times root of fan-in) is {gain:.2g}{usual}"
     return text

@@ -53,7 +53,8 @@ class Prescription:
 class Finding:
     """One thing that is wrong (or worth knowing) at one place.
 
-    ``evidence`` maps names to numbers; ``threshold`` is the limit it was measured against;
+    ``evidence`` maps names to numbers; ``threshold`` is the limit that the one called ``measure``
+    (the name of the threshold, too) was held against;
     ``cause`` the finding that explains this one, or None for a root; ``suspects`` the rules whose
     findings can explain it.
     """
@@ -69,6 +70,7 @@ class Finding:
     cause: Finding | None = None
     prescriptions: tuple[Prescription, ...] = ()
     suspects: tuple[str, ...] = ()
+    measure: str = ""
 
     @property
     def root(self) -> Finding:
@@ -108,21 +110,28 @@ class Rule:
         where: Layer | Parameter | str,
         message: str,
         *,
+        evidence: Mapping[str, float] | None = None,
         severity: Severity | None = None,
-        threshold: float | None = None,
+        against: tuple[str, Limits] | None = None,
         location: str | None = None,
         cures: tuple[Prescription, ...] | None = None,
         suspects: tuple[str, ...] | None = None,
-        **evidence: float,
     ) -> Finding:
+        """A finding of this rule at a layer, a parameter or a named place.
+
+        ``against``: the name of the threshold, and of the evidence held against it, and the limits
+        in force.
+        """
+        measure, limit = against or ("", None)
         return Finding(
             rule=self.name,
             code=self.code,
             severity=severity or self.severity,
             layer=where if isinstance(where, str) else where.name,
             message=message,
-            evidence={key: float(value) for key, value in evidence.items()},
-            threshold=threshold,
+            evidence={key: float(value) for key, value in (evidence or {}).items()},
+            threshold=None if limit is None else getattr(limit, measure),
+            measure=measure,
             location=where.location if isinstance(where, Layer) else location,
             prescriptions=self.cures if cures is None else cures,
             suspects=self.caused_by if suspects is None else suspects,
@@ -263,11 +272,11 @@ def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[
     known = discover()
     values = {name: {k: t.value for k, t in m.RULE.thresholds.items()} for name, m in known.items()}
     flat: dict[str, object] = {}
-    for key, value in (overrides or {}).items():
-        if isinstance(value, Mapping):
-            flat.update({f"{key}.{inner}": v for inner, v in value.items()})
+    for key, given in (overrides or {}).items():
+        if isinstance(given, Mapping):
+            flat.update({f"{key}.{inner}": v for inner, v in given.items()})
         else:
-            flat[key] = value
+            flat[key] = given
     for key, value in flat.items():
         rule_name, _, threshold_name = key.partition(".")
         if rule_name not in known:
@@ -353,8 +362,9 @@ def explain(findings: Sequence[Finding], snapshot: Snapshot) -> list[Finding]:
     """Set each finding's ``cause`` and put the list in the order a reader should meet it.
 
     A finding is explained by one of a rule it suspects (the earliest named first), if that one
-    lies on a common path with it and is no mere note (a note explains only notes). Roots come first, by severity, then input, parameters, activations, gradients, then
-    depth; the explained ones follow in the same order.
+    lies on a common path with it and is no mere note (a note explains only notes). Roots come
+    first, by severity, then input, parameters, activations, gradients, then depth; the explained
+    ones follow in the same order.
     """
     rules = {name: module.RULE for name, module in discover().items()}
     place = _Places(snapshot)

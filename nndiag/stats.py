@@ -35,7 +35,11 @@ BoolArray = Annotated[
 
 def _number(x: float) -> float | str:
     """JSON knows no NaN and no infinity: those three travel as strings."""
-    return x if math.isfinite(x) else ("NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity")
+    return (
+        x
+        if math.isfinite(x)
+        else ("NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity")
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +102,13 @@ class UnitStats:
 
     @property
     def variance(self) -> np.ndarray:
-        return np.divide(self.m2, self.count, out=np.zeros_like(self.m2), where=self.count > 0)
+        variance: np.ndarray = self.m2 / np.maximum(self.count, 1)
+        return variance
 
     @property
     def std(self) -> np.ndarray:
-        return np.sqrt(self.variance)
+        std: np.ndarray = np.sqrt(self.variance)
+        return std
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +240,9 @@ class TensorStats:
         )
 
 
-def merge_moments(n1: Any, mean1: Any, m1: Any, n2: Any, mean2: Any, m2: Any) -> tuple[Any, Any, Any]:
+def merge_moments(
+    n1: Any, mean1: Any, m1: Any, n2: Any, mean2: Any, m2: Any
+) -> tuple[Any, Any, Any]:
     """Count, mean and sum of squared deviations of two samples put together.
 
     Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample
@@ -280,13 +288,14 @@ class FlatStats:
     open: BoolArray | None = None
 
     def merge(self, other: FlatStats) -> FlatStats:
-        known = self.open is not None and other.open is not None
-        same = known and len(self.open) == len(other.open)
+        opened: np.ndarray | None = None
+        if self.open is not None and other.open is not None and len(self.open) == len(other.open):
+            opened = self.open | other.open
         return FlatStats(
             self.samples + other.samples,
             self.count + other.count,
             self.flat + other.flat,
-            self.open | other.open if same else None,
+            opened,
         )
 
     @property
@@ -317,8 +326,8 @@ class Weight:
 class Shift:
     """What one virtual update of all layers did to this layer's input distribution.
 
-    ``mean``: root mean square over units of the change of the unit's mean, in units of its
-    standard deviation before; ``scale``: the same of ln(std after / std before). Over the
+    ``mean``: root mean square over units of the change of the unit's mean, in root mean square
+    standard deviations before; ``scale``: ln of the ratio of those, after to before. Over the
     ``units`` that varied across samples at all.
     """
 

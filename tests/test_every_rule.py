@@ -238,7 +238,9 @@ class TestChoosing:
             rule.limits({"dead-rely.share": 0.5})
 
     def test_a_share_in_percent_is_told_how_to_write_it(self):
-        with pytest.raises(nndiag.SettingsError, match=r"lies between 0 and 1. For 40 %, write 0.4"):
+        with pytest.raises(
+            nndiag.SettingsError, match=r"lies between 0 and 1. For 40 %, write 0.4"
+        ):
             rule.limits({"dead-relu.share": 40})
 
     def test_a_threshold_that_is_no_number(self):
@@ -254,7 +256,12 @@ class TestCauses:
         layers = tuple(
             Layer(name, "Linear", "linear", (8, 1), i + 1, counts) for i, name in enumerate("abc")
         )
-        nodes = (Node("input"), Node("linear", (0,), 0), Node("linear", (1,), 1), Node("linear", (2,), 2))
+        nodes = (
+            Node("input"),
+            Node("linear", (0,), 0),
+            Node("linear", (1,), 1),
+            Node("linear", (2,), 2),
+        )
         return Snapshot("Net", layers, nodes, (), {}, Loss("none"), 8, 1, outputs=(3,))
 
     def finding(self, name, layer, severity="warning"):
@@ -307,7 +314,9 @@ class TestCauses:
         assert [f.cause for f in found] == [None, None]
 
     def test_the_same_rule_elsewhere_explains_only_what_comes_after(self):
-        found = self.order(self.finding("symmetry", "c", "error"), self.finding("symmetry", "b", "error"))
+        found = self.order(
+            self.finding("symmetry", "c", "error"), self.finding("symmetry", "b", "error")
+        )
         assert found == [("symmetry", "b", None), ("symmetry", "c", "symmetry")]
 
 
@@ -318,3 +327,13 @@ def test_explaining_leaves_the_findings_as_they_were(examples):
 
     assert judged.findings == before
     assert np.isfinite([v for f in judged.findings for v in f.evidence.values()]).any()
+
+
+@every_rule
+def test_what_was_held_against_a_threshold_is_in_the_evidence_under_its_name(module, examples):
+    for snapshot in examples[module.RULE.name]:
+        for finding in rule.judge(snapshot).findings:
+            known = RULES[finding.rule].RULE.thresholds
+            if finding.threshold is not None:
+                assert finding.threshold == known[finding.measure].value
+                assert finding.measure in finding.evidence

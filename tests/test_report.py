@@ -192,13 +192,14 @@ class TestRaiseForFindings:
 class TestJudge:
     @pytest.fixture(autouse=True)
     def _a_rule_with_a_threshold(self, monkeypatch):
-        rule = samples.RULES["dead-relu"].RULE
-
         def check(snapshot, limit):
             for layer in snapshot.of_op("relu"):
                 share = layer.flat.closed / 4
                 if share >= limit.share:
-                    yield rule.finding(layer, "dead", share=share, threshold=limit.share)
+                    yield Finding(
+                        "dead-relu", "ND103", "warning", layer.name, "dead", {"share": share},
+                        limit.share,
+                    )  # fmt: skip
 
         monkeypatch.setattr(samples.RULES["dead-relu"], "check", check)
 

@@ -404,12 +404,16 @@ def _shift(before: Layer, after: Layer | None) -> Shift | None:
     varied = old.std > 1e-6 * max(before.input.rms, 1e-30)
     if not varied.any():
         return None
-    mean = (new.mean - old.mean)[varied] / old.std[varied]
-    scale = np.log(np.maximum(new.std[varied], 1e-30) / old.std[varied])
-    with np.errstate(over="ignore", invalid="ignore"):
-        return Shift(
-            float(np.sqrt(np.mean(mean**2))), float(np.sqrt(np.mean(scale**2))), int(varied.sum())
-        )
+    # Ratios of sums: in a sum of ratios one nearly dead unit outweighs all others.
+    before_variance, after_variance = old.variance[varied].mean(), new.variance[varied].mean()
+    moved = ((new.mean - old.mean)[varied] ** 2).mean()
+    if not (np.isfinite(moved) and np.isfinite(after_variance)):
+        return None
+    return Shift(
+        mean=math.sqrt(moved / before_variance),
+        scale=0.5 * math.log(max(after_variance / before_variance, 1e-30)),
+        units=int(varied.sum()),
+    )
 
 
 # -- the snapshot ------------------------------------------------------------------------------

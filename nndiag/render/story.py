@@ -73,32 +73,18 @@ def title_of(name: str) -> str:
 
 
 def yardstick(finding: Finding) -> Yardstick | None:
-    """What the finding measured against its threshold; None where it has no threshold.
-
-    The number measured is the evidence that has the threshold's name, or ends in it: the
-    ``dead_share`` for a threshold ``share``.
-    """
+    """What the finding measured against its threshold; None where it has no threshold."""
     if finding.threshold is None:
         return None
     rule = rule_of(finding.rule)
-    known = rule.thresholds if rule is not None else {}
-    default = [name for name, t in known.items() if t.value == finding.threshold]
-    shown = {name: _evidence_for(name, finding) for name in known}
-    measured = [name for name in known if shown[name]]
-    name = next(iter([n for n in default if n in measured] or default or measured), "")
-    if not name:
-        return Yardstick("", None, finding.threshold)
-    share, source = known[name].high == 1, known[name].source
-    if name not in default:
-        source = f"set for this run; the default is {number(known[name].value, share=share)}"
-    value = finding.evidence.get(shown[name])
-    return Yardstick(words(shown[name] or name), value, finding.threshold, source, share)
-
-
-def _evidence_for(threshold: str, finding: Finding) -> str:
-    if threshold in finding.evidence:
-        return threshold
-    return next((name for name in finding.evidence if name.endswith(f"_{threshold}")), "")
+    known = rule.thresholds.get(finding.measure) if rule is not None else None
+    if known is None:
+        return Yardstick(words(finding.measure), None, finding.threshold)
+    share, source = known.high == 1, known.source
+    if known.value != finding.threshold:
+        source = f"set for this run; the default is {number(known.value, share=share)}"
+    value = finding.evidence.get(finding.measure)
+    return Yardstick(words(finding.measure), value, finding.threshold, source, share)
 
 
 def blocks(findings: Sequence[Finding]) -> list[Block]:

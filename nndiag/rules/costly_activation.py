@@ -1,10 +1,11 @@
 """Activations that cost several times what a ReLU costs.
 
-The lecture counts it against sigmoid and tanh that they take an exponential for every value, where
-ReLU takes a comparison (CS231n 2017 lecture 6, slides 22-24). Measured with today's vectorised
-kernels, forward and backward on one CPU thread, sigmoid takes 1.1 and tanh 1.0 times as long as
-ReLU: both wait for memory. ELU, SELU and softplus take 2.3 to 2.5 times as long, softsign 5 and Mish
-10. Beside large matrix products even that hardly matters. A property, not a fault.
+The lecture counts it against sigmoid and tanh that they take an exponential for every value,
+where ReLU takes a comparison (CS231n 2017 lecture 6, slides 22-24). Measured with today's
+vectorised kernels, forward and backward on one CPU thread, sigmoid takes 1.1 and tanh 1.0 times
+as long as ReLU: both wait for memory. ELU, SELU and softplus take 2.3 to 2.5 times as long,
+softsign 5 and Mish 10. Beside large matrix products even that hardly matters. A property, not a
+fault.
 
 Sick::
 
@@ -59,10 +60,10 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         worst = max(costly, key=lambda layer: COST[layer.op])
         yield RULE.finding(
             costly[0],
-            f"{flow.plural(len(costly), 'activation')} take up to {COST[worst.op]:.2g} times as long "
+            f"{flow.plural(len(costly), 'activation')} take up to {COST[worst.op]:.2g} times "
+            "as long "
             f"as ReLU ({', '.join(dict.fromkeys(layer.op for layer in costly))}), over "
             f"{values:,.0f} values a sample",
-            threshold=limit.times_relu,
-            times_relu=COST[worst.op],
-            values_per_sample=values,
+            against=("times_relu", limit),
+            evidence={"times_relu": COST[worst.op], "values_per_sample": values},
         )

@@ -5,12 +5,13 @@ before it internal covariate shift, and built BatchNorm to reduce it. Santurkar 
 that BatchNorm trains better without reducing it: so this page claims no harm, it shows a number.
 
 Two things are looked at. (1) One virtual update: every parameter is moved by 1 % of its norm
-against its gradient, the same batch runs again, everything is undone; reported is how far the means
-of each layer's inputs moved, in standard deviations, and how it grows with depth. That is a note at
-most: healthy networks shift, saturated ones hardly do. (2) BatchNorm in evaluation mode uses running
-statistics. Where they do not fit this batch (the median channel's mean off by more than 2 running
-standard deviations, or its variance by a factor beyond 10), the layer behind sees inputs it was not
-trained on: a warning. A BatchNorm that never saw a batch has no running statistics yet: a note.
+against its gradient, the same batch runs again, everything is undone; reported is how far the
+means of each layer's inputs moved, in standard deviations, and how it grows with depth. That is a
+note at most: healthy networks shift, saturated ones hardly do. (2) BatchNorm in evaluation mode
+uses running statistics. Where they do not fit this batch (the median channel's mean off by more
+than 2 running standard deviations, or its variance by a factor beyond 10), the layer behind sees
+inputs it was not trained on: a warning. A BatchNorm that never saw a batch has no running
+statistics yet: a note.
 
 Sick::
 
@@ -62,13 +63,16 @@ RULE = Rule(
             0,
         ),
         "drift": Threshold(
-            10.0, "derived: a layer fed at ten times another's scale takes a hundred times its step", 1
+            10.0,
+            "derived: a layer fed at ten times another's scale takes a hundred times its step",
+            1,
         ),
     },
     caused_by=("non-finite", "init-scale", "exploding-gradient"),
     cures=(
         Prescription(
-            "Re-estimate the running statistics: some forward passes in training mode on training data.",
+            "Re-estimate the running statistics: some forward passes in training mode on "
+            "training data.",
             "",
             "model.train()\nwith torch.no_grad():\n    for x, _ in loader: model(x)\nmodel.eval()",
         ),
@@ -96,14 +100,16 @@ def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         fresh = tracked == 0
         yield RULE.finding(
             layer,
-            f"in evaluation mode its running statistics do not fit this batch: the median channel's "
+            f"in evaluation mode its running statistics do not fit this batch: the median "
+            "channel's "
             f"mean is off by {shift:.2g} running standard deviations, its variance by a factor "
             f"{off:.2g}" + ("; it has not seen a single batch in training mode" if fresh else ""),
             severity="note" if fresh else "warning",
-            threshold=limit.running_mean if shift > limit.running_mean else limit.running_variance,
-            mean_shift=shift,
-            variance_ratio=ratio,
-            batches_tracked=tracked,
+            against=(
+                "running_mean" if shift > limit.running_mean else "running_variance",
+                limit,
+            ),
+            evidence={"running_mean": shift, "running_variance": off, "batches_tracked": tracked},
         )
 
 
@@ -124,12 +130,14 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         f"standard deviations and their scale by a factor {2.718281828459045**shift.scale:.2g}; "
         f"{len(over)} of {len(moved)} layers move by more than {limit.shift:g}",
         severity="note",
-        threshold=limit.shift,
+        against=("shift", limit),
         cures=(),
-        mean_shift=shift.mean,
-        log_scale=shift.scale,
-        amplification=shift.mean / least if least else float("nan"),
-        layers=len(over),
+        evidence={
+            "shift": shift.mean,
+            "log_scale": shift.scale,
+            "amplification": shift.mean / least if least else float("nan"),
+            "layers": len(over),
+        },
     )
 
 
@@ -150,7 +158,7 @@ def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                 f"the scale of layer inputs drifts by a factor {ratio:.3g} along this chain, from "
                 f"{smallest[1]:.2g} at {smallest[0].name} to {largest[1]:.2g} at {largest[0].name}",
                 severity="note",
-                threshold=limit.drift,
+                against=("drift", limit),
                 cures=(),
-                ratio=ratio,
+                evidence={"drift": ratio},
             )

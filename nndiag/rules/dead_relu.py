@@ -5,13 +5,14 @@ gradient, its weights do not move, and it stays off: the layer is narrower than 
 (CS231n 2017 lecture 6, slides 26-28). Causes are a learning rate that threw the unit off the data
 and a large negative bias.
 
-Never active in n samples proves little for small n: it bounds the unit's activity by
-1 - 0.05^(1/n) at 95 % confidence. And healthy deep networks have such units from the start, because
-the inputs of deep layers resemble each other: a ten-layer He network shows 9 % on a thousand samples.
-So the count is held against what a random layer of this width would show whose inputs are as alike
-as those measured here (mean pairwise cosine), at the 99.9 % binomial bound. It is the unit that
-counts, over all samples and positions: half of a ReLU's values being zero is its purpose. Leaky
-ReLU, ELU and GELU do not die. Layers that are sparse by design, such as routers, are no fault.
+Never active in n samples proves little for small n: it bounds the unit's activity by 1 -
+0.05^(1/n) at 95 % confidence. And healthy deep networks have such units from the start, because
+the inputs of deep layers resemble each other: a ten-layer He network shows 9 % on a thousand
+samples. So the count is held against what a random layer of this width would show whose inputs
+are as alike as those measured here (mean pairwise cosine), at the 99.9 % binomial bound. It is
+the unit that counts, over all samples and positions: half of a ReLU's values being zero is its
+purpose. Leaky ReLU, ELU and GELU do not die. Layers that are sparse by design, such as routers,
+are no fault.
 
 Sick::
 
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from nndiag import flow, theory
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold, Unjudged
@@ -44,7 +46,8 @@ RULE = Rule(
     thresholds={
         "share": Threshold(
             0.40,
-            'cited: CS231n course notes, neural-networks-1, "as much as 40 % of your network can be '
+            'cited: CS231n course notes, neural-networks-1, "as much as 40 % of your network '
+            "can be "
             'dead"; trained networks with 13 to 15 % of dead units still classify 99 % correctly',
             0,
             1,
@@ -59,9 +62,11 @@ RULE = Rule(
     caused_by=("non-finite", "symmetry", "init-scale"),
     cures=(
         Prescription(
-            "Lower the learning rate, or warm it up, and start again from He weights and zero bias.",
+            "Lower the learning rate, or warm it up, and start again from He weights and zero "
+            "bias.",
             "A dead unit gets no gradient and does not come back by training on.",
-            "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu'); nn.init.zeros_(layer.bias)",
+            "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu'); "
+            "nn.init.zeros_(layer.bias)",
         ),
         Prescription(
             "Use an activation with a slope on both sides: LeakyReLU, ELU or GELU.",
@@ -72,6 +77,7 @@ RULE = Rule(
 
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
+    healthy: list[Finding] = []
     for layer in snapshot.layers:
         act = flow.act_of(layer)
         if act is None or act.family != "rectifier" or layer.flat is None:
@@ -88,7 +94,15 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
                 f"show an activity below {bound:.1%}; give {limit.samples:.0f} or more",
             )
         elif layer.flat.closed:
-            yield _judge(snapshot, layer, limit)
+            found = _judge(snapshot, layer, limit)
+            if found.evidence["dead_units"] <= found.evidence["healthy_bound"]:
+                healthy.append(found)
+            else:
+                yield found
+    if healthy:
+        worst = max(healthy, key=lambda f: f.evidence["share"])
+        more = f" ({len(healthy) - 1} more layers likewise)" if len(healthy) > 1 else ""
+        yield replace(worst, message=worst.message + more)
 
 
 def _judge(snapshot: Snapshot, layer: Layer, limit: Limits) -> Finding:
@@ -98,7 +112,9 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits) -> Finding:
     units, dead, samples = len(flat.open), flat.closed, flat.samples
     cosine = _likeness(snapshot, layer)
     known = not math.isnan(cosine)
-    healthy = theory.never_active_bound(units, samples, cosine, limit.confidence) if known else units
+    healthy = (
+        theory.never_active_bound(units, samples, cosine, limit.confidence) if known else units
+    )
     share = dead / units
     on_only_path = flow.only_path(snapshot, layer.node)
     severity = "note"
@@ -107,7 +123,8 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits) -> Finding:
     elif share > limit.share and (dead > healthy or dead == units):
         severity = "warning"
     message = (
-        f"{dead:,} of {flow.plural(units, 'unit')} {'was' if dead == 1 else 'were'} never active on "
+        f"{dead:,} of {flow.plural(units, 'unit')} {'was' if dead == 1 else 'were'} never "
+        "active on "
         f"{samples:,} samples (at 95 % confidence: active on less than "
         f"{theory.activity_bound(samples):.2g} of inputs)"
     )
@@ -121,11 +138,13 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits) -> Finding:
         layer,
         message,
         severity=severity,  # type: ignore[arg-type]
-        threshold=limit.share,
-        dead_share=share,
-        dead_units=dead,
-        healthy_bound=healthy,
-        input_cosine=cosine,
+        against=("share", limit),
+        evidence={
+            "share": share,
+            "dead_units": dead,
+            "healthy_bound": healthy,
+            "input_cosine": cosine,
+        },
     )
 
 

@@ -32,7 +32,10 @@ RULE = Rule(
     about="activations",
     thresholds={
         "zero_fraction": Threshold(
-            0.01, "derived: a rectifier of N(0, 1) is zero for 50 % of its inputs, a smooth one for none", 0, 1
+            0.01,
+            "derived: a rectifier of N(0, 1) is zero for 50 % of its inputs, a smooth one for none",
+            0,
+            1,
         ),
     },
 )
@@ -47,7 +50,10 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             dense[0],
             f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) have no "
             "zeros: every unit takes part in every output",
-            threshold=limit.zero_fraction,
-            dense_layers=len(dense),
-            hidden_layers=len(hidden),
+            against=("zero_fraction", limit),
+            evidence={
+                "zero_fraction": max(layer.output.zero_fraction for layer in dense),
+                "dense_layers": len(dense),
+                "hidden_layers": len(hidden),
+            },
         )

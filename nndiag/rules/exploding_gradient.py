@@ -49,7 +49,8 @@ RULE = Rule(
         ),
         "overflow": Threshold(
             1e4,
-            "derived: two orders over the warning: a step right for the last layer overshoots in the "
+            "derived: two orders over the warning: a step right for the last layer overshoots "
+            "in the "
             "first by the square of the warning's factor",
             1,
         ),
@@ -87,9 +88,11 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{path.per_layer:.2g} for each of {len(path.passages)} layers; "
             f"{gradient_flow.reason(path)}",
             severity=severity,
-            threshold=limit.total,
-            total=path.total,
-            per_layer=path.per_layer,
-            layers=len(path.passages),
-            median_over_rms=median,
+            against=("total", limit),
+            evidence={
+                "total": path.total,
+                "per_layer": path.per_layer,
+                "layers": len(path.passages),
+                "median_over_rms": median,
+            },
         )

@@ -10,7 +10,8 @@ layers are frozen (LoRA, adapters) is how fine-tuning is done: a note at most.
 Sick::
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
     model[2].weight.requires_grad_(False)
     batch = torch.randn(128, 8)
 
@@ -36,6 +37,13 @@ RULE = Rule(
         "frozen_share": Threshold(
             0.5, "derived: where most layers are frozen, freezing is the plan", 0, 1
         ),
+        "frozen_values": Threshold(
+            2 / 3,
+            "derived: one forgotten layer of three equal ones holds a third of the values; under "
+            "adapters and LoRA all but a few percent are frozen",
+            0,
+            1,
+        ),
     },
     cures=(
         Prescription("Let it train.", "", "for p in layer.parameters(): p.requires_grad_(True)"),
@@ -46,7 +54,9 @@ RULE = Rule(
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     weights = [
-        layer for layer in snapshot.layers if layer.weight and layer.weight.name in snapshot.parameter
+        layer
+        for layer in snapshot.layers
+        if layer.weight and layer.weight.name in snapshot.parameter
     ]
     frozen = [layer for layer in weights if not _trains(snapshot, layer)]
     if not frozen:
@@ -56,8 +66,11 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             frozen[0],
             f"every parameter of the model is frozen ({len(snapshot.parameters)})",
             severity="note",
-            frozen_layers=len(frozen),
-            layers=len(weights),
+            evidence={
+                "frozen_share": len(frozen) / len(weights),
+                "frozen_layers": len(frozen),
+                "layers": len(weights),
+            },
         )
         return
     training = {layer.node for layer in weights if _trains(snapshot, layer)}
@@ -67,25 +80,33 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         if flow.ancestors(snapshot, layer.node) & training
         and flow.descendants(snapshot, layer.node) & training
     ]
-    planned = len(frozen) > limit.frozen_share * len(weights)
+    still = sum(p.value.total for p in snapshot.parameters if not p.trainable)
+    values = still / max(sum(p.value.total for p in snapshot.parameters), 1)
+    planned = len(frozen) > limit.frozen_share * len(weights) or values > limit.frozen_values
     if between and not planned:
         for layer in between:
             assert layer.weight is not None
             yield RULE.finding(
                 layer,
                 f"{layer.weight.name} is frozen, with trainable layers before and behind it",
-                threshold=limit.frozen_share,
-                frozen_layers=len(frozen),
-                layers=len(weights),
+                against=("frozen_share", limit),
+                evidence={
+                    "frozen_share": len(frozen) / len(weights),
+                    "frozen_layers": len(frozen),
+                    "layers": len(weights),
+                },
             )
         return
     yield RULE.finding(
         frozen[0],
         f"{len(frozen)} of {len(weights)} layers with weights are frozen",
         severity="note",
-        threshold=limit.frozen_share,
-        frozen_layers=len(frozen),
-        layers=len(weights),
+        against=("frozen_share", limit),
+        evidence={
+            "frozen_share": len(frozen) / len(weights),
+            "frozen_layers": len(frozen),
+            "layers": len(weights),
+        },
     )
 
 

@@ -2,8 +2,8 @@
 
 For inputs of second moment q, weights of standard deviation σ and fan-in n, pre-activations have
 variance n σ² q. Xavier (σ = 1/√n) keeps a tanh network's scale, He (σ = √(2/n)) makes up for the
-half a ReLU drops. What is off by a factor in one layer is off by its power after many: the lecture's
-0.01·N(0, 1) loses a factor 4.5 in each of ten layers.
+half a ReLU drops. What is off by a factor in one layer is off by its power after many: the
+lecture's 0.01·N(0, 1) loses a factor 4.5 in each of ten layers.
 
 Each layer is predicted from its own measured input, zero padding included, and both the weights and
 what they measurably do must be off, in the same direction: sound propagation with unusual weights,
@@ -35,9 +35,10 @@ slides 44-50.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nndiag import flow, theory
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
@@ -49,7 +50,7 @@ RULE = Rule(
     severity="warning",
     about="parameters",
     thresholds={
-        "layer": Threshold(
+        "times": Threshold(
             1.5,
             "derived: Xavier in place of He is off by √2 = 1.41, torch's default nn.Linear by √3 = "
             "1.73 (tanh) and √6 = 2.45 (ReLU)",
@@ -67,9 +68,7 @@ RULE = Rule(
             "care, 2^15 over 30 does not; CS231n 2017 lecture 6 slide 45",
             1,
         ),
-        "saturated": Threshold(
-            0.75, "derived: the threshold of saturation", 0, 1
-        ),
+        "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1),
     },
     caused_by=("non-finite", "symmetry"),
 )
@@ -89,6 +88,7 @@ class _Step:
 
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    notes: list[Finding] = []
     for chain in flow.chains(snapshot):
         if chain.repeated:
             continue
@@ -98,8 +98,15 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             if step is None:
                 break
             steps.append(step)
-        if steps:
-            yield from _judge(chain, steps, limit)
+        for found in _judge(chain, steps, limit) if steps else ():
+            if found.severity == "note":
+                notes.append(found)
+            else:
+                yield found
+    if notes:
+        worst = max(notes, key=lambda f: f.evidence["times"])
+        more = f" ({len(notes) - 1} more places likewise)" if len(notes) > 1 else ""
+        yield replace(worst, message=worst.message + more)
 
 
 def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
@@ -114,7 +121,9 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     arriving = layer.input.second_moment * weight.coverage
     reference = act.gain / math.sqrt(weight.fan_in)
     if not arriving > 0 or not parameter.value.rms > 0 or not layer.output.std > 0:
-        return None  # nothing arrives, or weights of zero: symmetry and signal-collapse speak of that
+        return (
+            None  # nothing arrives, or weights of zero: symmetry and signal-collapse speak of that
+        )
     logs = [
         math.log(parameter.value.rms / reference),
         math.log(layer.output.std / (act.gain * math.sqrt(arriving))),
@@ -145,7 +154,7 @@ def _judge(chain: flow.Chain, steps: list[_Step], limit: Limits) -> Iterator[Fin
     logs = [math.log(s.ratio) for s in steps]
     worst = max(logs, key=abs)
     accumulated = _accumulated(steps, logs, worst > 0)
-    if math.exp(abs(worst)) <= limit.layer and accumulated <= limit.accumulated:
+    if math.exp(abs(worst)) <= limit.times and accumulated <= limit.accumulated:
         return
     sign = 1 if worst > 0 else -1
     off = [s for s, x in zip(steps, logs, strict=True) if x * sign > 0.67 * abs(worst)]
@@ -157,6 +166,9 @@ def _judge(chain: flow.Chain, steps: list[_Step], limit: Limits) -> Iterator[Fin
             severity = "error"
         elif accumulated > limit.accumulated or saturates:
             severity = "warning"
+    measure = "times" if severity == "note" else "accumulated"
+    if severity != "note" and accumulated <= limit.accumulated:
+        measure = "saturated"
     times = max(first.ratio, 1 / first.ratio)
     weight = first.link.layer.weight
     assert weight is not None
@@ -167,35 +179,46 @@ def _judge(chain: flow.Chain, steps: list[_Step], limit: Limits) -> Iterator[Fin
     )
     if len(off) > 1:
         message += f"; so are {len(off) - 1} more of {len(steps)} layers"
-    if len(steps) > 1:
+    if measure == "saturated":
+        message += f"; {max(s.saturated for s in off):.0%} of the activation's values saturate"
+    elif len(steps) > 1:
         message += (
-            f"; over this chain {'gradients or signals grow' if sign > 0 else 'the signal shrinks'} "
+            f"; over this chain "
+            f"{'gradients or signals grow' if sign > 0 else 'the signal shrinks'} "
             f"{accumulated:.3g} times"
         )
     slopes = sum(abs(math.log(max(s.slope, 1e-30))) for s in steps)
     by_slope = slopes > sum(abs(x) for x in logs) and sign < 0
-    init = {"He": "kaiming_normal_", "Xavier": "xavier_normal_", "LeCun": "normal_"}[first.reference]
+    init = {"He": "kaiming_normal_", "Xavier": "xavier_normal_", "LeCun": "normal_"}[
+        first.reference
+    ]
     yield RULE.finding(
         first.link.layer,
         message,
         severity=severity,
-        threshold=limit.accumulated if severity != "note" else limit.layer,
+        against=(measure, limit),
         cures=(
             Prescription(
-                f"Start from {first.reference} weights: std {first.reference_std:.3g} for a fan-in of "
+                f"Start from {first.reference} weights: std {first.reference_std:.3g} for a "
+                "fan-in of "
                 f"{weight.fan_in}.",
                 "Then pre-activations keep their scale from layer to layer.",
                 f"nn.init.{init}({weight.name}"
                 + (f", std={first.reference_std:.3g})" if init == "normal_" else ")"),
             ),
-            Prescription("Put a normalisation layer before the activation; it takes the scale out."),
+            Prescription(
+                "Put a normalisation layer before the activation; it takes the scale out."
+            ),
         ),
         suspects=("non-finite", "symmetry", "vanishing-gradient") if by_slope else RULE.caused_by,
-        times=times,
-        weight_std=first.weight_std,
-        reference_std=first.reference_std,
-        accumulated=accumulated,
-        layers=len(off),
+        evidence={
+            "times": times,
+            "weight_std": first.weight_std,
+            "reference_std": first.reference_std,
+            "accumulated": accumulated,
+            "saturated": max(s.saturated for s in off),
+            "layers": len(off),
+        },
     )
 
 
@@ -209,7 +232,7 @@ def _accumulated(steps: list[_Step], logs: list[float], large: bool) -> float:
     if large and steps[0].saturating:
         backward = sum(
             math.log(max(before.slope * after.weight_std / after.reference_std, 1e-30))
-            for before, after in zip(steps[:-1], steps[1:], strict=True)
+            for before, after in itertools.pairwise(steps)
         )
         return math.exp(max(backward, *(abs(x) for x in logs)))
     total, reached = 0.0, first

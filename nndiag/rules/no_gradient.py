@@ -46,7 +46,9 @@ RULE = Rule(
             "Use its output in the loss, or remove the parameter.",
             "Distributed training waits for gradients that never come.",
         ),
-        Prescription("If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"),
+        Prescription(
+            "If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"
+        ),
     ),
 )
 
@@ -68,7 +70,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             "(model)",
             f"none of the {len(trainable)} trainable parameters gets a gradient",
             severity="error",
-            parameters=len(trainable),
+            evidence={"parameters": len(trainable)},
         )
         return
     users = _users(snapshot)
@@ -86,11 +88,14 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                     severity, why = "note", why + " in this run, its neighbours in the list were"
             yield RULE.finding(p, why, severity=severity, location=location)
         elif not _by_construction(snapshot, p, rows, stops):
+            cancels = _cancels(snapshot, p, rows)
             yield RULE.finding(
                 p,
-                f"its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries",
+                f"its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries"
+                + ("; it cancels over the batch: a constant does not change the loss" * cancels),
+                severity="note" if cancels else "warning",
                 location=location,
-                gradient_entries=p.grad.count if p.grad else 0,
+                evidence={"gradient_entries": p.grad.count if p.grad else 0},
             )
 
 
@@ -113,13 +118,16 @@ def _users(snapshot: Snapshot) -> dict[str, list[Layer]]:
     for p in snapshot.parameters:
         if p.name not in used:
             owner = p.name.rpartition(".")[0]
-            rows = [row for row in snapshot.layers if row.name.partition("@")[0] == owner]
+            rows: list[Layer] = []
+            while owner and not rows:  # a part of an opaque layer has no row of its own
+                rows = [row for row in snapshot.layers if row.name.partition("@")[0] == owner]
+                owner = owner.rpartition(".")[0]
             used[p.name] = rows
     return used
 
 
 def _silent(snapshot: Snapshot) -> frozenset[int]:
-    """Nodes whose own weight is all zeros, so that no gradient passes them: heads, gammas, scales."""
+    """Nodes whose own weight is all zeros, so that no gradient passes: heads, gammas, scales."""
     zero = {p.name for p in snapshot.parameters if p.value.count and p.value.zeros == p.value.total}
     nodes = set()
     for layer in snapshot.layers:
@@ -129,7 +137,9 @@ def _silent(snapshot: Snapshot) -> frozenset[int]:
         if names & zero:
             nodes.add(layer.node)
     if zero:
-        nodes |= {i for i, n in enumerate(snapshot.nodes) if n.op in ("mul:parameter", "div:parameter")}
+        nodes |= {
+            i for i, n in enumerate(snapshot.nodes) if n.op in ("mul:parameter", "div:parameter")
+        }
     return frozenset(nodes)
 
 
@@ -149,6 +159,17 @@ def _by_construction(
         if not before_norm and not (starts_at_zero and _ends_benign(snapshot, row, stops)):
             return False
     return True
+
+
+def _cancels(snapshot: Snapshot, p: Parameter, rows: list[Layer]) -> bool:
+    """A bias whose layer does get a gradient, which sums to zero: the loss ignores a shift."""
+    for row in rows:
+        if row.weight is None or row.weight.bias != p.name:
+            return False
+        weight = snapshot.parameter.get(row.weight.name)
+        if weight is None or weight.grad is None or _zero(weight):
+            return False
+    return bool(rows)
 
 
 def _ends_benign(snapshot: Snapshot, row: Layer, stops: frozenset[int]) -> bool:

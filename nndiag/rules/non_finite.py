@@ -40,7 +40,9 @@ RULE = Rule(
     about="activations",
     uses=("gradients",),
     cures=(
-        Prescription("Keep the argument of log, sqrt and division away from zero.", "", "x.clamp(min=1e-6)"),
+        Prescription(
+            "Keep the argument of log, sqrt and division away from zero.", "", "x.clamp(min=1e-6)"
+        ),
         Prescription(
             "Where values grow towards the end of the number format: a smaller learning rate or "
             "init, or bfloat16 or float32 in place of float16."
@@ -59,24 +61,29 @@ def _values(snapshot: Snapshot) -> Generator[Finding, None, bool]:
     found = False
     for name, stats in snapshot.inputs.items():
         if stats.nonfinite:
-            yield RULE.finding(name, f"the input holds {_count(stats)}", **_evidence(stats))
+            yield RULE.finding(name, f"the input holds {_count(stats)}", evidence=_evidence(stats))
             return True
     for p in snapshot.parameters:
         if p.value.nonfinite:
             found = True
-            yield RULE.finding(p, f"the parameter holds {_count(p.value)}", **_evidence(p.value))
+            yield RULE.finding(
+                p, f"the parameter holds {_count(p.value)}", evidence=_evidence(p.value)
+            )
     sick = {layer.node for layer in snapshot.layers if layer.output.nonfinite}
     if found:
         return True
     for layer in snapshot.layers:
         if layer.output.nonfinite and not flow.ancestors(snapshot, layer.node) & sick:
             found = True
-            yield RULE.finding(layer, _origin(snapshot, layer, len(sick)), **_evidence(layer.output))
+            yield RULE.finding(
+                layer, _origin(snapshot, layer, len(sick)), evidence=_evidence(layer.output)
+            )
     if not found and not math.isfinite(snapshot.loss.value) and snapshot.loss.kind != "none":
         found = True
         yield RULE.finding(
             "(loss)",
-            f"the loss ({snapshot.loss.kind}) is {snapshot.loss.value}, though every layer's output "
+            f"the loss ({snapshot.loss.kind}) is {snapshot.loss.value}, though every layer's "
+            "output "
             "is finite",
         )
     return found
@@ -108,14 +115,17 @@ def _gradients(snapshot: Snapshot) -> Iterator[Finding]:
         if not flow.descendants(snapshot, layer.node) & nodes:
             yield RULE.finding(
                 layer,
-                f"the gradient of its output holds {_count(layer.grad)}, though all outputs are finite",
-                **_evidence(layer.grad),
+                f"the gradient of its output holds {_count(layer.grad)}, though all outputs "
+                "are finite",
+                evidence=_evidence(layer.grad),
             )
     if sick:
         return
     for p in snapshot.parameters:
         if p.grad is not None and p.grad.nonfinite:
-            yield RULE.finding(p, f"its gradient holds {_count(p.grad)}", **_evidence(p.grad))
+            yield RULE.finding(
+                p, f"its gradient holds {_count(p.grad)}", evidence=_evidence(p.grad)
+            )
 
 
 def _count(stats: TensorStats) -> str:

@@ -9,7 +9,8 @@ the condition number of its input grows like 1 + d k² for d inputs.
 
 A sigmoid's mean is 2.4 of its standard deviations from zero, and more with depth; that is a
 warning where the weight gradients show it. The positive outputs of ReLU and its kin (0.68) are a
-property everyone lives with: a note at most. Gates and the model's outputs are meant to be positive.
+property everyone lives with: a note at most. Gates and the model's outputs are meant to be
+positive.
 
 Sick::
 
@@ -22,8 +23,8 @@ Well::
 
     model[1] = model[3] = nn.Tanh()
 
-References: CS231n 2017 lecture 6 slides 20-21; LeCun et al. 1998, "Efficient BackProp", section 4.3.
-"""
+References: CS231n 2017 lecture 6 slides 20-21; LeCun et al. 1998, "Efficient BackProp", section
+4.3."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ RULE = Rule(
     thresholds={
         "ratio": Threshold(
             0.5,
-            "derived: |mean|/std is 0.68 for ReLU and 2.40 for sigmoid of N(0, 1), 0.20 for ELU and "
+            "derived: |mean|/std is 0.68 for ReLU and 2.40 for sigmoid of N(0, 1), 0.20 for "
+            "ELU and "
             "0 for tanh; 0.5 parts the one-sided from the centred",
             0,
         ),
@@ -56,7 +58,9 @@ RULE = Rule(
             0,
             1,
         ),
-        "fan_in": Threshold(8, "derived: below 8 inputs one sign is no rarity (2^(1-8) = 0.8 %)", 1),
+        "fan_in": Threshold(
+            8, "derived: below 8 inputs one sign is no rarity (2^(1-8) = 0.8 %)", 1
+        ),
     },
     caused_by=("non-finite", "symmetry", "saturation", "vanishing-gradient", "signal-collapse"),
     cures=(
@@ -95,9 +99,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{flow.plural(len(noted), 'hidden activation')} with outputs of one sign: mean up to "
             f"{ratio:.2g} standard deviations from zero (at {layer.name})",
             severity="note",
-            threshold=limit.ratio,
-            ratio=ratio,
-            layers=len(noted),
+            against=("ratio", limit),
+            evidence={"ratio": ratio, "layers": len(noted)},
         )
 
 
@@ -107,10 +110,12 @@ def _warn(layer: Layer, ratio: float, one: int, of: int, limit: Limits) -> Findi
         layer,
         f"its outputs have one sign, their mean {ratio:.2g} standard deviations from zero: in the "
         f"next layer the weight gradients of {one} of {of} units all have one sign",
-        threshold=limit.one_sign,
-        ratio=ratio,
-        one_sign_share=one / of,
-        condition=theory.mean_square_condition(ratio, width),
+        against=("one_sign", limit),
+        evidence={
+            "ratio": ratio,
+            "one_sign": one / of,
+            "condition": theory.mean_square_condition(ratio, width),
+        },
     )
 
 

@@ -98,10 +98,12 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
         f"{flat.flat:,} of {flat.count:,} values ({flat.share:.0%}) lie where the slope of "
         f"{layer.op} is under 5 % of its maximum{where}{units}; its inputs have std {std:.3g}",
         severity="warning" if what == "hidden" else "note",
-        threshold=limit.share,
-        saturated_fraction=flat.share,
-        saturated_units=flat.closed,
-        input_std=std,
+        against=("share", limit),
+        evidence={
+            "share": flat.share,
+            "saturated_units": flat.closed,
+            "input_std": std,
+        },
     )
 
 
@@ -116,9 +118,8 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
         f"{one_hot:,.0f} of {rows:,.0f} {'attention ' if hidden else ''}rows are one-hot "
         "(largest entry over 0.987): their softmax passes almost no gradient",
         severity="warning" if hidden else "note",
-        threshold=limit.share,
-        saturated_fraction=one_hot / rows,
-        rows=rows,
+        against=("share", limit),
+        evidence={"share": one_hot / rows, "rows": rows},
     )
 
 
@@ -137,7 +138,9 @@ def _gates(layer: Layer, limit: Limits) -> Iterator[Finding]:
         layer,
         f"{share:.0%} of the gate values of this {layer.kind} lie where their sigmoid or tanh is "
         f"flat ({parts})",
-        threshold=limit.share,
-        saturated_fraction=share,
-        **{f"{name}_saturated": value for name, value in each.items()},
+        against=("share", limit),
+        evidence={
+            "share": share,
+            **{f"{name}_saturated": value for name, value in each.items()},
+        },
     )

@@ -43,7 +43,8 @@ RULE = Rule(
     thresholds={
         "share": Threshold(
             0.01,
-            "derived: healthy He networks keep 0.45 of the pooled std across samples at 10 layers and "
+            "derived: healthy He networks keep 0.45 of the pooled std across samples at 10 "
+            "layers and "
             "0.20 at 30 (arc-cosine kernel, Cho & Saul 2009); sigmoid falls below 0.01 at layer 5",
             0,
             1,
@@ -56,7 +57,9 @@ RULE = Rule(
             1,
         ),
         "samples": Threshold(
-            8, "derived: the relative error of a standard deviation is 1/√(2 (n - 1)), 27 % at n = 8", 2
+            8,
+            "derived: the relative error of a standard deviation is 1/√(2 (n - 1)), 27 % at n = 8",
+            2,
         ),
     },
     caused_by=(
@@ -72,7 +75,8 @@ RULE = Rule(
             "Put normalisation layers between: BatchNorm brings each unit's variation back to one."
         ),
         Prescription(
-            "Use a zero-centred activation and its matching init; residual connections keep the input.",
+            "Use a zero-centred activation and its matching init; residual connections keep "
+            "the input.",
         ),
     ),
 )
@@ -95,6 +99,9 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         if share is None or not flow.inputs_before(snapshot, layer.node) & set(varying):
             continue
         share /= max(min(varying.values()), 1e-12)
+        # An output layer alone did not lose the signal: a zero head, or one of large biases.
+        if not collapsed and not flow.leads_on(snapshot, layer):
+            continue
         if share < limit.share and flow.only_path(snapshot, layer.node):
             collapsed.append((layer, share))
     if collapsed:
@@ -120,12 +127,14 @@ def _finding(collapsed: list[tuple[Layer, float]], limit: Limits) -> Finding:
         layer,
         message,
         severity=severity,
-        threshold=limit.share,
-        share=share,
-        least_share=least,
-        spread=output.spread,
-        pooled_std=output.std,
-        layers=len(collapsed),
+        against=("share", limit),
+        evidence={
+            "share": share,
+            "least_share": least,
+            "spread": output.spread,
+            "pooled_std": output.std,
+            "layers": len(collapsed),
+        },
     )
 
 

@@ -11,7 +11,8 @@ residual branch is no fault: its units get different gradients at once.
 Sick::
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
     for layer in model[::2]:
         nn.init.constant_(layer.weight, 0.05)
         nn.init.zeros_(layer.bias)
@@ -68,6 +69,13 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         yield from _judge(snapshot, layer, p, units, limit)
 
 
+def _ends_branch(snapshot: Snapshot, layer: Layer) -> bool:
+    return any(
+        snapshot.nodes[n].op == "add" and len(snapshot.nodes[n].inputs) > 1
+        for n in flow.users(snapshot, layer.node)
+    )
+
+
 def _judge(
     snapshot: Snapshot, layer: Layer, p: Parameter, units: int, limit: Limits
 ) -> Iterator[Finding]:
@@ -79,9 +87,9 @@ def _judge(
     if p.zero_units == same:
         text = f"{same} of {flow.plural(units, 'unit')} have all-zero weights"
     severity: Severity = "note"
-    hidden = any(
-        snapshot.nodes[n].op in flow.LEARNED for n in flow.descendants(snapshot, layer.node)
-    )
+    hidden = flow.leads_on(snapshot, layer)
+    if known and p.grad is not None and not p.grad.rms and _ends_branch(snapshot, layer):
+        return  # the zero end of a residual branch, behind a zero head: equal for one step only
     if not known:
         text += "; whether gradients keep them equal was not seen"
     elif kept < 2:
@@ -98,9 +106,12 @@ def _judge(
         layer,
         text,
         severity=severity,
-        threshold=limit.share,
-        equal_units=same,
-        kept_equal=kept,
-        units=units,
-        zero_units=p.zero_units,
+        against=("share", limit),
+        evidence={
+            "share": same / units,
+            "equal_units": same,
+            "kept_equal": kept,
+            "units": units,
+            "zero_units": p.zero_units,
+        },
     )

@@ -53,7 +53,8 @@ RULE = Rule(
         ),
         "stall": Threshold(
             1e-4,
-            "cited: He et al. 2015, section 2.2: with Xavier weights 22 ReLU layers (2^-11 = 4.9e-4) "
+            "cited: He et al. 2015, section 2.2: with Xavier weights 22 ReLU layers (2^-11 = "
+            "4.9e-4) "
             "converge and 30 layers (2^-15 = 3.1e-5) stall completely",
             0,
             1,
@@ -62,7 +63,8 @@ RULE = Rule(
     caused_by=("non-finite", "symmetry", "init-scale", "saturation", "dead-relu"),
     cures=(
         Prescription(
-            "Use an activation with slope 1 where it is active (ReLU, ELU) and its matching init (He).",
+            "Use an activation with slope 1 where it is active (ReLU, ELU) and its matching "
+            "init (He).",
             "A sigmoid's slope is at most 0.25: no usual init makes up for it.",
             "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')",
         ),
@@ -94,13 +96,15 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"the gradient at {first.name} {small}: a factor {path.per_layer:.2g} for each of "
             f"{len(path.passages)} layers; {gradient_flow.reason(path)}",
             severity=severity,
-            threshold=limit.total,
+            against=("total", limit),
             suspects=RULE.caused_by
             if by_weights
             else tuple(s for s in RULE.caused_by if s != "init-scale"),
-            total=path.total,
-            per_layer=path.per_layer,
-            layers=len(path.passages),
-            slope_share=path.slope_share,
-            first_grad_rms=first.grad.rms if first.grad is not None else float("nan"),
+            evidence={
+                "total": path.total,
+                "per_layer": path.per_layer,
+                "layers": len(path.passages),
+                "slope_share": path.slope_share,
+                "first_grad_rms": first.grad.rms if first.grad is not None else float("nan"),
+            },
         )

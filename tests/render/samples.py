@@ -131,7 +131,8 @@ def snapshot(**changes) -> Snapshot:
         layer("encoder.1/relu", "relu", "function", node=2, output=stats(relu),
               flat=FlatStats(8, 32, 20, np.array([True, True, False, True])),
               location="models/encoder.py:41"),
-        layer("encoder.2", "tanh", "Tanh", node=3, flat=FlatStats(8, 32, 24),
+        layer("encoder.2", "tanh", "Tanh", node=3,
+              flat=FlatStats(8, 32, 24, np.array([False, True, True, True])),
               location="/elsewhere/site-packages/blocks.py:7"),
         layer("decoder.mlp.up", node=4, output=broken, facts={"fan": math.inf}),
         layer("head", node=5),
@@ -167,22 +168,23 @@ def sick() -> Report:
     root = Finding(
         "init-scale", "ND301", "error", "encoder.0.weight",
         "weights are 11.3 times as large as this layer needs", {"factor": 11.3}, 2.0, None, None,
-        (CURE,),
+        (CURE,), measure="factor",
     )  # fmt: skip
     dead = [
         Finding(
             "dead-relu", "ND103", "warning", name, f"{n} of 256 units were zero on all 128 samples",
             {"share": n / 256, "units": 256.0}, 0.4, "models/encoder.py:41", None, (CURE,),
+            measure="share",
         )
         for name, n in (("encoder.3.act", 110), ("encoder.1/relu", 156), ("encoder.5.act", 140))
     ]  # fmt: skip
     unknown = Finding(
         "future-disease", "ND999", "warning", "head", "something this version knows nothing of",
-        {"badness": math.inf}, 3.5, "/elsewhere/site-packages/blocks.py:7",
+        {"badness": math.inf}, 3.5, "/elsewhere/site-packages/blocks.py:7", measure="badness",
     )  # fmt: skip
     saturated = [
         Finding("saturation", "ND101", "warning", name, "75 % of the values lie where it is flat",
-                {"share": 0.75}, 0.5, None, root)
+                {"share": 0.75}, 0.5, None, root, measure="share")
         for name in ("encoder.2", "encoder.4")
     ]  # fmt: skip
     faint = Finding(
@@ -262,14 +264,26 @@ def large(layers: int = 200, units: int = 64) -> Report:
         never_called=tuple(f"aux.{i}" for i in range(layers)),
     )
     root = Finding("init-scale", "ND301", "error", "blocks.0.mlp.weight", "too large by 11.3",
-                   {"factor": 11.3}, 2.0)  # fmt: skip
+                   {"factor": 11.3}, 2.0, measure="factor")  # fmt: skip
     dead = [
         Finding("dead-relu", "ND103", "warning", r.name, f"{i} of 256 units were zero",
-                {"share": 0.4 + i / 1000}, 0.4, f"models/blocks.py:{i + 1}", None, (CURE,))
+                {"share": 0.4 + i / 1000}, 0.4, f"models/blocks.py:{i + 1}", None, (CURE,),
+                measure="share")
         for i, r in enumerate(rows)
     ]  # fmt: skip
     folded = [
-        Finding("saturation", "ND101", "warning", r.name, "flat", {"share": 0.9}, 0.5, None, root)
+        Finding(
+            "saturation",
+            "ND101",
+            "warning",
+            r.name,
+            "flat",
+            {"share": 0.9},
+            0.5,
+            None,
+            root,
+            measure="share",
+        )
         for r in rows
     ]
     notes = [Finding("dense-activation", "ND104", "note", r.name, "97 % not zero") for r in rows]

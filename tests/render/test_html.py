@@ -43,9 +43,7 @@ def render(request):
     return request.param
 
 
-@pytest.mark.parametrize(
-    "make", [samples.sick, samples.healthy, samples.empty, samples.large]
-)
+@pytest.mark.parametrize("make", [samples.sick, samples.healthy, samples.empty, samples.large])
 def test_the_page_is_sound(render, make):
     Page(render(make()))
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import html.parser
+from dataclasses import replace
 
 import pytest
 import samples
 from markdown_it import MarkdownIt
 
 from nndiag.render import markdown
+from nndiag.rule import Finding
 
 
 class Page(html.parser.HTMLParser):
@@ -68,9 +70,11 @@ def test_details_are_folded():
 
     assert text.count("<details>") == text.count("</details>") == 5
     fix = text.index("fix: Start from Kaiming")
-    assert text.rindex("<details>", 0, fix) > text.rindex("</details>", 0, fix) if (
-        "</details>" in text[:fix]
-    ) else "<details>" in text[:fix]
+    assert (
+        text.rindex("<details>", 0, fix) > text.rindex("</details>", 0, fix)
+        if ("</details>" in text[:fix])
+        else "<details>" in text[:fix]
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,20 @@ def test_a_comment_is_never_longer_than_a_code_host_takes(make):
     assert set(Page(text).tags) <= OURS
 
 
-def test_what_did_not_fit_is_counted():
+def test_as_many_blocks_as_fit_are_shown_and_the_others_counted():
+    findings = tuple(
+        Finding(f"rule-{i}", "ND1", "warning", "head", "too long a story. " * 60)
+        for i in range(100)
+    )
+
+    text = markdown.render(replace(samples.sick(), findings=findings))
+
+    shown = text.count("too long a story. " * 59)
+    assert 20 <= shown < 100
+    assert f"{100 - shown} findings more did not fit here" in text
+
+
+def test_where_no_block_fits_all_are_counted():
     text = markdown.render(samples.hostile("x" * 100_000))
 
     assert "3 findings more did not fit here" in text

@@ -93,9 +93,7 @@ def test_a_finding_keeps_its_fingerprint_when_its_numbers_and_its_line_change():
 
 
 def test_a_crashed_rule_makes_the_run_unsuccessful():
-    [sick], [healthy] = (
-        run_of(r)["invocations"] for r in (samples.sick(), samples.healthy())
-    )
+    [sick], [healthy] = (run_of(r)["invocations"] for r in (samples.sick(), samples.healthy()))
 
     assert sick["executionSuccessful"] is False
     assert "ZeroDivisionError" in sick["toolExecutionNotifications"][0]["message"]["text"]

@@ -65,9 +65,7 @@ def test_a_rule_that_this_version_does_not_know_is_still_told():
 def test_notes_take_one_line_a_rule():
     notes = [line for line in text(samples.large()).splitlines() if line.startswith("note")]
 
-    assert notes == [
-        "note[ND104] dense-activation  blocks.0.mlp.act and 199 more: 97 % not zero"
-    ]
+    assert notes == ["note[ND104] dense-activation  blocks.0.mlp.act and 199 more: 97 % not zero"]
 
 
 def test_two_hundred_sick_layers_fit_one_screen():
