@@ -252,6 +252,11 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return int(right.sum()) / len(labels)
 
 
+def _track(steps: Iterable[int], name: str, console: Console) -> Iterable[int]:
+    quiet = not console.is_terminal
+    return track(steps, f"training {name}", console=console, transient=True, disable=quiet)
+
+
 def main(output: Path, console: Console) -> None:
     """Train the four, show each one's report, and write it to ``output/NAME/`` in every format.
 
@@ -260,7 +265,7 @@ def main(output: Path, console: Console) -> None:
         OutputError: ``output`` cannot be written to.
     """
     diagnosed = []
-    for network in networks(lambda steps, name: track(steps, f"training {name}", console=console)):
+    for network in networks(lambda steps, name: _track(steps, name, console)):
         report = nndiag.check(
             network.model,
             network.batch,

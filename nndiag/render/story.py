@@ -266,7 +266,7 @@ def number(value: float, *, share: bool = False) -> str:
     """A number as one would say it: 524,288, 61 %, 0.0123, 6.53e-12."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if share and 0 <= value <= 1:
+    if share and (value == 0 or 0.001 <= value <= 1):
         percent = f"{value * 100:.3g}"
         return "over 99.9 %" if percent == "100" and value < 1 else f"{percent} %"
     if value == int(value) and abs(value) < 1e9:

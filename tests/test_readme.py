@@ -1,0 +1,62 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nndiag import rule
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def text():
+    return README.read_text(encoding="utf-8")
+
+
+def blocks(text):
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
+
+
+def masked(output):
+    """Without the digits, which differ between versions of torch and processors."""
+    words = re.sub(r"[\d.,e+-]*\d[\d.,e+-]*", "#", output).split()
+    return " ".join(words)
+
+
+def test_the_example_prints_what_is_printed_below_it(text, tmp_path):
+    """Rewritten by ``NNDIAG_GOLDEN=write pytest tests/test_readme.py``."""
+    (language, code), (_, printed) = [
+        b for b in blocks(text) if "import nndiag" in b[1] or "ND201" in b[1]
+    ]
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "example.py"],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True,
+        env={"COLUMNS": "100", "PATH": "", "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+
+    if os.environ.get("NNDIAG_GOLDEN") == "write":
+        README.write_text(text.replace(printed, done.stdout.strip() + "\n"), encoding="utf-8")
+        return
+    assert language == "python"
+    assert masked(done.stdout) == masked(printed)
+
+
+def test_the_table_lists_every_rule(text):
+    rows = re.findall(r"^\| (ND\d+) \| `([\w-]+)` \| (\w+) \| (.+) \|$", text, re.M)
+    assert rows == [
+        (m.RULE.code, name, m.RULE.severity, rule.title(m)) for name, m in rule.discover().items()
+    ]
+
+
+def test_it_names_no_target_that_make_does_not_have(text):
+    makefile = README.with_name("Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)$", text, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
