@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,7 +38,11 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
     if _is_one(data):
         yield one(data, model)
         return
-    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+    if (
+        isinstance(data, (str, bytes))
+        or hasattr(data, "__array__")
+        or not isinstance(data, Iterable)
+    ):
         raise BatchError(
             f"a batch of type {_typename(data)} is not understood. Legal are a tensor, "
             "(inputs, target), a dict of forward's arguments, nndiag.Batch(args=…, kwargs=…, "
@@ -44,7 +50,7 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
         )
     empty = True
     for item in data:
-        if not _is_one(item):
+        if not isinstance(item, (Batch, torch.Tensor, tuple, list, Mapping)):
             raise BatchError(
                 f"the stream of batches yields a {_typename(item)}; each of its items must be a "
                 f"tensor, (inputs, target), a dict or an nndiag.Batch.{_array_hint(item)}"
@@ -56,8 +62,8 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
 
 
 def _is_one(data: Any) -> bool:
-    if isinstance(data, list):
-        return bool(data) and all(isinstance(item, torch.Tensor) for item in data)
+    if isinstance(data, list):  # what a DataLoader yields has a tensor in it: [x, y], [{…}, y]
+        return any(isinstance(item, torch.Tensor) for item in data)
     return isinstance(data, (Batch, torch.Tensor, tuple, Mapping))
 
 
@@ -92,7 +98,7 @@ def _positional(items: tuple[Any, ...], model: nn.Module) -> Batch:
     if len(items) <= allowed:
         return Batch(items)
     raise BatchError(
-        f"the batch is a tuple of {len(items)}, but {_signature(model)} takes "
+        f"the batch is a tuple of {len(items)}, but {_spelled(model)} takes "
         f"{_span(required, allowed)}. Say which are inputs and which is the target: "
         "nndiag.Batch(args=(…), target=…)."
     )
@@ -106,12 +112,30 @@ def _inputs(inputs: Any, target: Any) -> Batch:
     return Batch((inputs,), target=target)
 
 
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    """How ``forward`` may be called; None where Python cannot say.
+
+    A wrapper that takes anything (DataParallel, a compiled module) speaks for its only child.
+    """
+    try:
+        found = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return None
+    children = list(model.children())
+    if len(children) == 1 and all(p.kind in _VARIADIC for p in found.parameters.values()):
+        return _signature(children[0])
+    return found
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def _arity(model: nn.Module) -> tuple[int, float]:
     """How many positional arguments ``forward`` requires, and how many it accepts."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
+    signature = _signature(model)
+    if signature is None:
         return 1, math.inf
+    parameters = signature.parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -119,31 +143,42 @@ def _arity(model: nn.Module) -> tuple[int, float]:
 
 
 def _fits(batch: Batch, model: nn.Module) -> None:
-    tensors = [t for t in tensors_in((batch.args, batch.kwargs)) if t.dim() > 0]
-    if any(t.shape[0] == 0 for t in tensors):
+    if length(batch) == 0:
         raise BatchError(f"the batch is empty: {describe(batch)}. Give at least one sample.")
-    if isinstance(model, torch.jit.ScriptModule):
-        return
-    try:
-        signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):
+    signature = _signature(model)
+    if signature is None:
         return
     try:
         signature.bind(*batch.args, **batch.kwargs)
     except TypeError as error:
         raise BatchError(
-            f"the batch does not fit {_signature(model)}: {error}. Given: {describe(batch)}. "
+            f"the batch does not fit {_spelled(model)}: {error}. Given: {describe(batch)}. "
             "nndiag.Batch(args=…, kwargs=…, target=…) leaves nothing to guess."
         ) from None
 
 
+def length(batch: Batch, axis: int = 0) -> int:
+    """How many samples a batch holds, if ``axis`` of its first tensor runs over them."""
+    for tensor in tensors_in((batch.args, batch.kwargs)):
+        if has_samples(tensor, axis):
+            return int(tensor.size(axis))
+    return 1
+
+
+def has_samples(tensor: torch.Tensor, axis: int) -> bool:
+    """Whether a tensor can have its samples along ``axis``: features do not lie there."""
+    least = 2 if axis == 1 and not tensor.is_floating_point() else 2 * axis + 1
+    return tensor.dim() >= least
+
+
 def argument_names(batch: Batch, model: nn.Module) -> dict[str, torch.Tensor]:
     """The batch's tensors, named ``input`` or ``input.KEY`` by forward's parameter."""
-    named: dict[str, torch.Tensor] = {}
-    try:
-        bound = inspect.signature(model.forward).bind(*batch.args, **batch.kwargs).arguments
-    except (TypeError, ValueError):
+    signature = _signature(model)
+    if signature is None:
         bound = {str(i): value for i, value in enumerate(batch.args)} | dict(batch.kwargs)
+    else:
+        bound = dict(signature.bind(*batch.args, **batch.kwargs).arguments)
+    named: dict[str, torch.Tensor] = {}
     for key, value in bound.items():
         found = list(tensors_in(value))
         for index, tensor in enumerate(found):
@@ -151,42 +186,77 @@ def argument_names(batch: Batch, model: nn.Module) -> dict[str, torch.Tensor]:
     return {"input": next(iter(named.values()))} if len(named) == 1 else named
 
 
-def detached(value: Any) -> Any:
-    """A copy of everything in ``value`` that a forward could change in place."""
+def detached(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """A copy of everything in ``value`` that a forward could change in place.
+
+    One tensor at two places is one tensor in the copy, too.
+    """
+    memo = {} if memo is None else memo
+    if id(value) not in memo:
+        memo[id(value)] = _detached(value, memo)
+    return memo[id(value)]
+
+
+def _detached(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, torch.Tensor):
-        if value.is_sparse or value.is_nested:
-            return value.detach().clone()
-        return value.detach().clone(memory_format=torch.preserve_format).requires_grad_(
-            value.requires_grad
-        )
+        twin = value.detach().clone()
+        return twin.requires_grad_() if value.requires_grad else twin
     if isinstance(value, tuple):
-        items = [detached(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if type(value) is list:
-        return [detached(item) for item in value]
-    if type(value) is dict:
-        return {key: detached(item) for key, item in value.items()}
-    return value
+        items = [detached(item, memo) for item in value]
+        if type(value) is tuple:
+            return tuple(items)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if not (isinstance(value, (list, dict)) or _plain(value)):
+        return value
+    try:
+        twin = copy.copy(value)
+    except Exception:  # it holds a lock or a handle: then it goes in as it is
+        return value
+    if twin is value:
+        return value
+    memo[id(value)] = twin
+    if isinstance(value, list):
+        twin[:] = [detached(item, memo) for item in value]
+    elif isinstance(value, dict):
+        twin.update({key: detached(item, memo) for key, item in value.items()})
+    for name in _attributes(twin):
+        # A frozen dataclass lets nobody set its attributes otherwise.
+        object.__setattr__(twin, name, detached(getattr(value, name), memo))
+    return twin
 
 
-def tensors_in(value: Any, depth: int = 6) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists, dicts, dataclasses and plain objects."""
+def _plain(value: Any) -> bool:
+    """An object that is little more than its attributes: those can be looked into."""
+    return (
+        (hasattr(value, "__dict__") or dataclasses.is_dataclass(value))
+        and not callable(value)
+        and not isinstance(value, ModuleType)
+    )
+
+
+def _attributes(value: Any) -> list[str]:
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    found = [*slots, *getattr(value, "__dict__", ())]
+    return [name for name in found if not name.startswith("__") and hasattr(value, name)]
+
+
+def tensors_in(value: Any, depth: int = 6, above: tuple[int, ...] = ()) -> Iterator[torch.Tensor]:
+    """Every tensor in nested tuples, lists, mappings, dataclasses and plain objects."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif depth == 0 or value is None or isinstance(value, (str, bytes, int, float, nn.Module)):
         return
+    if depth == 0 or id(value) in above:
+        return
+    if isinstance(value, (tuple, list)):
+        items: Iterable[Any] = value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item, depth - 1)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item, depth - 1)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for f in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, f.name, None), depth - 1)
-    elif hasattr(value, "__dict__") and not callable(value) and not isinstance(value, type):
-        for item in vars(value).values():
-            yield from tensors_in(item, depth - 1)
+        items = value.values()
+    elif _plain(value):
+        items = [getattr(value, name) for name in _attributes(value)]
+    else:
+        return
+    for item in items:
+        yield from tensors_in(item, depth - 1, (*above, id(value)))
 
 
 @dataclass(frozen=True)
@@ -211,8 +281,8 @@ class LossMaker:
         own = _own_loss(output)
         if own is not None:
             return "output.loss", self._scalar(own, "the output's own loss is")
-        if isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point():
-            return "scalar output", output.reshape(())
+        if isinstance(output, torch.Tensor) and output.dim() == 0 and output.is_floating_point():
+            return "scalar output", output
         return "random cotangent", self._random(output)
 
     def _call(self, output: Any, batch: Batch) -> Any:
@@ -243,21 +313,22 @@ class LossMaker:
         return loss.reshape(())
 
     def _random(self, output: Any) -> torch.Tensor:
-        tensors = [
-            t for t in tensors_in(output) if t.requires_grad and (t.is_floating_point() or t.is_complex())
-        ]
+        tensors = [t for t in tensors_in(output) if t.requires_grad and not t.is_nested]
         if not tensors:
             raise LossError(
                 f"the output {describe(output)} holds nothing that can be differentiated. Pass "
                 "loss_fn, or a model whose output depends on trainable parameters."
             )
-        generator = torch.Generator().manual_seed(0 if self.seed is None else self.seed)
+        generator = torch.Generator("cpu").manual_seed(0 if self.seed is None else self.seed)
         total = torch.zeros((), dtype=torch.float32, device=tensors[0].device)
         for t in tensors:
             values = torch.view_as_real(t) if t.is_complex() else t
-            direction = torch.randn(values.shape, generator=generator).to(values.device)
+            direction = torch.randn(
+                values.shape, generator=generator, dtype=torch.float32, device="cpu"
+            ).to(values.device)
             wide = values.to(torch.promote_types(values.dtype, torch.float32))
-            total = total + (wide * direction).sum().to(total.device) / math.sqrt(max(values.numel(), 1))
+            inner = (wide * direction).sum() / math.sqrt(max(values.numel(), 1))
+            total = total + inner.to(total.device)
         return total
 
 
@@ -288,7 +359,8 @@ def describe(value: Any, depth: int = 3) -> str:
     """A value as ``f32[64, 3, 28, 28]`` or ``dict(image=…)``: never its contents."""
     if isinstance(value, torch.Tensor):
         kind = _SHORT.get(value.dtype, str(value.dtype).removeprefix("torch."))
-        return f"{kind}{list(value.shape)}"
+        shape = f"[{value.size(0)}, nested]" if value.is_nested else list(value.shape)
+        return f"{kind}{shape}"
     if isinstance(value, Batch):
         parts = [describe(a) for a in value.args]
         parts += [f"{k}={describe(v)}" for k, v in value.kwargs.items()]
@@ -307,21 +379,20 @@ def _typename(value: Any) -> str:
 
 
 def _array_hint(data: Any) -> str:
-    if type(data).__module__ == "numpy" or isinstance(data, Sequence):
+    if hasattr(data, "__array__") or isinstance(data, Sequence):
         return " For arrays and lists of numbers, use torch.as_tensor first."
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return " For a dataset, pass torch.utils.data.DataLoader(dataset, batch_size=…)."
     return ""
 
 
-def _signature(model: nn.Module) -> str:
-    try:
-        return f"{type(model).__name__}.forward{inspect.signature(model.forward)}"
-    except (TypeError, ValueError):
-        return f"{type(model).__name__}.forward"
+def _spelled(model: nn.Module) -> str:
+    return f"{type(model).__name__}.forward{_signature(model) or '(…)'}"
 
 
 def _span(required: int, allowed: float) -> str:
     if allowed == required:
         return f"{required} positional"
-    return f"{required} or more positional" if allowed == math.inf else f"{required} to {allowed:.0f} positional"
+    if allowed == math.inf:
+        return f"{required} or more positional"
+    return f"{required} to {allowed:.0f} positional"

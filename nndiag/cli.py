@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-import importlib.util
-import inspect
-import os
-import pkgutil
 import shutil
 import sys
-import sysconfig
 import traceback
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nndiag import __version__
-from nndiag.errors import NNDiagError, SettingsError, TargetError, did_you_mean
+from nndiag.errors import NNDiagError, SettingsError
+from nndiag.targets import load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -217,150 +211,9 @@ def demo(
         "nndiag-demo"
     ),
 ) -> None:
-    """Show nndiag at work on a sick network that is in the box."""
+    """Train four networks on handwritten digits, three of them sick, and diagnose them."""
     # By name: the demo needs torch, and most commands do not.
     importlib.import_module("nndiag.demo").main(output, _console())
-
-
-def load(target: str, *, is_function: bool = False) -> Any:
-    """The object that ``package.module:attr`` or ``file.py:attr`` names, made if it is a factory.
-
-    A class or a function that needs no arguments is called; anything else is the object itself.
-    With ``is_function`` a function that does need arguments is what was asked for (a loss).
-
-    Raises:
-        TargetError: it cannot be found, or the user's code raised.
-    """
-    place, colon, attribute = target.rpartition(":")
-    if not colon or not place or not attribute:
-        raise TargetError(
-            f"{target!r} does not name an object. Write package.module:attr or file.py:attr, "
-            "for example net.py:build_model."
-        )
-    _on_path(Path.cwd())
-    is_file = place.endswith(".py") or "/" in place or os.sep in place
-    found: Any = _file(place, target) if is_file else _module(place, target)
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            names = [name for name in dir(found) if not name.startswith("_")]
-            raise TargetError(
-                f"{target}: {_called(found)} has no {part!r}.{did_you_mean(part, names)} "
-                f"It has: {_some(_own(found, names))}."
-            ) from None
-    is_factory = inspect.isclass(found) or inspect.isroutine(found)
-    if not is_factory and not isinstance(found, functools.partial):
-        return found
-    missing = _required(found)
-    if missing and is_function and not inspect.isclass(found):
-        return found
-    if missing:
-        raise TargetError(
-            f"{target} needs arguments ({', '.join(missing)}), and a factory gets none. "
-            "Name a function that builds it with no arguments, or the object itself."
-        )
-    try:
-        return found()
-    except (Exception, SystemExit) as error:
-        raise TargetError(_raised(f"{target} raised when it was called", error)) from error
-
-
-def _file(place: str, target: str) -> ModuleType:
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise TargetError(
-            f"{target}: there is no file {place}.{did_you_mean(path.name, near)}"
-        )
-    for module in list(sys.modules.values()):
-        if getattr(module, "__file__", None) == str(path):
-            return module  # the model and its batch often live in one file: run it once
-    _on_path(path.parent)
-    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{abs(hash(path)):x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise TargetError(f"{target}: {place} is not a Python file. Write file.py:attr.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # as import does: pickle and dataclasses look there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        hint = ""
-        if isinstance(error, ImportError) and "relative import" in str(error):
-            hint = " It belongs to a package: write package.module:attr instead."
-        raise TargetError(_raised(f"{place} raised while it was read", error) + hint) from error
-    return module
-
-
-def _module(place: str, target: str) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except (Exception, SystemExit) as error:
-        absent = error.name if isinstance(error, ModuleNotFoundError) else None
-        # Otherwise the module is there, and it is one that it imports that is not.
-        if absent and f"{place}.".startswith(f"{absent}."):
-            near = [info.name for info in pkgutil.iter_modules([str(Path.cwd())])]
-            raise TargetError(
-                f"{target}: there is no module {absent!r}.{did_you_mean(place, near)} It is "
-                "looked for in the working directory and among the installed packages; a file is "
-                "named file.py:attr."
-            ) from None
-        raise TargetError(_raised(f"{place} raised while it was imported", error)) from error
-
-
-def _on_path(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
-def _required(factory: Any) -> list[str]:
-    """Arguments it cannot be called without; none are known of what is written in C."""
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):
-        return []
-    return [
-        p.name
-        for p in signature.parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-
-
-def _raised(what: str, error: BaseException) -> str:
-    """What the user's code raised, and the last line of it that is the user's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not _is_foreign(f.filename)]
-    at = f"\n  at {own[-1].filename}:{own[-1].lineno}, in {own[-1].name}" if own else ""
-    message = "".join(traceback.format_exception_only(error)).strip()
-    return f"{what}:\n  " + message.replace("\n", "\n  ") + at
-
-
-def _is_foreign(file: str) -> bool:
-    paths = sysconfig.get_paths()
-    foreign = (paths["stdlib"], paths["purelib"], paths["platlib"], str(Path(__file__).parent))
-    return file.startswith(("<", *(f"{folder}{os.sep}" for folder in foreign)))
-
-
-def _called(found: Any) -> str:
-    return str(getattr(found, "__name__", type(found).__name__))
-
-
-def _own(found: Any, names: list[str]) -> list[str]:
-    """Of a module's names those that it defines itself: not what it imported."""
-    if not isinstance(found, ModuleType):
-        return names
-    return [
-        name
-        for name in names
-        if getattr(getattr(found, name), "__module__", found.__name__) == found.__name__
-        and not isinstance(getattr(found, name), ModuleType)
-    ]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "nothing"
 
 
 def _words(options: Sequence[str] | None) -> list[str] | None:

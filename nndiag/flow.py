@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import wraps
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from nndiag import theory
 from nndiag.stats import Layer, Snapshot
@@ -31,6 +33,22 @@ WEIGHTED = frozenset(
 LEARNED = WEIGHTED | {"multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu",
                       "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}  # fmt: skip
 PRODUCTS = frozenset(("mul", "div", "addcmul", "lerp", "einsum", "baddbmm"))
+
+
+T = TypeVar("T")
+
+
+def _once(function: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
+    """Computed once for each snapshot, and forgotten with it."""
+    known: WeakKeyDictionary[Snapshot, T] = WeakKeyDictionary()
+
+    @wraps(function)
+    def cached(snapshot: Snapshot) -> T:
+        if snapshot not in known:
+            known[snapshot] = function(snapshot)
+        return known[snapshot]
+
+    return cached
 
 
 def act_of(layer: Layer) -> theory.Activation | None:
@@ -71,7 +89,7 @@ class Chain:
         return tuple(link for link in self.links if link.activation is not None)
 
 
-@lru_cache(maxsize=8)
+@_once
 def chains(snapshot: Snapshot) -> tuple[Chain, ...]:
     weights = [layer for layer in snapshot.layers if layer.op in WEIGHTED and layer.weight]
     followed = {layer.name: _next(snapshot, layer) for layer in weights}
@@ -156,7 +174,8 @@ def role(snapshot: Snapshot, layer: Layer) -> str:
 
 def leads_on(snapshot: Snapshot, layer: Layer) -> bool:
     """Whether another layer with weights comes after this one."""
-    return any(snapshot.nodes[n].op in LEARNED for n in descendants(snapshot, layer.node))
+    after, ops = _descendant_bits(snapshot)[layer.node], _op_bits(snapshot)
+    return any(after & ops.get(op, 0) for op in LEARNED)
 
 
 def users(snapshot: Snapshot, node: int) -> list[int]:
@@ -176,43 +195,110 @@ def users(snapshot: Snapshot, node: int) -> list[int]:
 
 
 def descendants(snapshot: Snapshot, node: int) -> set[int]:
-    return _reach(snapshot.consumers, node)
+    return _members(_descendant_bits(snapshot)[node])
 
 
 def ancestors(snapshot: Snapshot, node: int) -> set[int]:
-    return _reach(tuple(n.inputs for n in snapshot.nodes), node)
+    return _members(_ancestor_bits(snapshot)[node])
 
 
-def _reach(edges: tuple[tuple[int, ...], ...], start: int) -> set[int]:
-    seen: set[int] = set()
-    todo = list(edges[start])
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += edges[node]
-    return seen
+def connected(snapshot: Snapshot, here: int, there: int) -> bool:
+    """Whether two sets of nodes (as bits) share a node or lie on a common path."""
+    before = _ancestor_bits(snapshot)
+    if here & there:
+        return True
+    return any(before[n] & there for n in _members(here)) or any(
+        before[n] & here for n in _members(there)
+    )
+
+
+@_once
+def _ancestor_bits(snapshot: Snapshot) -> list[int]:
+    """For each node the set of its ancestors, as the bits of a number.
+
+    Nodes come after the nodes they use, so one pass is enough, and a thousand layers cost a
+    thousand numbers of a thousand bits rather than a million steps.
+    """
+    bits: list[int] = []
+    for node in snapshot.nodes:
+        own = 0
+        for source in node.inputs:
+            own |= bits[source] | 1 << source
+        bits.append(own)
+    return bits
+
+
+@_once
+def _descendant_bits(snapshot: Snapshot) -> list[int]:
+    bits = [0] * len(snapshot.nodes)
+    for index in range(len(snapshot.nodes) - 1, -1, -1):
+        for user in snapshot.consumers[index]:
+            bits[index] |= bits[user] | 1 << user
+    return bits
+
+
+def _members(bits: int) -> set[int]:
+    found = set()
+    while bits:
+        lowest = bits & -bits
+        found.add(lowest.bit_length() - 1)
+        bits ^= lowest
+    return found
+
+
+@_once
+def _op_bits(snapshot: Snapshot) -> dict[str, int]:
+    """For each op the set of its nodes."""
+    bits: dict[str, int] = {}
+    for index, node in enumerate(snapshot.nodes):
+        bits[node.op] = bits.get(node.op, 0) | 1 << index
+    return bits
 
 
 def inputs_before(snapshot: Snapshot, node: int) -> set[int]:
     """The model inputs among a node's ancestors."""
-    return {n for n in ancestors(snapshot, node) | {node} if snapshot.nodes[n].op == "input"}
+    return _members(
+        (_ancestor_bits(snapshot)[node] | 1 << node) & _op_bits(snapshot).get("input", 0)
+    )
 
 
 def only_path(snapshot: Snapshot, node: int) -> bool:
     """Whether every way from the model's inputs to its outputs goes through this node."""
+    arriving, leaving, total = _path_counts(snapshot)
+    return total > 0 and arriving[node] * leaving[node] == total
+
+
+@_once
+def _path_counts(snapshot: Snapshot) -> tuple[list[int], list[int], int]:
+    """How many paths lead from the inputs to each node, from each node to the outputs, in all."""
     outputs = set(snapshot.outputs) or {n for n, used in enumerate(snapshot.consumers) if not used}
-    todo = [n for n, found in enumerate(snapshot.nodes) if found.op == "input" and n != node]
-    seen = set(todo)
+    arriving: list[int] = []
+    for node in snapshot.nodes:
+        arriving.append((node.op == "input") + sum(arriving[i] for i in node.inputs))
+    leaving = [0] * len(snapshot.nodes)
+    for index in range(len(snapshot.nodes) - 1, -1, -1):
+        onward = sum(leaving[user] for user in snapshot.consumers[index])
+        leaving[index] = (index in outputs) + onward
+    total = sum(leaving[i] for i, n in enumerate(snapshot.nodes) if n.op == "input")
+    return arriving, leaving, total
+
+
+def bypassed(snapshot: Snapshot, layer: Layer) -> bool:
+    """Whether the values a layer reads also get behind it without it: a residual sum, a gate.
+
+    Paths that part for good (two heads, two towers) are no bypass: they have to join again.
+    """
+    after = _descendant_bits(snapshot)[layer.node]
+    todo, seen = list(snapshot.nodes[layer.node].inputs), 0
     while todo:
-        current = todo.pop()
-        if current in outputs:
-            return False
-        for user in snapshot.consumers[current]:
-            if user != node and user not in seen:
-                seen.add(user)
-                todo.append(user)
-    return bool(inputs_before(snapshot, node))
+        for user in snapshot.consumers[todo.pop()]:
+            if user == layer.node or seen >> user & 1:
+                continue
+            if after >> user & 1:
+                return True
+            seen |= 1 << user
+            todo.append(user)
+    return False
 
 
 def blocked(snapshot: Snapshot, node: int, stops: frozenset[int]) -> bool:

@@ -37,7 +37,7 @@ class GradientPath:
     passages: tuple[Passage, ...]
     total: float
     band: tuple[float, float]  # factors a healthy network of these widths stays within
-    underflow: bool  # exactly zero where it should only be small
+    underflow: bool  # exactly zero because the number format ends
 
     @property
     def per_layer(self) -> float:
@@ -82,7 +82,20 @@ def paths(snapshot: Snapshot) -> Iterator[GradientPath]:
         if _norm(hidden[-1].layer) == 0:
             continue  # nothing arrives at all: no-gradient and dead-relu speak of that
         total = math.prod(p.factor for p in passages)
-        yield GradientPath(chain, tuple(passages), total, _band(hidden), total == 0.0)
+        yield GradientPath(chain, tuple(passages), total, _band(hidden), _underflows(hidden))
+
+
+# Gradients below these sizes are about to leave the number format: its smallest number times the
+# 1e-4 to 1e-6 that a layer or two take. Zero behind a larger gradient was made zero by something.
+_SMALLEST = {"float16": 1e-3, "float64": 1e-300}
+
+
+def _underflows(hidden: tuple[flow.Link, ...]) -> bool:
+    for here, after in itertools.pairwise(hidden):
+        grad = after.layer.grad
+        if _norm(here.layer) == 0 and grad is not None and grad.rms > 0:
+            return grad.rms < _SMALLEST.get(here.layer.dtype, 1e-34)
+    return False
 
 
 def _norm(layer: Layer) -> float | None:

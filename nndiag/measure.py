@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +28,6 @@ PROBES = 512
 MOST_UNITS = 16_384
 MOST_DIRECTIONS = 4_096
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Axes:
@@ -42,6 +40,9 @@ class Axes:
     unit: int | None = None
     batch: int | None = None
     samples: int = 1
+
+
+_NO_AXES = Axes()
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,20 @@ def collect(pending: Sequence[Pending]) -> list[Any]:
 def readable(x: torch.Tensor) -> torch.Tensor:
     """The same values as a dense, real floating-point tensor outside autograd."""
     x = x.detach()
+    if hasattr(x, "full_tensor"):  # a DTensor: sharded over processes
+        x = x.full_tensor()
     if x.layout != torch.strided:
         x = x.to_dense()
     if x.is_quantized:
         x = x.dequantize()
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
-    if x.dtype == torch.float64 or x.dtype == torch.float32:
+    if x.dtype in (torch.float64, torch.float32):
         return x
-    return x.to(torch.float64 if not x.is_floating_point() else torch.float32)
+    return x.to(torch.float32 if x.is_floating_point() else torch.float64)
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
+def wide(x: torch.Tensor) -> torch.Tensor:
     """In double precision where the device has it (Apple's GPUs do not)."""
     return x.float().cpu().double() if x.device.type == "mps" else x.double()
 
@@ -88,138 +91,140 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def measure(
     tensor: torch.Tensor,
-    axes: Axes = Axes(),  # noqa: B008  (frozen)
+    axes: Axes = _NO_AXES,
     *,
     histogram: bool = True,
 ) -> Pending:
     """Everything :class:`TensorStats` holds about one tensor, in one go.
 
-    Values are scaled by the largest magnitude before they are squared: the square of a vanished
-    gradient of 1e-25 would be zero in float32, that of an exploded one of 1e25 infinite.
+    Values are scaled by a power of two near the largest before they are squared: the square of a
+    vanished gradient of 1e-25 would be zero in float32, that of an exploded one of 1e25 infinite.
     """
     x = readable(tensor)
-    total = x.numel()
-    if total == 0:
-        return Pending(torch.zeros(0, dtype=torch.float64), lambda _: _empty(axes.samples))
-    unit, count = _units(x, axes)
-    grid = x.reshape(math.prod(x.shape[:unit]), count, -1) if unit is not None else x.reshape(1, 1, -1)
-
+    unit, units = _units(x, axes)
+    grid = x.reshape(math.prod(x.shape[:unit]) if unit is not None else 1, units, -1)
     finite = torch.isfinite(grid)
-    clean = _all_finite(grid, finite)
-    safe = grid if clean else torch.where(finite, grid, torch.zeros((), dtype=x.dtype, device=x.device))
-    largest = safe.abs().amax()
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
-    scaled = safe / scale
-
-    if clean:
-        n = torch.full((count,), total / count, dtype=torch.float64, device=x.device)
-        unit_mean = scaled.mean((0, 2))
-        centred = scaled - unit_mean[None, :, None]
-    else:
-        n = _wide(finite.sum((0, 2)))
-        unit_mean = scaled.sum((0, 2)) / n.clamp(min=1).to(x.dtype)
-        centred = torch.where(finite, scaled - unit_mean[None, :, None], torch.zeros_like(scaled))
-    unit_m2 = _wide((centred * centred).sum((0, 2)))
-    # The mean of float32 values is rounded to float32; what that leaves over is put back.
-    rest = _wide(centred.sum((0, 2))) / n.clamp(min=1)
-    unit_m2 = (unit_m2 - n * rest * rest).clamp(min=0)
-    means = _wide(unit_mean) + torch.where(n > 0, rest, torch.zeros_like(rest))
-    wide_scale = _wide(scale)
-
-    if clean:
-        low, high = torch.aminmax(grid)
-        nan = inf = torch.zeros((), dtype=torch.float64, device=n.device)
-    else:
-        low = torch.where(finite, grid, torch.full_like(scale, math.inf)).amin()
-        high = torch.where(finite, grid, torch.full_like(scale, -math.inf)).amax()
-        nan = _wide(torch.isnan(grid).sum())
-        inf = _wide(torch.isinf(grid).sum())
-    zeros = _wide(total - torch.count_nonzero(safe)) - (nan + inf)
-
-    parts = [
-        torch.stack([_wide(low), _wide(high), nan, inf, zeros]),
-        n,
-        means * wide_scale,
-        unit_m2 * wide_scale * wide_scale,
-    ]
+    # Asking a GPU would make it wait; there the masked arithmetic is used whatever the values.
+    mask = None if grid.device.type == "cpu" and bool(finite.all()) else finite
+    parts = _moments(grid, mask)
     if histogram:
-        parts.append(_wide(_histogram(safe.reshape(-1))))
-    probe_shape: tuple[int, ...] | None = None
+        parts.append(wide(_histogram(grid, mask)))
     groups = _groups(x, axes)
     if groups is not None:
-        samples, per_sample = groups
-        picked = per_sample[:, _strided(per_sample.shape[1], x.device)]
-        picked = _wide(torch.where(torch.isfinite(picked), picked, torch.zeros_like(picked)))
-        centre = picked.mean(0)
+        picked = groups[:, _strided(groups.shape[1], x.device)]
+        picked = wide(torch.where(torch.isfinite(picked), picked, torch.zeros_like(picked)))
+        centre = picked.sum(0) / max(1, len(picked))
         parts += [centre, ((picked - centre) ** 2).sum(0)]
-        probe_shape = tuple(s for a, s in enumerate(x.shape) if a != axes.batch)
-        probe_samples, probe_width = samples, picked.shape[1]
+    sizes = [part.numel() for part in parts]
+    sample_shape = None if groups is None else _sample_shape(x, axes)
 
     def read(values: np.ndarray) -> TensorStats:
-        low, high, nan, inf, zeros = values[:5]
-        n, mean, m2, rest = np.split(values[5:], [count, 2 * count, 3 * count])
-        pooled_n = n.sum()
-        pooled_mean = float((n * mean).sum() / pooled_n) if pooled_n else math.nan
-        pooled_m2 = float(m2.sum() + (n * (mean - pooled_mean) ** 2).sum()) if pooled_n else 0.0
-        counts = None
-        if histogram:
-            counts, rest = np.split(rest, [2 * Histogram.SIDE + 1])
-            counts[Histogram.SIDE] -= nan + inf
-        probe = None
-        if probe_shape is not None:
-            centre, spread, rest = np.split(rest, [probe_width, 2 * probe_width])
-            probe = ProbeStats(probe_shape, probe_samples, centre, spread)
+        found = iter(np.split(values, np.cumsum(sizes)[:-1]))
+        low, high, nan, inf, zeros = next(found)
+        n, mean, m2 = next(found), next(found), next(found)
+        counts = next(found) if histogram else None
+        count = n.sum()
+        pooled_mean = float((n * mean).sum() / count) if count else math.nan
+        pooled_m2 = float(m2.sum() + (n * (mean - pooled_mean) ** 2).sum()) if count else 0.0
         return TensorStats(
             samples=axes.samples,
-            count=int(pooled_n),
+            count=int(count),
             nan=int(nan),
             inf=int(inf),
             zeros=int(zeros),
             mean=pooled_mean,
             m2=pooled_m2,
-            min=float(low) if pooled_n else math.nan,
-            max=float(high) if pooled_n else math.nan,
+            min=float(low) if count else math.nan,
+            max=float(high) if count else math.nan,
             histogram=None if counts is None else Histogram(counts),
             units=UnitStats(n, mean, m2) if unit is not None else None,
-            probe=probe,
+            probe=None
+            if sample_shape is None
+            else ProbeStats(sample_shape, axes.samples, next(found), next(found)),
         )
 
     return Pending(torch.cat(parts), read)
 
 
+def _moments(grid: torch.Tensor, finite: torch.Tensor | None) -> list[torch.Tensor]:
+    """Of values as (before, units, after): extremes and counts; each unit's n, mean and m2.
+
+    ``finite`` is None where all are.
+    """
+    units = grid.shape[1]
+    if grid.numel() == 0:
+        empty = torch.zeros(5, dtype=torch.float64, device=grid.device)
+        return [wide(empty), *[wide(empty.new_zeros(units)) for _ in range(3)]]
+    zero = grid.new_zeros(())
+    safe = grid if finite is None else torch.where(finite, grid, zero)
+    scale = _power_of_two(safe.abs().amax())
+    scaled = safe / scale
+    if finite is None:
+        n = wide(grid.new_full((units,), grid.numel() // units, dtype=torch.int64))
+        low, high = torch.aminmax(grid)
+        nan = inf = zero
+    else:
+        n = wide(finite.sum((0, 2)))
+        low = torch.where(finite, grid, math.inf).amin()
+        high = torch.where(finite, grid, -math.inf).amax()
+        nan, inf = torch.isnan(grid).sum(), torch.isinf(grid).sum()
+    mean = (wide(scaled.sum((0, 2))) / n.clamp(min=1)).to(grid.dtype)
+    centred = scaled - mean[None, :, None]
+    if finite is not None:
+        centred = torch.where(finite, centred, zero)
+    # The mean is rounded to the values' precision; what that leaves over is put back.
+    rest = wide(centred.sum((0, 2))) / n.clamp(min=1)
+    m2 = (wide((centred * centred).sum((0, 2))) - n * rest * rest).clamp(min=0)
+    zeros = grid.numel() - torch.count_nonzero(safe) - nan - inf
+    counts = torch.stack([wide(v) for v in (low, high, nan, inf, zeros)])
+    wide_scale = wide(scale)
+    return [counts, n, (wide(mean) + rest) * wide_scale, m2 * wide_scale * wide_scale]
+
+
+def _power_of_two(x: torch.Tensor) -> torch.Tensor:
+    """The power of two at or just below a size, so that dividing by it rounds nothing."""
+    as_integer, exponent = {
+        torch.float32: (torch.int32, 0x7F80_0000),
+        torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
+    }[x.dtype]
+    power = (x.view(as_integer) & exponent).view(x.dtype)
+    return power.clamp(min=torch.finfo(x.dtype).tiny)
+
+
 @torch.no_grad()
 def measure_directions(tensor: torch.Tensor, unit: int) -> Pending:
-    """The sum of the unit-length feature vectors along axis ``unit``, for their mean cosine."""
+    """The sum of the unit-length feature vectors along axis ``unit``, for their mean cosine.
+
+    A vector that is zero, or not finite, has no direction.
+    """
     x = readable(tensor)
     width = x.shape[unit]
-    if x.numel() == 0 or not 1 < width <= MOST_DIRECTIONS:
+    if not 1 < width <= MOST_DIRECTIONS:
         return Pending(torch.zeros(0, dtype=torch.float64), lambda _: None)
-    grid = x.reshape(math.prod(x.shape[:unit]), width, -1)
-    grid = grid / grid.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
-    lengths = torch.linalg.vector_norm(grid, dim=1, keepdim=True)
-    seen = lengths > 0
-    directions = torch.where(seen, grid / torch.where(seen, lengths, torch.ones_like(lengths)), 0.0)
-    vector = torch.cat([_wide(directions.sum((0, 2))), _wide(seen.sum()).reshape(1)])
-    return Pending(vector, lambda v: DirectionStats(int(v[-1]), v[:-1].copy()))
+    vectors = x.reshape(math.prod(x.shape[:unit]), width, -1)
+    sizes = vectors.abs().amax(1, keepdim=True)
+    seen = torch.isfinite(sizes) & (sizes > 0)
+    scaled = torch.where(seen, vectors / torch.where(seen, sizes, 1.0), 0.0)
+    lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    directions = scaled / torch.where(seen, lengths, 1.0)
+    parts = torch.cat([wide(directions).sum((0, 2)), wide(seen.sum()).reshape(1)])
+    return Pending(parts, lambda v: DirectionStats(int(v[-1]), v[:-1].copy()))
 
 
 @torch.no_grad()
 def measure_flat(
-    tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes = Axes()  # noqa: B008
+    tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes = _NO_AXES
 ) -> Pending:
     """How many values lie in the closed intervals ``flat``, and which units were ever outside."""
     x = readable(tensor)
-    if x.numel() == 0:
-        return Pending(torch.zeros(0, dtype=torch.float64), lambda _: FlatStats(axes.samples, 0, 0))
     inside = torch.zeros_like(x, dtype=torch.bool)
     for low, high in flat:
-        part = x <= high if low == -math.inf else x >= low if high == math.inf else None
-        inside |= ((x >= low) & (x <= high)) if part is None else part
-    parts = [_wide(inside.sum()).reshape(1)]
-    unit, count = _units(x, axes)
+        inside |= (x >= low) & (x <= high)
+    parts = [wide(inside.sum()).reshape(1)]
+    unit, units = _units(x, axes)
     if unit is not None:
-        grid = inside.reshape(math.prod(x.shape[:unit]), count, -1)
-        parts.append(_wide(~grid.all(2).all(0)))
+        grid = inside.reshape(math.prod(x.shape[:unit]), units, -1)
+        parts.append(wide(~grid.all(2).all(0)))
     total = x.numel()
 
     def read(values: np.ndarray) -> FlatStats:
@@ -229,30 +234,23 @@ def measure_flat(
     return Pending(torch.cat(parts), read)
 
 
-def _empty(samples: int) -> TensorStats:
-    counts = np.zeros(2 * Histogram.SIDE + 1)
-    return TensorStats(samples, 0, 0, 0, 0, math.nan, 0.0, math.nan, math.nan, Histogram(counts))
-
-
-def _all_finite(x: torch.Tensor, finite: torch.Tensor) -> bool:
-    # Asking a GPU would make it wait; there the masked arithmetic is used whatever the values.
-    return bool(finite.all()) if x.device.type == "cpu" else False
-
-
 def _units(x: torch.Tensor, axes: Axes) -> tuple[int | None, int]:
-    if axes.unit is None or not 0 <= axes.unit < x.dim() or x.shape[axes.unit] > MOST_UNITS:
+    if axes.unit is None or not 0 < x.shape[axes.unit] <= MOST_UNITS:
         return None, 1
     return axes.unit, x.shape[axes.unit]
 
 
-def _groups(x: torch.Tensor, axes: Axes) -> tuple[int, torch.Tensor] | None:
+def _groups(x: torch.Tensor, axes: Axes) -> torch.Tensor | None:
     """The tensor as (samples, values of one sample), where the batch axis is known."""
-    if axes.batch is None or not 0 <= axes.batch < x.dim():
+    if axes.batch is None or x.numel() == 0 or x.shape[axes.batch] % axes.samples:
         return None
-    moved = x.movedim(axes.batch, 0)
-    if axes.samples < 1 or moved.shape[0] % axes.samples:
-        return None
-    return axes.samples, moved.reshape(axes.samples, -1)
+    return x.movedim(axes.batch, 0).reshape(axes.samples, -1)
+
+
+def _sample_shape(x: torch.Tensor, axes: Axes) -> tuple[int, ...]:
+    others = tuple(size for axis, size in enumerate(x.shape) if axis != axes.batch)
+    steps = x.shape[axes.batch or 0] // axes.samples
+    return others if steps == 1 else (steps, *others)
 
 
 def _strided(width: int, device: torch.device) -> torch.Tensor:
@@ -262,15 +260,22 @@ def _strided(width: int, device: torch.device) -> torch.Tensor:
     return torch.arange(PROBES, device=device) * width // PROBES
 
 
-def _histogram(x: torch.Tensor) -> torch.Tensor:
-    """Counts over the bins of :class:`Histogram`, read off the bits of float32.
+def _histogram(x: torch.Tensor, finite: torch.Tensor | None) -> torch.Tensor:
+    """Counts of the finite values over the bins of :class:`Histogram`, from float32's bits.
 
     A float32's bits, shifted right by 21, are its exponent and two leading mantissa bits: the
     bin number up to an offset. No logarithm is taken.
     """
     side = Histogram.SIDE
-    bits = x.to(torch.float32).view(torch.int32)
+    bits = x.reshape(-1).to(torch.float32).view(torch.int32)
     size = (bits & 0x7FFFFFFF) >> 21
     index = (size - ((127 + Histogram.LOW) * Histogram.PER_OCTAVE - 1)).clamp_(0, side)
-    index = torch.where(bits < 0, side - index, side + index)
-    return torch.bincount(index.to(torch.int64), minlength=2 * side + 1)
+    index = torch.where(bits < 0, side - index, side + index).to(torch.int64)
+    nowhere = 2 * side + 1  # one bin more, for what is not finite
+    if finite is not None:
+        index = index.masked_fill_(~finite.reshape(-1), nowhere)
+    if x.device.type == "cpu":
+        return torch.bincount(index, minlength=nowhere + 1)[:nowhere]
+    # bincount would make a GPU wait: it asks for the largest index.
+    counts = torch.zeros(nowhere + 1, dtype=torch.int64, device=x.device)
+    return counts.scatter_add_(0, index, torch.ones_like(index))[:nowhere]

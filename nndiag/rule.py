@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Literal
 
+from nndiag import flow
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -404,45 +405,50 @@ def explain(findings: Sequence[Finding], snapshot: Snapshot) -> list[Finding]:
 
 
 class _Places:
-    """Where findings lie in the data flow, and which lie on a common path."""
+    """Where findings lie in the data flow, and which lie on a common path.
+
+    A place is a set of nodes, as the bits of a number. A parameter lies where its row is; one
+    without a row of its own (a part of an opaque layer) where the nearest module around it has
+    rows; a bare parameter of the model itself everywhere.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._nodes: dict[str, list[int]] = {}
+        self._nodes: dict[str, int] = {}
+        around: dict[str, int] = {}
         for layer in snapshot.layers:
-            self._nodes.setdefault(layer.name, []).append(layer.node)
-            if layer.weight is not None:
-                for name in (layer.weight.name, layer.weight.bias):
-                    if name:
-                        self._nodes.setdefault(name, []).append(layer.node)
-            for parameter in snapshot.parameters:
-                owner = parameter.name.rpartition(".")[0]
-                if owner and owner == layer.name.partition("@")[0]:
-                    self._nodes.setdefault(parameter.name, []).append(layer.node)
+            bit = 1 << layer.node
+            used = (layer.weight.name, layer.weight.bias) if layer.weight is not None else ()
+            for name in {layer.name, *used} - {None}:
+                self._nodes[name] = self._nodes.get(name, 0) | bit
+            for prefix in _prefixes(layer.name.partition("/")[0].partition("@")[0]):
+                around[prefix] = around.get(prefix, 0) | bit
+        for parameter in snapshot.parameters:
+            if parameter.name not in self._nodes:
+                homes = (around[p] for p in _prefixes(parameter.name)[1:] if p in around)
+                everywhere = (1 << len(snapshot.nodes)) - 1
+                alone = "." not in parameter.name
+                self._nodes[parameter.name] = next(homes, everywhere if alone else 0)
         for name in snapshot.inputs:
-            self._nodes[name] = [i for i, n in enumerate(snapshot.nodes) if n.op == "input"]
+            for index, node in enumerate(snapshot.nodes):
+                if node.op == "input":
+                    self._nodes[name] = self._nodes.get(name, 0) | 1 << index
 
     def depth(self, name: str) -> float:
-        return min(self._nodes.get(name, [math.inf]))
-
-    @functools.cache  # noqa: B019  (lives as long as one call of explain)
-    def _ancestors(self, node: int) -> frozenset[int]:
-        seen: set[int] = set()
-        todo = [node]
-        while todo:
-            current = todo.pop()
-            for source in self._snapshot.nodes[current].inputs:
-                if source not in seen:
-                    seen.add(source)
-                    todo.append(source)
-        return frozenset(seen)
+        bits = self._nodes.get(name, 0)
+        return (bits & -bits).bit_length() if bits else math.inf
 
     def connected(self, a: str, b: str) -> bool:
-        return any(
-            m == n or m in self._ancestors(n) or n in self._ancestors(m)
-            for m in self._nodes.get(a, ())
-            for n in self._nodes.get(b, ())
-        )
+        here, there = self._nodes.get(a, 0), self._nodes.get(b, 0)
+        if not here and not there:  # parts of one module that never ran
+            return a.partition(".")[0] == b.partition(".")[0]
+        return flow.connected(self._snapshot, here, there)
+
+
+def _prefixes(name: str) -> list[str]:
+    """``a.b.c``, ``a.b``, ``a``."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def pages() -> Iterator[tuple[Rule, str]]:

@@ -1,14 +1,15 @@
-"""Healthy networks with random weights: architectures people use, as their library initialises them.
+"""Healthy networks with random weights: architectures people use, initialised as they come.
 
-``ZOO`` maps a name to a recipe without arguments. A recipe makes a tiny model of that architecture
-and a batch for it, the same on every call; nothing is downloaded. Data are what a well-prepared
-pipeline gives: standardised numbers, random tokens, random labels.
+``RECIPES`` maps a name to a recipe without arguments: a tiny model of that architecture and a batch
+for it; ``make(name)`` draws both from a seed. Nothing is downloaded. The data are what a
+well-prepared pipeline gives: standardised numbers, random tokens, random labels.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -29,13 +30,15 @@ class Specimen(NamedTuple):
 Recipe = Callable[[], Specimen]
 
 RECIPES: dict[str, Recipe] = {}
+# Healthy too, but their usual use leaves parameters without a gradient, and that is reported.
+LEFTOVERS: dict[str, Recipe] = {}
 
 
 def make(name: str, seed: int = 0) -> Specimen:
     """The specimen of that name, drawn from ``seed``; torch's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return RECIPES[name]()
+        return (RECIPES | LEFTOVERS)[name]()
 
 
 def recipe(function: Recipe) -> Recipe:
@@ -247,9 +250,7 @@ def orthogonal_tanh_20() -> Specimen:
 @recipe
 def truncated_normal_relu() -> Specimen:
     model = mlp(4, nn.ReLU, width=128)
-    _initialise(
-        model, lambda w: nn.init.trunc_normal_(w, std=math.sqrt(2 / w.shape[1]))
-    )
+    _initialise(model, lambda w: nn.init.trunc_normal_(w, std=math.sqrt(2 / w.shape[1])))
     return classify(model, torch.randn(128, 32))
 
 
@@ -259,9 +260,7 @@ class SelfNormalising(nn.Module):
     def __init__(self, hidden: int = 8, width: int = 64) -> None:
         super().__init__()
         sizes = [32] + [width] * hidden
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.dropout = nn.AlphaDropout(0.05)
         self.head = nn.Linear(width, CLASSES)
         _initialise(self, lambda w: nn.init.kaiming_normal_(w, nonlinearity="linear"))
@@ -284,9 +283,7 @@ class Siren(nn.Module):
         super().__init__()
         self.omega = omega
         sizes = [2] + [width] * hidden
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.head = nn.Linear(width, 3)
         for k, layer in enumerate((*self.layers, self.head)):
             bound = 1 / 2 if k == 0 else math.sqrt(6 / width) / omega
@@ -401,18 +398,18 @@ class ResNet(nn.Module):
 
 @recipe
 def resnet() -> Specimen:
-    return classify(ResNet(), images(64))
+    return classify(ResNet(), images(64, 16))
 
 
 @recipe
 def resnet_zero_gamma() -> Specimen:
-    return classify(ResNet(zero_gamma=True), images(64))
+    return classify(ResNet(zero_gamma=True), images(64, 16))
 
 
 @recipe
 def resnet_eval_fresh() -> Specimen:
     """In evaluation mode before any training: the running statistics are still 0 and 1."""
-    return classify(ResNet().eval(), images(64))
+    return classify(ResNet().eval(), images(64, 16))
 
 
 @recipe
@@ -421,7 +418,7 @@ def resnet_frozen_backbone() -> Specimen:
     model = ResNet()
     model.requires_grad_(False)
     model.fc = nn.Linear(64, CLASSES)
-    return classify(model, images(64))
+    return classify(model, images(64, 16))
 
 
 class PreActivationBlock(nn.Module):
@@ -440,7 +437,7 @@ def resnet_preactivation() -> Specimen:
         nn.Conv2d(3, 16, 3, 2, 1), *[PreActivationBlock(16) for _ in range(6)], nn.BatchNorm2d(16),
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES),
     )  # fmt: skip
-    return classify(model, images(64))
+    return classify(model, images(64, 16))
 
 
 class DenseBlock(nn.Module):
@@ -470,7 +467,7 @@ def densenet() -> Specimen:
         nn.AvgPool2d(2), DenseBlock(24, 8, 4), nn.BatchNorm2d(56), nn.ReLU(inplace=True),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(56, CLASSES),
     )  # fmt: skip
-    return classify(model, images(64))
+    return classify(model, images(64, 16))
 
 
 class SqueezeExcite(nn.Module):
@@ -493,7 +490,7 @@ def squeeze_excite() -> Specimen:
         SqueezeExcite(32, 8), SqueezeExcite(32, 8),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES),
     )  # fmt: skip
-    return classify(model, images(64))
+    return classify(model, images(64, 16))
 
 
 class InvertedResidual(nn.Module):
@@ -504,9 +501,9 @@ class InvertedResidual(nn.Module):
         hidden = inputs * expand
         self.residual = stride == 1 and inputs == outputs
         self.body = nn.Sequential(
-            nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6(inplace=True),
+            nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6(True),
             nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
-            nn.BatchNorm2d(hidden), nn.ReLU6(inplace=True),
+            nn.BatchNorm2d(hidden), nn.ReLU6(True),
             nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs),
         )  # fmt: skip
 
@@ -530,16 +527,18 @@ class UNet(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         w = width
-        self.down1, self.down2, self.middle = self.block(3, w), self.block(w, 2 * w), self.block(2 * w, 4 * w)
-        self.up2, self.up1 = nn.ConvTranspose2d(4 * w, 2 * w, 2, 2), nn.ConvTranspose2d(2 * w, w, 2, 2)
+        self.down1, self.down2 = self.block(3, w), self.block(w, 2 * w)
+        self.middle = self.block(2 * w, 4 * w)
+        self.up2 = nn.ConvTranspose2d(4 * w, 2 * w, 2, 2)
+        self.up1 = nn.ConvTranspose2d(2 * w, w, 2, 2)
         self.decode2, self.decode1 = self.block(4 * w, 2 * w), self.block(2 * w, w)
         self.head = nn.Conv2d(w, 2, 1)
 
     @staticmethod
     def block(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
-            nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+            nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(True),
+            nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(True),
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -564,11 +563,13 @@ def conv1d_tcn() -> Specimen:
         def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
             super().__init__()
             self.pad = nn.ZeroPad1d((2 * dilation, 0))
-            self.conv = parametrizations.weight_norm(nn.Conv1d(inputs, outputs, 3, dilation=dilation))
+            conv = nn.Conv1d(inputs, outputs, 3, dilation=dilation)
+            self.conv = parametrizations.weight_norm(conv)
             self.match = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return F.relu(F.dropout(F.relu(self.conv(self.pad(x))), 0.1, self.training) + self.match(x))
+            out = F.dropout(F.relu(self.conv(self.pad(x))), 0.1, self.training)
+            return F.relu(out + self.match(x))
 
     model = nn.Sequential(
         Block(4, 32, 1), Block(32, 32, 2), Block(32, 32, 4),
@@ -641,6 +642,30 @@ def mlp_mixer() -> Specimen:
     return classify(Mixer(), images(64))
 
 
+class VisionTransformer(nn.Module):
+    """A class token, learned positions, and a head that starts at zero."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, 17, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 64, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, CLASSES)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.head(self.norm(self.encoder(x)[:, 0]))
+
+
+@recipe
+def vision_transformer_zero_head() -> Specimen:
+    return classify(VisionTransformer(), images(64))
+
+
 # -- autoencoders, generative models -------------------------------------------------------------
 
 
@@ -659,7 +684,8 @@ def conv_autoencoder() -> Specimen:
     x = torch.rand(64, 1, 28, 28)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-        nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 1, 4, 2, 1), nn.Sigmoid(),
+        nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 1, 4, 2, 1),
+        nn.Sigmoid(),
     )  # fmt: skip
     return regress(model, x, x)
 
@@ -677,7 +703,8 @@ class TiedAutoencoder(nn.Module):
         nn.init.xavier_uniform_(self.weight2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        code = torch.tanh(F.linear(torch.tanh(F.linear(x, self.weight1, self.bias1)), self.weight2, self.bias2))
+        hidden = torch.tanh(F.linear(x, self.weight1, self.bias1))
+        code = torch.tanh(F.linear(hidden, self.weight2, self.bias2))
         out = torch.tanh(F.linear(code, self.weight2.t(), self.bias3))
         return F.linear(out, self.weight1.t(), self.bias4)
 
@@ -821,7 +848,8 @@ class DiffusionUNet(nn.Module):
         self.first = nn.Conv2d(3, w, 3, padding=1)
         self.down1, self.pool = TimeBlock(w, w, 4 * w), nn.Conv2d(w, w, 3, 2, 1)
         self.down2 = TimeBlock(w, 2 * w, 4 * w)
-        self.norm, self.attend = nn.GroupNorm(4, 2 * w), nn.MultiheadAttention(2 * w, 2, batch_first=True)
+        self.norm = nn.GroupNorm(4, 2 * w)
+        self.attend = nn.MultiheadAttention(2 * w, 2, batch_first=True)
         self.up, self.join = nn.Upsample(scale_factor=2), TimeBlock(3 * w, w, 4 * w)
         self.last, self.head = nn.GroupNorm(4, w), nn.Conv2d(w, 3, 3, padding=1)
         if zero:
@@ -835,7 +863,8 @@ class DiffusionUNet(nn.Module):
         a = self.down1(self.first(x), time)
         b = self.down2(self.pool(a), time)
         flat = self.norm(b).flatten(2).transpose(1, 2)
-        b = b + self.attend(flat, flat, flat, need_weights=False)[0].transpose(1, 2).reshape(b.shape)
+        attended, _ = self.attend(flat, flat, flat, need_weights=False)
+        b = b + attended.transpose(1, 2).reshape(b.shape)
         h = self.join(torch.cat([self.up(b), a], 1), time)
         return self.head(F.silu(self.last(h)))
 
@@ -1066,8 +1095,9 @@ def embedding_bag_classifier() -> Specimen:
 @recipe
 def embedding_bag_sparse() -> Specimen:
     model = nn.Sequential(
-        nn.EmbeddingBag(VOCABULARY, 32, sparse=True), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
-    )
+        nn.EmbeddingBag(VOCABULARY, 32, sparse=True), nn.Linear(32, 32), nn.ReLU(),
+        nn.Linear(32, CLASSES),
+    )  # fmt: skip
     return classify(model, tokens(64, 8))
 
 
@@ -1169,9 +1199,8 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, t, c = x.shape
-        q, k, v = (
-            part.view(n, t, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1)
-        )
+        parts = self.qkv(self.norm1(x)).chunk(3, -1)
+        q, k, v = (part.view(n, t, self.heads, -1).transpose(1, 2) for part in parts)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(n, t, c))
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
@@ -1463,3 +1492,335 @@ def maxout() -> Specimen:
             return self.head(x)
 
     return classify(Maxout(), torch.randn(128, 32))
+
+
+# -- transformers --------------------------------------------------------------------------------
+
+
+# fmt: off
+TEXT = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+GROUPED = TEXT | {"num_key_value_heads": 2}
+GPT = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
+       "bos_token_id": 0, "eos_token_id": 2}
+T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2,
+      "num_heads": 4, "decoder_start_token_id": 0}
+SEQ2SEQ = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0,
+    "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2,
+}
+VISION = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "image_size": 32, "patch_size": 8,
+}
+PYRAMID = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1],
+           "num_attention_heads": [1, 2, 2, 4]}
+WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 1],
+           "num_heads": [2, 2], "window_size": 4}
+SPEECH = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 64, "conv_dim": (16, 16, 16), "conv_stride": (4, 4, 4),
+    "conv_kernel": (8, 4, 4), "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
+    "num_feat_extract_layers": 3, "layerdrop": 0.0,
+}
+
+# fmt: on
+
+
+def plain_text(n: int = 64) -> dict[str, Any]:
+    ids = tokens(n)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def masked_text() -> dict[str, Any]:
+    batch = plain_text()
+    ids = batch["input_ids"]
+    hidden = torch.rand(ids.shape) < 0.15
+    batch["labels"] = ids.masked_fill(~hidden, -100)
+    batch["input_ids"] = ids.masked_fill(hidden, 4)
+    return batch
+
+
+def next_tokens() -> dict[str, Any]:
+    batch = plain_text()
+    return batch | {"labels": batch["input_ids"]}
+
+
+def labelled_text() -> dict[str, Any]:
+    return plain_text() | {"labels": labels(64, 2)}
+
+
+def labelled_tokens() -> dict[str, Any]:
+    return plain_text() | {"labels": torch.randint(0, 2, (64, 12))}
+
+
+def translation() -> dict[str, Any]:
+    return {"input_ids": tokens(64), "labels": tokens(64)}
+
+
+def pictures(n: int = 16, size: int = 32) -> Callable[[], dict[str, Any]]:
+    return lambda: {"pixel_values": images(n, size)}
+
+
+def labelled_pictures(n: int = 16, size: int = 32) -> Callable[[], dict[str, Any]]:
+    return lambda: {"pixel_values": images(n, size), "labels": labels(n, 2)}
+
+
+def captioned() -> dict[str, Any]:
+    """Texts end with their end-of-text token, 2."""
+    ids = torch.cat([tokens(16, 11), torch.full((16, 1), 2)], 1)
+    return {"input_ids": ids, "pixel_values": images(16), "return_loss": True}
+
+
+def questions() -> dict[str, Any]:
+    seen = {"pixel_values": images(16), "pixel_mask": torch.ones(16, 32, 32, dtype=torch.long)}
+    return plain_text(16) | seen | {"labels": torch.rand(16, 2).round()}
+
+
+def sound() -> dict[str, Any]:
+    return {"input_values": torch.randn(8, 1600), "labels": labels(8, 2)}
+
+
+def transcribed() -> dict[str, Any]:
+    return {"input_values": torch.randn(8, 1600), "labels": tokens(8, 4)}
+
+
+def _kind(model: str, config: str, batch: Callable[[], dict[str, Any]], **options: Any) -> Recipe:
+    """A model of transformers with random weights, and its inputs as keyword arguments."""
+
+    def build() -> Specimen:
+        import transformers
+
+        return Specimen(
+            getattr(transformers, model)(getattr(transformers, config)(**options)), batch()
+        )
+
+    return build
+
+
+# fmt: off
+RECIPES |= {
+    # text encoders
+    "bert": _kind("BertForSequenceClassification", "BertConfig", labelled_text, **TEXT),
+    "bert-masked": _kind("BertForMaskedLM", "BertConfig", masked_text, **TEXT),
+    "bert-tokens": _kind("BertForTokenClassification", "BertConfig", labelled_tokens, **TEXT),
+    "roberta": _kind("RobertaForMaskedLM", "RobertaConfig", masked_text, **TEXT),
+    "albert": _kind("AlbertForMaskedLM", "AlbertConfig", masked_text, **TEXT, embedding_size=16),
+    "distilbert": _kind(
+        "DistilBertForSequenceClassification", "DistilBertConfig", labelled_text,
+        vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=64,
+    ),
+    "electra": _kind(
+        "ElectraForPreTraining", "ElectraConfig", labelled_tokens, **TEXT, embedding_size=16,
+    ),
+    "deberta-v2": _kind(
+        "DebertaV2ForSequenceClassification", "DebertaV2Config", labelled_text, **TEXT,
+        relative_attention=True, pos_att_type=["c2p", "p2c"],
+    ),
+    "mpnet": _kind("MPNetForMaskedLM", "MPNetConfig", masked_text, **TEXT),
+    "roformer": _kind("RoFormerForMaskedLM", "RoFormerConfig", masked_text, **TEXT),
+    "convbert": _kind(
+        "ConvBertForSequenceClassification", "ConvBertConfig", labelled_text, **TEXT,
+        embedding_size=32,
+    ),
+    "modernbert": _kind(
+        "ModernBertForMaskedLM", "ModernBertConfig", masked_text, **TEXT, cls_token_id=0,
+        sep_token_id=2,
+    ),
+    # decoders
+    "gpt2": _kind("GPT2LMHeadModel", "GPT2Config", next_tokens, **GPT),
+    "gpt-neo": _kind(
+        "GPTNeoForCausalLM", "GPTNeoConfig", next_tokens, vocab_size=VOCABULARY, hidden_size=32,
+        num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8,
+        max_position_embeddings=64, bos_token_id=0, eos_token_id=2,
+    ),
+    "gpt-neox": _kind("GPTNeoXForCausalLM", "GPTNeoXConfig", next_tokens, **TEXT),
+    "gptj": _kind("GPTJForCausalLM", "GPTJConfig", next_tokens, **GPT, rotary_dim=8),
+    "llama": _kind("LlamaForCausalLM", "LlamaConfig", next_tokens, **GROUPED),
+    "mistral": _kind("MistralForCausalLM", "MistralConfig", next_tokens, **GROUPED),
+    "qwen2": _kind("Qwen2ForCausalLM", "Qwen2Config", next_tokens, **GROUPED),
+    "gemma": _kind("GemmaForCausalLM", "GemmaConfig", next_tokens, **GROUPED, head_dim=8),
+    "gemma2": _kind(
+        "Gemma2ForCausalLM", "Gemma2Config", next_tokens, **GROUPED, head_dim=8,
+        query_pre_attn_scalar=8,
+    ),
+    "phi": _kind("PhiForCausalLM", "PhiConfig", next_tokens, **TEXT),
+    "opt": _kind(
+        "OPTForCausalLM", "OPTConfig", next_tokens, vocab_size=VOCABULARY, hidden_size=32,
+        num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    ),
+    "bloom": _kind(
+        "BloomForCausalLM", "BloomConfig", next_tokens, vocab_size=VOCABULARY, hidden_size=32,
+        n_layer=2, n_head=4,
+    ),
+    "falcon": _kind(
+        "FalconForCausalLM", "FalconConfig", next_tokens, vocab_size=VOCABULARY, hidden_size=32,
+        num_hidden_layers=2, num_attention_heads=4, bos_token_id=0, eos_token_id=2,
+    ),
+    "mixtral": _kind(
+        "MixtralForCausalLM", "MixtralConfig", next_tokens, **GROUPED, num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "phimoe": _kind(
+        "PhimoeForCausalLM", "PhimoeConfig", next_tokens, **GROUPED, num_local_experts=4,
+    ),
+    "mamba": _kind(
+        "MambaForCausalLM", "MambaConfig", next_tokens, vocab_size=VOCABULARY, hidden_size=32,
+        num_hidden_layers=2, state_size=8, bos_token_id=0, eos_token_id=2,
+    ),
+    "rwkv": _kind(
+        "RwkvForCausalLM", "RwkvConfig", next_tokens, vocab_size=VOCABULARY, hidden_size=32,
+        num_hidden_layers=2, attention_hidden_size=32, intermediate_size=64,
+    ),
+    # encoder-decoders
+    "t5": _kind("T5ForConditionalGeneration", "T5Config", translation, **T5),
+    "t5-gated": _kind(
+        "T5ForConditionalGeneration", "T5Config", translation, **T5,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    ),
+    "switch": _kind(
+        "SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig", translation,
+        **T5, num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
+    ),
+    "bart": _kind("BartForConditionalGeneration", "BartConfig", translation, **SEQ2SEQ),
+    "marian": _kind("MarianMTModel", "MarianConfig", translation, **SEQ2SEQ),
+    "pegasus": _kind("PegasusForConditionalGeneration", "PegasusConfig", translation, **SEQ2SEQ),
+    # vision
+    "vit": _kind("ViTForImageClassification", "ViTConfig", labelled_pictures(), **VISION),
+    "deit": _kind("DeiTForImageClassificationWithTeacher", "DeiTConfig", pictures(), **VISION),
+    "beit": _kind("BeitForImageClassification", "BeitConfig", labelled_pictures(), **VISION),
+    "swin": _kind("SwinForImageClassification", "SwinConfig", labelled_pictures(), **WINDOWS),
+    "swinv2": _kind(
+        "Swinv2ForImageClassification", "Swinv2Config", labelled_pictures(), **WINDOWS,
+    ),
+    "convnext": _kind(
+        "ConvNextForImageClassification", "ConvNextConfig", labelled_pictures(),
+        hidden_sizes=[16, 32], depths=[1, 2], num_stages=2,
+    ),
+    "resnet-bottleneck": _kind(
+        "ResNetForImageClassification", "ResNetConfig", labelled_pictures(64), embedding_size=16,
+        hidden_sizes=[32, 64], depths=[1, 2],
+    ),
+    "regnet": _kind(
+        "RegNetForImageClassification", "RegNetConfig", labelled_pictures(64), embedding_size=16,
+        hidden_sizes=[16, 32], depths=[1, 1], groups_width=8,
+    ),
+    "mobilenet-v2": _kind(
+        "MobileNetV2ForImageClassification", "MobileNetV2Config", labelled_pictures(64, 32),
+        image_size=32, depth_multiplier=0.25,
+    ),
+    "mobilevit": _kind(
+        "MobileViTForImageClassification", "MobileViTConfig", labelled_pictures(8, 128),
+        image_size=128, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 24, 24, 32, 64],
+        num_attention_heads=4, mlp_ratio=2.0,
+    ),
+    "poolformer": _kind(
+        "PoolFormerForImageClassification", "PoolFormerConfig", labelled_pictures(8, 64),
+        hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1],
+    ),
+    "focalnet": _kind(
+        "FocalNetForImageClassification", "FocalNetConfig", labelled_pictures(), image_size=32,
+        patch_size=2, embed_dim=16, depths=[1, 1], hidden_sizes=[16, 32], focal_levels=[2, 2],
+        focal_windows=[3, 3],
+    ),
+    "segformer": _kind(
+        "SegformerForSemanticSegmentation", "SegformerConfig",
+        lambda: {"pixel_values": images(8, 64), "labels": torch.randint(0, 2, (8, 64, 64))},
+        **PYRAMID, decoder_hidden_size=32,
+    ),
+    # sound
+    "wav2vec2": _kind("Wav2Vec2ForCTC", "Wav2Vec2Config", transcribed, **SPEECH),
+    "hubert": _kind("HubertForSequenceClassification", "HubertConfig", sound, **SPEECH),
+    "wavlm": _kind("WavLMForSequenceClassification", "WavLMConfig", sound, **SPEECH),
+    "whisper": _kind(
+        "WhisperForConditionalGeneration", "WhisperConfig",
+        lambda: {"input_features": torch.randn(16, 16, 40), "labels": tokens(16)}, **SEQ2SEQ,
+        num_mel_bins=16, max_source_positions=20, max_target_positions=32,
+    ),
+    "spectrogram-transformer": _kind(
+        "ASTForAudioClassification", "ASTConfig",
+        lambda: {"input_values": torch.randn(16, 32, 16), "labels": labels(16, 2)},
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        patch_size=8, frequency_stride=8, time_stride=8, max_length=32, num_mel_bins=16,
+    ),
+    # several kinds of input
+    "clip": _kind(
+        "CLIPModel", "CLIPConfig", captioned, text_config=TEXT, vision_config=VISION,
+        projection_dim=32,
+    ),
+    "siglip": _kind(
+        "SiglipModel", "SiglipConfig", captioned, text_config=TEXT | {"projection_size": 32},
+        vision_config=VISION,
+    ),
+    "vilt": _kind(
+        "ViltForQuestionAnswering", "ViltConfig",
+        questions, **TEXT | VISION,
+    ),
+    "blip": _kind(
+        "BlipForConditionalGeneration", "BlipConfig",
+        lambda: plain_text(16) | {"labels": tokens(16), "pixel_values": images(16)},
+        text_config=TEXT | {"encoder_hidden_size": 32}, vision_config=VISION,
+    ),
+    "git": _kind(
+        "GitForCausalLM", "GitConfig",
+        lambda: plain_text(16) | {"labels": tokens(16), "pixel_values": images(16)}, **TEXT,
+        vision_config=VISION,
+    ),
+    # numbers over time
+    "patchtst": _kind(
+        "PatchTSTForPrediction", "PatchTSTConfig",
+        lambda: {"past_values": torch.randn(16, 32, 3), "future_values": torch.randn(16, 8, 3)},
+        num_input_channels=3, context_length=32, prediction_length=8, patch_length=8,
+        patch_stride=8, d_model=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
+    ),
+}
+# fmt: on
+
+
+def _detr() -> Specimen:
+    import transformers
+
+    backbone = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage4"],
+    )  # fmt: skip
+    config = transformers.DetrConfig(
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
+        backbone_config=backbone, d_model=32, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, num_queries=6, num_labels=3,
+    )  # fmt: skip
+    return Specimen(transformers.DetrForObjectDetection(config), {"pixel_values": images(4, 64)})
+
+
+# fmt: off
+LEFTOVERS |= {
+    # A pooler that the head for masked tokens does not use; a head for contacts.
+    "layoutlm": _kind("LayoutLMForMaskedLM", "LayoutLMConfig", masked_text, **TEXT),
+    "esm": _kind(
+        "EsmForMaskedLM", "EsmConfig", masked_text, **TEXT | {"position_embedding_type": "rotary"},
+        mask_token_id=4,
+    ),
+    # A mask token that only pre-training uses.
+    "dinov2": _kind(
+        "Dinov2ForImageClassification", "Dinov2Config", labelled_pictures(), **VISION,
+    ),
+    # Relative segments and masked queries that need inputs of their own.
+    "xlnet": _kind(
+        "XLNetForSequenceClassification", "XLNetConfig", labelled_text, vocab_size=VOCABULARY,
+        d_model=32, n_layer=2, n_head=4, d_inner=64,
+    ),
+    # Projections for tokens with global attention, of which there are none.
+    "longformer": _kind(
+        "LongformerForMaskedLM", "LongformerConfig", masked_text, **TEXT, attention_window=4,
+    ),
+    # The first self-attention of the decoder sees only zeros (Carion et al. 2020 say so).
+    "detr": _detr,
+}
+# fmt: on

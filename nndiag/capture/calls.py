@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from nndiag.batch import tensors_in
 
 Options = dict[str, float]
 
@@ -22,9 +25,9 @@ _SPELLINGS = {
     "special_log_softmax": "log_softmax", "special_erf": "erf",
     "clip": "clamp", "clamp_min": "clamp", "clamp_max": "clamp",
     "concat": "cat", "concatenate": "cat", "hstack": "cat", "vstack": "cat", "dstack": "cat",
-    "absolute": "abs", "negative": "neg", "swish": "silu", "T": "t", "H": "mT",
-    "feature_dropout": "dropout1d", "alpha_dropout": "dropout", "feature_alpha_dropout": "dropout",
-    "dropout1d": "dropout", "dropout2d": "dropout", "dropout3d": "dropout",
+    "absolute": "abs", "negative": "neg", "swish": "silu", "T": "t", "H": "mT", "mH": "mT",
+    **dict.fromkeys(("alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d",
+                     "dropout2d", "dropout3d"), "dropout"),
 }  # fmt: skip
 
 # Activations with the names of the arguments that shape them.
@@ -38,7 +41,6 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "threshold": ("threshold", "value"), "glu": (),
 }  # fmt: skip
 
-# Activations that take one exponential or more for every value (costly-activation).
 SOFTMAXES = ("softmax", "log_softmax", "softmin", "gumbel_softmax")
 WEIGHTED = (
     "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
@@ -49,38 +51,40 @@ NORMS = (
     "normalize",
 )  # fmt: skip
 POOLS = tuple(
-    f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool",
-                               "lp_pool", "fractional_max_pool") for n in (1, 2, 3)
-)  # fmt: skip
+    f"{kind}_pool{n}d"
+    for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
+    for n in (1, 2, 3)
+)
 KEPT = (*POOLS, "dropout", "interpolate", "upsample", "pad", "pixel_shuffle", "pixel_unshuffle")
 ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
-RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+RECURRENT = tuple(
+    f"{kind}{cell}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")
+)
 
 # Calls that join or bend paths: points of the data flow, but no rows.
 JOINS = (
     "add", "sub", "mul", "div", "matmul", "cat", "stack", "einsum", "where", "lerp", "addcmul",
     "addcdiv", "baddbmm", "maximum", "minimum", "pow", "exp", "log", "sqrt", "rsqrt", "sin", "cos",
-    "abs", "square", "reciprocal", "log1p", "expm1", "cumsum", "sum", "norm", "logsumexp", "setitem",
+    "abs", "square", "reciprocal", "log1p", "expm1", "cumsum", "norm", "logsumexp", "setitem",
     "index_add", "scatter", "scatter_add", "index_put", "gather", "index_select", "masked_scatter",
-    "max", "min", "amax", "amin", "sort", "topk", "cosine_similarity", "bilinear_pool",
+    "max", "min", "sort", "topk", "cosine_similarity", "repeat", "repeat_interleave", "unfold",
+    "fold",
 )  # fmt: skip
 # Same shape in and out, values only moved by a constant: looked through.
 SAME = (
     "contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type", "type_as", "cuda",
     "cpu", "neg", "masked_fill", "requires_grad_", "detach", "tril", "triu", "nan_to_num",
-    "roll", "flip", "alias", "__get__data", "view_as_real", "resolve_conj", "positive",
+    "roll", "flip", "alias", "data", "resolve_conj", "positive",
 )  # fmt: skip
-RESHAPES = ("view", "reshape", "flatten", "unflatten", "ravel", "view_as", "reshape_as", "squeeze_")
+RESHAPES = ("view", "reshape", "flatten", "unflatten", "ravel", "view_as", "reshape_as")
 VIEWS = (
     "permute", "transpose", "t", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
     "unsqueeze", "expand", "expand_as", "broadcast_to", "select", "narrow", "getitem", "chunk",
-    "split", "split_with_sizes", "tensor_split", "unbind", "adjoint", "unsafe_chunk", "unsafe_split",
+    "split", "split_with_sizes", "tensor_split", "unbind", "adjoint", "unsafe_chunk",
+    "unsafe_split",
 )  # fmt: skip
-REDUCES = ("mean", "repeat", "repeat_interleave", "unfold", "fold")
+REDUCES = ("mean", "sum", "amax", "amin")
 
-ROWS = frozenset(
-    (*ACTIVATIONS, *SOFTMAXES, *WEIGHTED, *NORMS, *KEPT, *ATTENTION, *RECURRENT)
-)
 CATEGORY: dict[str, str] = {
     **dict.fromkeys(ACTIVATIONS, "activation"),
     **dict.fromkeys(SOFTMAXES, "softmax"),
@@ -98,29 +102,36 @@ CATEGORY: dict[str, str] = {
 
 # Positional order of the arguments that are read, after the input.
 _ORDER: dict[str, tuple[str, ...]] = {
-    "leaky_relu": ("negative_slope",), "rrelu": ("lower", "upper"), "prelu": ("weight",),
-    "elu": ("alpha",), "celu": ("alpha",), "gelu": ("approximate",),
-    "hardtanh": ("min_val", "max_val"), "clamp": ("min", "max"), "softplus": ("beta", "threshold"),
-    "hardshrink": ("lambd",), "softshrink": ("lambd",), "threshold": ("threshold", "value"),
+    **ACTIVATIONS,
     "glu": ("dim",), "linear": ("weight", "bias"), "bilinear": ("input2", "weight", "bias"),
-    **{f"conv{n}d": ("weight", "bias", "stride", "padding", "dilation", "groups") for n in (1, 2, 3)},
+    **{f"conv{n}d": ("weight", "bias", "stride", "padding", "dilation", "groups")
+       for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": ("weight", "bias", "stride", "padding", "output_padding", "groups",
                                "dilation") for n in (1, 2, 3)},
-    "embedding": ("weight",), "embedding_bag": ("weight",), "addmm": ("mat1", "mat2"),
+    "embedding": ("weight",), "embedding_bag": ("weight", "offsets"), "addmm": ("mat1", "mat2"),
     "matmul": ("other",),
     "batch_norm": ("running_mean", "running_var", "weight", "bias", "training"),
-    "layer_norm": ("normalized_shape", "weight", "bias"), "group_norm": ("num_groups", "weight", "bias"),
+    "layer_norm": ("normalized_shape", "weight", "bias"),
+    "group_norm": ("num_groups", "weight", "bias"),
     "instance_norm": ("running_mean", "running_var", "weight", "bias"),
     "rms_norm": ("normalized_shape", "weight"), "softmax": ("dim",), "log_softmax": ("dim",),
     "softmin": ("dim",), "gumbel_softmax": ("tau", "hard", "eps", "dim"),
     "scaled_dot_product_attention": ("key", "value", "attn_mask", "dropout_p", "is_causal"),
     "multi_head_attention_forward": (
-        "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k",
-        "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias", "training",
-        "key_padding_mask", "need_weights", "attn_mask", "use_separate_proj_weight", "q_proj_weight",
-        "k_proj_weight", "v_proj_weight",
+        "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias",
+        "bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias",
+        "training", "key_padding_mask", "need_weights", "attn_mask", "use_separate_proj_weight",
+        "q_proj_weight", "k_proj_weight", "v_proj_weight",
     ),
-    "mean": ("dim", "keepdim"), "cat": ("dim",), "stack": ("dim",),
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), ("dim", "keepdim")),
+    "cat": ("dim",), "stack": ("dim",),
+}  # fmt: skip
+# Functions whose namesake in torch.nn.functional takes its arguments in another order.
+_OWN_ORDER: dict[Any, tuple[str, ...]] = {
+    torch.batch_norm: ("weight", "bias", "running_mean", "running_var", "training"),
+    torch.instance_norm: ("weight", "bias", "running_mean", "running_var"),
+    **dict.fromkeys((torch.clamp_max, torch.clamp_max_, torch.Tensor.clamp_max,
+                     torch.Tensor.clamp_max_), ("max",)),
 }  # fmt: skip
 _INPUTS = ("input", "query", "tensors", "self", "x")
 
@@ -130,8 +141,8 @@ def canonical(func: Callable[..., Any]) -> str:
     """The one name of a torch function, method, operator or property."""
     name: str = getattr(func, "__name__", "")
     if name == "__get__":
-        return _SPELLINGS.get(prop := getattr(getattr(func, "__self__", None), "__name__", ""), prop)
-    if name.startswith("__") and name.endswith("__"):
+        name = getattr(getattr(func, "__self__", None), "__name__", "")
+    elif name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
     elif name.endswith("_") and not name.startswith("_"):
         name = name[:-1]
@@ -145,29 +156,54 @@ def understood(func: Callable[..., Any]) -> tuple[str, str]:
     return name, CATEGORY.get(name, "")
 
 
-def bind(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], spelled: str = "") -> dict[str, Any]:
-    """The arguments by name; the first is ``input``."""
-    order = ("input", *_ORDER.get(op, ()))
-    if spelled == "clamp_max":
-        order = ("input", "max")
-    bound = dict(zip(order, args, strict=False))
-    for key, value in kwargs.items():
-        bound["input" if key in _INPUTS else key] = value
-    return bound
+@dataclass(frozen=True)
+class Call:
+    """One call of a torch function."""
+
+    op: str
+    category: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @functools.cached_property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors among the arguments, in order."""
+        return list(tensors_in((self.args, self.kwargs), depth=3))
+
+    @functools.cached_property
+    def bound(self) -> dict[str, Any]:
+        """The arguments by name; the first is ``input``."""
+        if self.func is torch.embedding:
+            return dict(zip(("weight", "input"), self.args, strict=False), **self.kwargs)
+        order = _OWN_ORDER.get(self.func, _ORDER.get(self.op, ()))
+        bound = dict(zip(("input", *order), self.args, strict=False))
+        for key, value in self.kwargs.items():
+            bound["input" if key in _INPUTS else key] = value
+        return bound
+
+    @property
+    def input(self) -> Any:
+        return self.bound.get("input")
+
+    def again(self, other: torch.Tensor) -> Any:
+        """The same call with another tensor in the place of its first argument."""
+        if self.args:
+            return self.func(other, *self.args[1:], **self.kwargs)
+        name = next(iter(self.kwargs))
+        return self.func(**{**self.kwargs, name: other})
 
 
-def options(op: str, bound: Mapping[str, Any]) -> Options | None:
+def options(call: Call) -> Options | None:
     """The numbers that shape an activation; None where they are no plain numbers."""
     found: Options = {}
-    for name in ACTIVATIONS.get(op, ()):
-        value = bound.get(name)
+    for name in ACTIVATIONS.get(call.op, ()):
+        value = call.bound.get(name)
         if value is None:
             continue
         if name == "approximate":
             found["approximate_tanh"] = float(value == "tanh")
-        elif isinstance(value, torch.Tensor):
-            if op != "prelu":
-                return None
+        elif call.op == "prelu" and isinstance(value, torch.Tensor):
             found[name] = float(value.detach().float().mean())
         elif isinstance(value, (int, float)):
             found[name] = float(value)

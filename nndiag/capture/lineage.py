@@ -8,12 +8,12 @@ ends the lineage, with the reason.
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from nndiag.measure import Axes
 
@@ -32,53 +32,80 @@ class Trail:
 
 
 @dataclass
-class _Entry:
-    ref: weakref.ref[torch.Tensor]
-    trail: Trail
-    version: int = -1
-    stats: int | None = None
+class _Notes:
+    """What was already found out about a tensor's values, valid for one version of them."""
+
+    version: int
+    found: dict[Any, Any] = field(default_factory=dict)
+
+
+# Where autograd's nodes keep the trails of the tensors they made.
+_KEY = "nndiag.trail"
 
 
 class Trails:
-    """Trails of live tensors. Holds none of them alive."""
+    """Trails of live tensors. Holds none of them alive.
+
+    A tensor is found by itself; one that came about behind our back (in a custom autograd
+    function, in TorchScript, as the stand-in that a backward hook makes) by what autograd knows
+    of its origin.
+    """
 
     def __init__(self) -> None:
-        self._entries: dict[int, _Entry] = {}
+        self._trails: MutableMapping[torch.Tensor, Trail] = WeakTensorKeyDictionary()
+        self._notes: MutableMapping[torch.Tensor, _Notes] = WeakTensorKeyDictionary()
 
     def __getitem__(self, tensor: torch.Tensor) -> Trail | None:
-        entry = self._entry(tensor)
-        return None if entry is None else entry.trail
+        return self._trails.get(tensor)
 
     def __setitem__(self, tensor: torch.Tensor, trail: Trail) -> None:
-        key = id(tensor)
-        entry = self._entry(tensor)
-        if entry is not None:
-            entry.trail = trail
-            return
-        self._entries[key] = _Entry(weakref.ref(tensor, lambda _: self._entries.pop(key, None)), trail)
+        self._trails[tensor] = trail
+        function: Any = tensor.grad_fn
+        if function is not None:
+            function.metadata[_KEY, tensor.output_nr] = trail, _place(tensor)
 
-    def _entry(self, tensor: torch.Tensor) -> _Entry | None:
-        entry = self._entries.get(id(tensor))
-        return entry if entry is not None and entry.ref() is tensor else None
+    def origin(self, tensor: torch.Tensor) -> tuple[Trail | None, list[Trail]]:
+        """From autograd's graph: the trail of the tensor it only stands in for, and its sources."""
+        sources: dict[Trail, None] = {}
+        here = _place(tensor)
+        todo: list[tuple[Any, int]] = [(tensor.grad_fn, tensor.output_nr)]
+        seen: set[tuple[Any, int]] = {(None, 0)}
+        while todo:
+            function, number = todo.pop()
+            if (function, number) in seen:
+                continue
+            seen.add((function, number))
+            trail, place = function.metadata.get((_KEY, number), (None, None))
+            if trail is None:
+                todo += function.next_functions
+            elif here is not None and place == here:
+                return trail, [trail]
+            else:
+                sources[trail] = None
+        return None, list(sources)
 
-    def stats(self, tensor: torch.Tensor) -> int | None:
-        """Which measurement already describes this tensor's present values."""
-        entry = self._entry(tensor)
-        fresh = entry is not None and entry.stats is not None and entry.version == version(tensor)
-        return entry.stats if fresh and entry is not None else None
-
-    def set_stats(self, tensor: torch.Tensor, index: int) -> None:
-        entry = self._entry(tensor)
-        if entry is not None:
-            entry.version, entry.stats = version(tensor), index
+    def notes(self, tensor: torch.Tensor) -> dict[Any, Any]:
+        """A notebook on the tensor's present values; empty again once they change."""
+        notes = self._notes.get(tensor)
+        now = version(tensor)
+        if notes is None or notes.version != now or now < 0:
+            notes = self._notes[tensor] = _Notes(now)
+        return notes.found
 
 
 def version(tensor: torch.Tensor) -> int:
-    """How often the tensor was changed in place; -2 where torch does not count."""
+    """How often the tensor was changed in place; -1 where torch does not count."""
     try:
         return tensor._version
     except RuntimeError:  # a tensor made in inference mode
-        return -2
+        return -1
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]] | None:
+    try:
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+    except RuntimeError:  # sparse, nested, or of a functional transform
+        return None
 
 
 def elementwise(parents: Sequence[tuple[Trail, torch.Size]], shape: torch.Size) -> Axes:
@@ -99,49 +126,58 @@ def elementwise(parents: Sequence[tuple[Trail, torch.Size]], shape: torch.Size) 
     return Axes(unit, batch, samples)
 
 
+def joined(parents: Sequence[tuple[Trail, torch.Size]], shape: torch.Size, dim: int) -> Axes:
+    """Axes after a concatenation along ``dim``, or a stacking, which makes that axis."""
+
+    def where(axis: int | None, rank: int) -> int | None:
+        return None if axis is None else axis + (rank < len(shape) and axis >= dim)
+
+    alike = [(t.axes, len(s)) for t, s in parents if len(shape) - 1 <= len(s) <= len(shape)]
+    units = {where(axes.unit, rank) for axes, rank in alike}
+    batches = {where(axes.batch, rank) for axes, rank in alike}
+    batch = batches.pop() if len(batches) == 1 else None
+    return Axes(
+        units.pop() if len(units) == 1 else None,
+        None if batch == dim else batch,
+        max((t.axes.samples for t, _ in parents), default=1),
+    )
+
+
 def reshaped(trail: Trail, old: Sequence[int], new: Sequence[int]) -> Trail:
     """Axes after a row-major reshape from ``old`` to ``new``."""
     axes = trail.axes
-    unit, batch = None, None
+    unit = batch = None
     for before, after in _groups(old, new):
-        if axes.unit in before:
-            size = old[axes.unit] if axes.unit is not None else 0
-            same = [a for a in after if new[a] == size]
-            if same and math.prod(new[a] for a in after) == size:
-                unit = same[0]
-        if axes.batch in before and axes.batch is not None:
+        if axes.unit is not None and axes.unit in before:
+            size = old[axes.unit]
+            merged = size != 1 and any(old[a] != 1 for a in before if a != axes.unit)
+            unit = None if merged else next((a for a in after if new[a] == size), None)
+        if axes.batch is not None and axes.batch in before and after:
             # The sample index must stay the slowest part of one axis.
-            slowest = [a for a in before if old[a] != 1]
-            if after and (not slowest or slowest[0] == axes.batch):
-                first = next((a for a in after if new[a] != 1), after[0])
-                if new[first] % axes.samples == 0:
-                    batch = first
+            slower = any(old[a] != 1 for a in before if a < axes.batch)
+            first = next((a for a in after if new[a] != 1), after[0])
+            batch = None if slower or new[first] % axes.samples else first
     why = trail.why_no_units if axes.unit is None else RESHAPED
     return Trail(trail.node, Axes(unit, batch, axes.samples), why)
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Runs of axes of ``old`` and ``new`` that hold the same elements."""
+    """The smallest runs of axes of ``old`` and ``new`` that hold the same elements.
+
+    Axes of size 1 hold nothing: they go with the run before them.
+    """
     i = j = 0
     while i < len(old) or j < len(new):
-        before, after = [], []
-        a = b = 1
-        while True:
-            if a == b and before and after:
-                break
-            if a <= b and i < len(old):
-                a *= old[i]
+        before, after = [i] if i < len(old) else [], [j] if j < len(new) else []
+        i, j = i + len(before), j + len(after)
+        while (a := math.prod(old[k] for k in before)) != (b := math.prod(new[k] for k in after)):
+            if (a < b or j == len(new)) and i < len(old):
                 before.append(i)
                 i += 1
             elif j < len(new):
-                b *= new[j]
                 after.append(j)
                 j += 1
-            elif i < len(old):
-                a *= old[i]
-                before.append(i)
-                i += 1
-            else:
+            else:  # sizes with a zero in them
                 break
         while i < len(old) and old[i] == 1:
             before.append(i)
@@ -152,43 +188,44 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
         yield before, after
 
 
-def viewed(
-    trail: Trail,
-    shape: torch.Size,
-    call: Callable[[torch.Tensor], Any],
-) -> list[Trail]:
+# Strides of the token below: a view gives a new axis of size 1 a multiple of a neighbour's stride.
+_UNIT, _BATCH = 1_009, 1_000_003
+
+
+def viewed(trail: Trail, shape: torch.Size, call: Callable[[torch.Tensor], Any]) -> list[Trail]:
     """Trails of a view's outputs, found by doing the same to a token tensor.
 
-    The token lives on the meta device and costs nothing: its strides are 1 along the unit axis,
-    a large prime along the batch axis and 0 elsewhere, and a view only moves strides about.
+    The token lives on the meta device and costs nothing: its strides tell the unit axis, the
+    batch axis and all others (0) apart, and a view only moves strides about.
     """
     axes = trail.axes
     strides = [0] * len(shape)
     if axes.unit is not None:
-        strides[axes.unit] = 1
+        strides[axes.unit] = _UNIT
     if axes.batch is not None:
-        strides[axes.batch] = _PRIME
-    try:
-        token = torch.empty_strided(tuple(shape), strides, device="meta")
-        made = call(token)
-    except Exception:  # a call that meta tensors cannot follow: the lineage just ends
-        return []
-    outputs = made if isinstance(made, (tuple, list)) else [made]
+        strides[axes.batch] = _BATCH
+    token = torch.empty_strided(tuple(shape), strides, device="meta")
+    made = call(token)
+    why = trail.why_no_units if axes.unit is None else RESHAPED
     trails = []
-    for output in outputs:
+    for output in made if isinstance(made, (tuple, list)) else [made]:
         unit = batch = None
         if output._base is not None or output is token:
-            for axis, stride in enumerate(output.stride()):
-                if stride and stride % _PRIME == 0 and axes.batch is not None:
-                    batch = axis if output.shape[axis] == shape[axes.batch] else None
-                elif stride and axes.unit is not None and stride < _PRIME:
-                    unit = axis
-        why = trail.why_no_units if axes.unit is None else RESHAPED
+            unit = _axis(output, _UNIT)
+            batch = _axis(output, _BATCH)
+            if batch is not None and output.shape[batch] != shape[axes.batch or 0]:
+                batch = None  # some of the samples
         trails.append(Trail(trail.node, Axes(unit, batch, axes.samples), why))
     return trails
 
 
-_PRIME = 1_000_003
+def _axis(output: torch.Tensor, stride: int) -> int | None:
+    """The axis with this stride; or with a multiple of it, which is a slice with steps."""
+    strides = list(output.stride())
+    if stride in strides:
+        return strides.index(stride)
+    steps = (a for a, s in enumerate(strides) if s and s % stride == 0 and output.shape[a] > 1)
+    return next(steps, None)
 
 
 def reduced(trail: Trail, shape: torch.Size, dims: Any, keepdim: bool) -> Trail:

@@ -6,38 +6,38 @@ import functools
 import os
 import sys
 from types import CodeType, FrameType
+from typing import Literal
 
 import torch
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_HERE = os.path.dirname(__file__) + os.sep
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PACKAGE = os.path.dirname(_HERE.rstrip(os.sep)) + os.sep
-_ENTRY = os.path.join(_PACKAGE, "api.py")
+# Where a check enters the model: what lies above did not call the layer.
+_ENTRIES = (_HERE + "watch.py", _PACKAGE + "api.py")
+# Not the whole package: its demo holds models of its own.
+_OURS = (_HERE, _PACKAGE + "batch.py", _PACKAGE + "measure.py")
 
 
 @functools.lru_cache(maxsize=4096)
-def _kind(code: CodeType) -> str:
+def _kind(code: CodeType) -> Literal["entry", "skip", "user"]:
     name = code.co_filename
-    if name == _ENTRY:
+    if name in _ENTRIES:
         return "entry"
-    if name.startswith((_TORCH, _HERE, "<")) or os.path.dirname(name) + os.sep == _PACKAGE and (
-        os.path.basename(name) in ("batch.py", "measure.py")
-    ):
-        return "skip"
-    return "user"
+    return "skip" if name.startswith((_TORCH, *_OURS, "<")) else "user"
 
 
-def location(depth: int = 1) -> str | None:
-    """``file:line`` of the innermost frame outside torch and nndiag, up to ``nndiag.check``.
+def location() -> str | None:
+    """``file:line`` of the innermost frame outside torch and nndiag, up to the check.
 
     The file is relative to the working directory where it lies under it. None where there is no
     such frame: the layers of a root ``nn.Sequential`` are called by torch alone.
     """
-    frame: FrameType | None = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         kind = _kind(frame.f_code)
         if kind == "user":
-            return f"{_relative(frame.f_code.co_filename)}:{frame.f_lineno}"
+            return f"{_relative(frame.f_code.co_filename, os.getcwd())}:{frame.f_lineno}"
         if kind == "entry":
             return None
         frame = frame.f_back
@@ -45,10 +45,7 @@ def location(depth: int = 1) -> str | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _short(path: str, folder: str) -> str:
-    inside = path.startswith(folder + os.sep)
+def _relative(path: str, folder: str) -> str:
+    path = os.path.abspath(os.path.join(folder, path))
+    inside = path.startswith(folder.rstrip(os.sep) + os.sep)
     return os.path.relpath(path, folder).replace(os.sep, "/") if inside else path
-
-
-def _relative(path: str) -> str:
-    return _short(os.path.abspath(path), os.getcwd())

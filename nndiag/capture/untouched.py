@@ -3,138 +3,295 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.nn.modules import module as torch_module
+
+Undo = Callable[[], object]
 
 
-@dataclass(frozen=True)
 class Kept:
-    """The contents that were put aside, to go back to in between."""
+    """How everything was: to go back to in between, and at the end."""
 
-    tensors: list[tuple[torch.Tensor, torch.Tensor]]
-    seed: int | None
-    random: list[tuple[Callable[..., Any], Any]]
+    def __init__(self, seed: int | None, *things: object) -> None:
+        self._seed = seed
+        self.found = _reachable(things)
+        self._leaves = [t for t in self.found.tensors if t.is_leaf]
+        self._generators = _generators()
+        # What is last here is undone first: modules get their tensors back before the tensors
+        # get their contents back, and nothing draws a random number after the generators.
+        self._undo: list[Undo] = [
+            *(functools.partial(put, get()) for get, put, _ in self._generators),
+            *(functools.partial(put, get()) for get, put in self.found.generators),
+            *_settings(),
+            *(_array(a) for a in self.found.arrays),
+            *(_tensor(t) for t in self.found.tensors),
+            *(_container(c) for c in self.found.containers),
+            *(_attributes(thing) for thing in self.found.objects),
+            # FSDP would believe that its parameters are still gathered.
+            *(thing.reshard for thing in self.found.objects if hasattr(thing, "reshard")),
+        ]
+        self._data: list[Any] = []
 
-    @torch.no_grad()
+    def restore(self) -> None:
+        """Everything as it was."""
+        torch.clear_autocast_cache()  # it holds parameters as they are now
+        with ExitStack() as undo:
+            for step in self._undo:
+                undo.callback(step)
+
     def reset(self) -> None:
-        """Parameters, buffers and randomness as at the start; gradients empty."""
-        for tensor, copy in self.tensors:
-            if tensor.shape == copy.shape:
-                tensor.data.copy_(copy)
+        """As it was, but gradients empty and everything random at the seed."""
+        self.restore()
+        for tensor in self._leaves:
             tensor.grad = None
-        for restore, state in self.random:
-            restore(state)
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-            random.seed(self.seed)
-            np.random.seed(self.seed % 2**32)
+        if self._seed is not None:
+            for _, _, seed in self._generators:
+                seed(self._seed)
+
+    @contextlib.contextmanager
+    def drawing_data(self) -> Iterator[None]:
+        """Random numbers for the data: resetting the model's must not make batches repeat."""
+        for (_, put, _), state in zip(self._generators, self._data, strict=False):
+            put(state)
+        yield
+        self._data = [get() for get, _, _ in self._generators]
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, seed: int | None) -> Iterator[Kept]:
-    """Whatever happens inside, afterwards the model and the global state are as before.
+def untouched(seed: int | None, *things: object) -> Iterator[Kept]:
+    """Whatever happens inside, afterwards these modules and the process are as before.
 
-    That is: parameters, buffers and their ``.grad``, ``requires_grad``, every module's attributes
-    (training mode and hooks among them), the random generators of every device, Python and NumPy,
-    autograd's and autocast's settings, the deterministic flags and the default dtype.
-    Gradients start empty inside, and everything random starts from ``seed``.
+    That is: parameters, buffers and other tensors that the modules hold, with their ``.grad``,
+    ``requires_grad``, hooks and version counters; every module's attributes, in containers and
+    plain objects too (training mode and hooks among them); the random generators of every device,
+    Python and NumPy; autograd's and autocast's settings, the deterministic flags and the default
+    dtype. Gradients start empty inside, and everything random starts from ``seed``.
+
+    Of a function among ``things``, the modules that it has closed over are meant.
     """
     with ExitStack() as undo:
-        # In this order: what is pushed last is undone first, so tensors get their contents back
-        # after the modules have their tensors back.
-        tensors = _keep_tensors(model, undo)
-        _keep_modules(model, undo)
-        _keep_settings(undo)
-        states = random_states()
-        for restore, state in states:
-            undo.callback(restore, state)
-        kept = Kept(tensors, seed, states)
+        kept = Kept(seed, *things)
+        undo.callback(kept.restore)
+        for tensor in kept.found.tensors:
+            undo.enter_context(_no_step(tensor))
         kept.reset()
         yield kept
 
 
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    found: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                found[id(tensor)] = tensor
-    return list(found.values())
+# -- what hangs on a module -------------------------------------------------------------------
 
 
-def _keep_tensors(
-    model: nn.Module, undo: ExitStack
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    kept = []
-    for tensor in _tensors(model):
-        # The alias survives even if the model swaps the tensor's storage (``tensor.data = …``).
-        alias, copy = tensor.detach(), tensor.detach().clone()
-        undo.callback(_restore_tensor, tensor, alias, copy, tensor.requires_grad, tensor.grad)
-        hooks = getattr(tensor, "_post_accumulate_grad_hooks", None)
-        if hooks:
-            # An optimiser that steps inside backward must not step because we look.
-            undo.callback(setattr, tensor, "_post_accumulate_grad_hooks", hooks)
-            tensor._post_accumulate_grad_hooks = None  # type: ignore[attr-defined]
-        tensor.grad = None
-        kept.append((tensor, copy))
-    return kept
-
-
-def _restore_tensor(
-    tensor: torch.Tensor,
-    alias: torch.Tensor,
-    copy: torch.Tensor,
-    requires_grad: bool,
-    grad: torch.Tensor | None,
-) -> None:
-    with torch.no_grad():
-        if tensor.layout == torch.strided and (
-            tensor.data_ptr() != alias.data_ptr() or tensor.shape != alias.shape
-        ):
-            tensor.data = alias
-        # Through .data, so that a graph the caller still holds stays valid.
-        tensor.data.copy_(copy)
-    if tensor.requires_grad != requires_grad and tensor.is_leaf:
-        tensor.requires_grad_(requires_grad)
-    tensor.grad = grad
+class _Reachable:
+    def __init__(self) -> None:
+        self.tensors: list[torch.Tensor] = []
+        self.containers: list[Any] = []
+        self.objects: list[Any] = []
+        self.arrays: list[np.ndarray] = []
+        self.generators: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
 
 
 _CONTAINERS = (dict, list, set, deque)
+_DEPTH = 4  # of containers and plain objects below a module
 
 
-def _keep_modules(model: nn.Module, undo: ExitStack) -> None:
-    for module in model.modules():
-        state = vars(module)
-        contents = {k: _copy(v) for k, v in state.items() if isinstance(v, _CONTAINERS)}
-        undo.callback(_restore_module, module, type(module), dict(state), contents)
+def _reachable(things: Iterable[object]) -> _Reachable:
+    """All that the modules among ``things`` hold. Torch's own objects look after themselves."""
+    found = _Reachable()
+    seen: set[int] = set()
+    todo: deque[tuple[Any, int]] = deque((m, 0) for t in things for m in _modules(t))
+    while todo:
+        thing, depth = todo.popleft()
+        if id(thing) in seen or depth > _DEPTH:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            found.tensors.append(thing)
+            if thing.is_leaf and thing.grad is not None:
+                todo.append((thing.grad, depth))
+        elif isinstance(thing, nn.Module):
+            found.objects.append(thing)
+            todo += [(value, 1) for value in vars(thing).values()]
+            if isinstance(thing, torch.jit.ScriptModule):
+                todo += [(value, 1) for value in (*thing.parameters(), *thing.buffers())]
+        elif isinstance(thing, _CONTAINERS):
+            found.containers.append(thing)
+            values = thing.values() if isinstance(thing, dict) else thing
+            todo += [(value, depth + 1) for value in values if not _atom(value)]
+        elif isinstance(thing, np.ndarray):
+            found.arrays.append(thing)
+        elif isinstance(thing, tuple):
+            todo += [(value, depth) for value in thing if not _atom(value)]
+        elif (state := _own_state(thing)) is not None:
+            found.generators.append(state)
+        elif hasattr(thing, "__dict__") and not _foreign(thing):
+            found.objects.append(thing)
+            todo += [(value, depth + 1) for value in vars(thing).values()]
+    return found
 
 
-def _copy(container: Any) -> Any:
-    return list(container.items()) if isinstance(container, dict) else list(container)
+def _modules(thing: object) -> Iterator[nn.Module]:
+    """A module; or, of a function, the modules it is a method of or has closed over."""
+    if isinstance(thing, nn.Module):
+        yield from thing.modules()
+    elif isinstance(thing, functools.partial):
+        for part in (thing.func, *thing.args, *thing.keywords.values()):
+            yield from _modules(part)
+    elif callable(thing):
+        cells = getattr(thing, "__closure__", None) or ()
+        for part in (getattr(thing, "__self__", None), *(_content(cell) for cell in cells)):
+            if isinstance(part, nn.Module):
+                yield from part.modules()
 
 
-def _restore_module(
-    module: nn.Module, kind: type, attributes: dict[str, Any], contents: dict[str, Any]
-) -> None:
-    if type(module) is not kind:  # a lazy module turns itself into another class
-        module.__class__ = kind
-    state = vars(module)
-    if list(state) != list(attributes) or any(state[k] is not v for k, v in attributes.items()):
-        state.clear()
-        state.update(attributes)
-    for name, items in contents.items():
-        container = attributes[name]
-        if not _same(_copy(container), items):
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _atom(value: object) -> bool:
+    return value is None or isinstance(value, (str, bytes, int, float, type))
+
+
+# Of the standard library, only what is there to hold other people's attributes.
+_FOREIGN = sys.stdlib_module_names - {"types", "argparse", "collections"} | {"torch"}
+
+
+def _foreign(thing: object) -> bool:
+    home = type(thing).__module__.partition(".")[0]
+    return isinstance(thing, (type, ModuleType)) or callable(thing) or home in _FOREIGN
+
+
+def _own_state(thing: object) -> tuple[Callable[[], Any], Callable[[Any], object]] | None:
+    """How to read and to set the state of a random generator that the model owns."""
+    if isinstance(thing, torch.Generator):
+        return thing.get_state, thing.set_state
+    if isinstance(thing, np.random.Generator):
+        bits = thing.bit_generator
+        return lambda: bits.state, functools.partial(setattr, bits, "state")
+    if isinstance(thing, np.random.RandomState):
+        return thing.get_state, thing.set_state
+    if isinstance(thing, random.Random):
+        return thing.getstate, thing.setstate
+    return None
+
+
+def _tensor(tensor: torch.Tensor) -> Undo:
+    # The alias survives even if the model swaps the tensor's storage (``tensor.data = …``).
+    alias, copy = tensor.detach(), tensor.detach().clone()
+    requires_grad, grad = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
+    hooks = dict(tensor._backward_hooks or {})
+    counting = not tensor.is_inference()
+    counter = _unsafe_preserve_version_counter(tensor) if counting else None
+
+    def restore() -> None:
+        with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
+            if not _same_storage(tensor, alias):
+                tensor.data = alias
+            if not _same_bits(tensor, copy):
+                # Through .data, so that a graph the caller still holds stays valid.
+                _apart(tensor.data).copy_(_apart(copy))
+        if counter is not None:
+            counter.__exit__()
+        if tensor.is_leaf:
+            if tensor.requires_grad != requires_grad:
+                tensor.requires_grad_(requires_grad)
+            tensor.grad = grad
+        if dict(tensor._backward_hooks or {}) != hooks:
+            assert tensor._backward_hooks is not None
+            tensor._backward_hooks.clear()
+            tensor._backward_hooks.update(hooks)
+
+    return restore
+
+
+def _same_storage(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.layout != torch.strided or a.is_nested:
+        return True
+    return a.dtype == b.dtype and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """NaN is NaN and -0 is not 0; False, too, where bits cannot be compared."""
+    if hasattr(a, "to_local"):  # a DTensor
+        a, b = a.to_local(), b.to_local()  # type: ignore[attr-defined]
+    kind = _BITS.get(a.element_size())
+    if kind is None or a.layout != torch.strided or a.is_nested or a.is_quantized:
+        return False
+    return a.is_meta or torch.equal(a.detach().view(kind), b.view(kind))
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """Each element once: one cannot write to an expanded tensor."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return tensor
+    for axis, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[axis] > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
+
+
+@contextlib.contextmanager
+def _no_step(tensor: torch.Tensor) -> Iterator[None]:
+    """An optimiser that steps inside backward must not step because we look."""
+    hooks = getattr(tensor, "_post_accumulate_grad_hooks", None)
+    if not hooks:
+        yield
+        return
+    before = dict(hooks)
+    for key, hook in before.items():
+        function = getattr(hook, "func", hook)
+        if not getattr(function, "__module__", "").startswith("torch.distributed"):
+            del hooks[key]
+    try:
+        yield
+    finally:
+        hooks.clear()
+        hooks.update(before)
+
+
+def _array(array: np.ndarray) -> Undo:
+    copy = array.copy()
+
+    def restore() -> None:
+        if array.tobytes() != copy.tobytes():
+            array[...] = copy
+
+    return restore
+
+
+def _container(container: Any) -> Undo:
+    before = _items(container)
+
+    def restore() -> None:
+        if not _same(_items(container), before):
             container.clear()
-            container.extend(items) if isinstance(container, (list, deque)) else container.update(items)
+            if isinstance(container, (list, deque)):
+                container.extend(before)
+            else:
+                container.update(before)
+
+    return restore
+
+
+def _items(container: Any) -> list[Any]:
+    return list(container.items()) if isinstance(container, dict) else list(container)
 
 
 def _same(a: list[Any], b: list[Any]) -> bool:
@@ -144,47 +301,93 @@ def _same(a: list[Any], b: list[Any]) -> bool:
     )
 
 
-def _keep_settings(undo: ExitStack) -> None:
-    undo.callback(torch.set_grad_enabled, torch.is_grad_enabled())
-    undo.callback(torch.set_default_dtype, torch.get_default_dtype())
-    undo.callback(
-        torch.use_deterministic_algorithms,
-        torch.are_deterministic_algorithms_enabled(),
-        warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    undo.callback(
-        torch.autograd.set_detect_anomaly,
-        torch.is_anomaly_enabled(),
-        torch.is_anomaly_check_nan_enabled(),
-    )
-    for flag in ("benchmark", "deterministic"):
-        undo.callback(setattr, torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
-    for device in ("cpu", "cuda"):
-        undo.callback(torch.set_autocast_enabled, device, torch.is_autocast_enabled(device))
-    undo.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+def _attributes(thing: Any) -> Undo:
+    kind, before = type(thing), dict(vars(thing))
+    script = isinstance(thing, torch.jit.ScriptModule)
+    training = thing.training if script else None  # a script keeps it elsewhere
+
+    def restore() -> None:
+        if type(thing) is not kind:  # a lazy module turns itself into another class
+            thing.__class__ = kind
+        state = vars(thing)
+        if list(state) != list(before) or any(state[k] is not v for k, v in before.items()):
+            state.clear()
+            state.update(before)
+        if script and thing.training != training:
+            thing.training = training
+
+    return restore
 
 
-def random_states() -> list[tuple[Callable[..., Any], Any]]:
-    """Every global random generator: how to restore it, and its state now."""
-    states: list[tuple[Callable[..., Any], Any]] = [
-        (random.setstate, random.getstate()),
-        (np.random.set_state, np.random.get_state()),
-        (torch.set_rng_state, torch.get_rng_state()),
+# -- what hangs on the process ----------------------------------------------------------------
+
+
+def _settings() -> Iterator[Undo]:
+    yield _setting(torch.is_grad_enabled, torch.set_grad_enabled)
+    yield _setting(torch.get_default_dtype, torch.set_default_dtype)
+    yield _setting(torch.get_num_threads, torch.set_num_threads)
+    yield _setting(
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1]),
+    )
+    yield _setting(
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda v: torch.set_anomaly_enabled(*v),
+    )
+    for flag in ("enabled", "benchmark", "deterministic"):
+        yield _setting(
+            functools.partial(getattr, torch.backends.cudnn, flag),
+            functools.partial(setattr, torch.backends.cudnn, flag),
+        )
+    yield _setting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)
+    for device in ("cpu", "cuda", "xpu"):
+        if getattr(torch, device).is_available():
+            yield _setting(
+                functools.partial(torch.is_autocast_enabled, device),
+                functools.partial(torch.set_autocast_enabled, device),
+            )
+            yield _setting(
+                functools.partial(torch.get_autocast_dtype, device),
+                functools.partial(torch.set_autocast_dtype, device),
+            )
+    for name, hooks in vars(torch_module).items():
+        if name.startswith("_global_") and isinstance(hooks, dict):
+            yield _container(hooks)
+
+
+def _setting(get: Callable[[], Any], put: Callable[[Any], object]) -> Undo:
+    before = get()
+
+    def restore() -> None:
+        if get() != before:
+            put(before)
+
+    return restore
+
+
+_Generator = tuple[Callable[[], Any], Callable[[Any], object], Callable[[int], object]]
+
+
+def _generators() -> list[_Generator]:
+    """Of every global random generator: how to read, to set and to seed it."""
+    found: list[_Generator] = [
+        (random.getstate, random.setstate, random.seed),
+        (np.random.get_state, np.random.set_state, lambda seed: np.random.seed(seed % 2**32)),
+        (
+            torch.get_rng_state,
+            torch.set_rng_state,
+            # Not torch.manual_seed: it queues seeds for devices that nobody has started.
+            torch.default_generator.manual_seed,
+        ),
     ]
-    for module in _accelerators():
-        if hasattr(module, "get_rng_state_all"):
-            states.append((module.set_rng_state_all, module.get_rng_state_all()))
-        else:
-            states.append((module.set_rng_state, module.get_rng_state()))
-    return states
-
-
-def _accelerators() -> Iterator[Any]:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        yield torch.cuda
+    for device in (torch.cuda, torch.xpu):
+        if device.is_available() and device.is_initialized():
+            found.append(
+                (device.get_rng_state_all, device.set_rng_state_all, device.manual_seed_all)
+            )
     if torch.backends.mps.is_available():
-        yield torch.mps
-    if hasattr(torch, "xpu") and torch.xpu.is_available() and torch.xpu.is_initialized():
-        yield torch.xpu
-
-
+        found.append((torch.mps.get_rng_state, torch.mps.set_rng_state, torch.mps.manual_seed))
+    return found

@@ -31,6 +31,7 @@ References: Ioffe & Szegedy 2015, section 2; Santurkar et al. 2018, section 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from nndiag import flow
@@ -68,7 +69,7 @@ RULE = Rule(
             1,
         ),
     },
-    caused_by=("non-finite", "init-scale", "exploding-gradient"),
+    caused_by=("non-finite", "init-scale", "exploding-gradient", "covariate-shift"),
     cures=(
         Prescription(
             "Re-estimate the running statistics: some forward passes in training mode on "
@@ -127,7 +128,7 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     yield RULE.finding(
         layer,
         f"one update of 1 % of the weights' norm moves the means of its inputs by {shift.mean:.2g} "
-        f"standard deviations and their scale by a factor {2.718281828459045**shift.scale:.2g}; "
+        f"standard deviations and their scale by a factor {math.exp(shift.scale):.2g}; "
         f"{len(over)} of {len(moved)} layers move by more than {limit.shift:g}",
         severity="note",
         against=("shift", limit),

@@ -35,8 +35,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from nndiag import flow, theory
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold, Unjudged
+from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
+
+LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
 
 RULE = Rule(
     code="ND103",
@@ -78,14 +80,20 @@ RULE = Rule(
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     healthy: list[Finding] = []
+    constant: list[int] = []  # nodes behind which nothing depends on the input any more
     for layer in snapshot.layers:
         act = flow.act_of(layer)
         if act is None or act.family != "rectifier" or layer.flat is None:
             continue
+        before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
+        if not before & LEARNED:
+            continue  # no weights before it that could lose their gradient
         if layer.output.nonfinite:
             yield RULE.unjudged(layer, "its outputs are not finite")
         elif layer.flat.open is None:
             yield RULE.unjudged(layer, next(iter(layer.unseen), "its unit axis is not known"))
+        elif not layer.flat.closed:
+            continue  # every unit was seen active: health needs no more samples
         elif layer.flat.samples < limit.samples:
             bound = theory.activity_bound(layer.flat.samples)
             yield RULE.unjudged(
@@ -93,70 +101,93 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
                 f"{layer.flat.samples} samples are too few: never active on all of them would only "
                 f"show an activity below {bound:.1%}; give {limit.samples:.0f} or more",
             )
-        elif layer.flat.closed:
+        else:
             found = _judge(snapshot, layer, limit)
+            if any(flow.connected(snapshot, node, layer.node) for node in constant):
+                found = replace(found, suspects=(*found.suspects, RULE.name))
+            if found.severity == "error":
+                constant.append(layer.node)
             if found.evidence["dead_units"] <= found.evidence["healthy_bound"]:
                 healthy.append(found)
             else:
                 yield found
     if healthy:
         worst = max(healthy, key=lambda f: f.evidence["share"])
-        more = f" ({len(healthy) - 1} more layers likewise)" if len(healthy) > 1 else ""
-        yield replace(worst, message=worst.message + more)
+        more = len(healthy) - 1
+        tail = f" ({flow.plural(more, 'more layer')} likewise)" if more else ""
+        yield replace(worst, message=worst.message + tail)
 
 
 def _judge(snapshot: Snapshot, layer: Layer, limit: Limits) -> Finding:
-    flat = layer.flat
+    flat, act = layer.flat, flow.act_of(layer)
     assert flat is not None
     assert flat.open is not None
+    assert act is not None
     units, dead, samples = len(flat.open), flat.closed, flat.samples
-    cosine = _likeness(snapshot, layer)
-    known = not math.isnan(cosine)
-    healthy = (
-        theory.never_active_bound(units, samples, cosine, limit.confidence) if known else units
+    likeness = _likeness(snapshot, layer)
+    known = not math.isnan(likeness)
+    healthy = theory.never_active_bound(
+        units, samples, likeness if known else 1.0, limit.confidence
     )
     share = dead / units
-    on_only_path = flow.only_path(snapshot, layer.node)
-    severity = "note"
-    if dead == units and on_only_path:
+    severity: Severity = "note"
+    if dead == units and flow.only_path(snapshot, layer.node):
         severity = "error"
-    elif share > limit.share and (dead > healthy or dead == units):
+    elif share > limit.share and dead > healthy:
         severity = "warning"
+    never = "never active" if len(act.flat) == 1 else f"never where {layer.op} has a slope"
     message = (
-        f"{dead:,} of {flow.plural(units, 'unit')} {'was' if dead == 1 else 'were'} never "
-        "active on "
+        f"{dead:,} of {flow.plural(units, 'unit')} {'was' if dead == 1 else 'were'} {never} on "
         f"{samples:,} samples (at 95 % confidence: active on less than "
-        f"{theory.activity_bound(samples):.2g} of inputs)"
+        f"{theory.activity_bound(samples):.2g} of inputs); a random layer of this width has at "
+        f"most {healthy:,}"
     )
-    if known and healthy < units:
-        message += f"; a random layer of this width has at most {healthy:,}"
-    elif not known:
-        message += "; how many a healthy layer would have is not known here"
+    if not known:
+        message += ", however alike its inputs are"
     if severity == "error":
-        message += "; nothing but its bias reaches the layers after it"
+        message += "; what comes after it no longer depends on the input"
     return RULE.finding(
         layer,
         message,
-        severity=severity,  # type: ignore[arg-type]
+        severity=severity,
         against=("share", limit),
         evidence={
             "share": share,
             "dead_units": dead,
             "healthy_bound": healthy,
-            "input_cosine": cosine,
+            "likeness": likeness,
         },
     )
 
 
 def _likeness(snapshot: Snapshot, layer: Layer) -> float:
-    """Mean pairwise cosine of the inputs of the weights before the activation.
+    """Correlation of a unit's pre-activations on two inputs, were its weights random; NaN: unknown.
 
-    With a normalisation in between, units are centred on the batch and none is off on all of it by
-    chance: 0.
+    A normalisation over the batch centres each unit, so that none is off on all of it by chance;
+    one over the units of a sample, or with running statistics, changes little.
     """
-    source = flow.source_weight(snapshot, layer)
-    if source is None:
-        return 0.0 if flow.source_op(snapshot, layer) in flow.NORMS else math.nan
-    if source.input is None or source.input.direction is None:
+    node = snapshot.nodes[layer.node]
+    while len(node.inputs) == 1:
+        row = snapshot.layer_at(node.inputs[0])
+        node = snapshot.nodes[node.inputs[0]]
+        if row is not None and node.op in flow.WEIGHTED:
+            return _of_random_weights(snapshot, row)
+        if node.op == "instance_norm" or (row is not None and row.options.get("training")):
+            return 0.0
+        if node.op not in flow.TRANSPARENT | flow.NORMS:
+            break
+    return math.nan
+
+
+def _of_random_weights(snapshot: Snapshot, layer: Layer) -> float:
+    """Mean pairwise cosine of the inputs, and what biases no larger than nn.Linear's add to it."""
+    weight, given = layer.weight, layer.input
+    if weight is None or given is None or given.direction is None:
         return math.nan
-    return source.input.direction.mean_cosine
+    parameter = snapshot.parameter.get(weight.name)
+    bias = snapshot.parameter.get(weight.bias or "")
+    if parameter is None or bias is None:
+        return given.direction.mean_cosine
+    varying = weight.fan_in * parameter.value.second_moment * given.second_moment
+    fixed = min(bias.value.second_moment, 1 / (3 * weight.fan_in))  # U(±1/√fan_in)
+    return (varying * given.direction.mean_cosine + fixed) / max(varying + fixed, 1e-300)

@@ -45,6 +45,7 @@ RULE = Rule(
             1,
         ),
     },
+    caused_by=("frozen-layer",),
     cures=(
         Prescription("Let it train.", "", "for p in layer.parameters(): p.requires_grad_(True)"),
         Prescription("If it is meant: ignore frozen-layer for this model."),
@@ -53,63 +54,63 @@ RULE = Rule(
 
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
-    weights = [
-        layer
-        for layer in snapshot.layers
-        if layer.weight and layer.weight.name in snapshot.parameter
-    ]
-    frozen = [layer for layer in weights if not _trains(snapshot, layer)]
+    holders = {name: layer for layer in reversed(snapshot.layers) for name in _own(snapshot, layer)}
+    layers = sorted({id(x): x for x in holders.values()}.values(), key=lambda x: x.node)
+    training = {x.node for x in layers if _trains(snapshot, x)}
+    frozen = [x for x in layers if x.node not in training]
     if not frozen:
         return
+    evidence = {
+        "frozen_share": len(frozen) / len(layers),
+        "frozen_layers": len(frozen),
+        "layers": len(layers),
+    }
     if not any(p.trainable for p in snapshot.parameters):
         yield RULE.finding(
             frozen[0],
             f"every parameter of the model is frozen ({len(snapshot.parameters)})",
             severity="note",
-            evidence={
-                "frozen_share": len(frozen) / len(weights),
-                "frozen_layers": len(frozen),
-                "layers": len(weights),
-            },
+            evidence=evidence,
         )
         return
-    training = {layer.node for layer in weights if _trains(snapshot, layer)}
-    between = [
-        layer
-        for layer in frozen
-        if flow.ancestors(snapshot, layer.node) & training
-        and flow.descendants(snapshot, layer.node) & training
-    ]
     still = sum(p.value.total for p in snapshot.parameters if not p.trainable)
     values = still / max(sum(p.value.total for p in snapshot.parameters), 1)
-    planned = len(frozen) > limit.frozen_share * len(weights) or values > limit.frozen_values
-    if between and not planned:
-        for layer in between:
-            assert layer.weight is not None
-            yield RULE.finding(
-                layer,
-                f"{layer.weight.name} is frozen, with trainable layers before and behind it",
-                against=("frozen_share", limit),
-                evidence={
-                    "frozen_share": len(frozen) / len(weights),
-                    "frozen_layers": len(frozen),
-                    "layers": len(weights),
-                },
-            )
-        return
-    yield RULE.finding(
-        frozen[0],
-        f"{len(frozen)} of {len(weights)} layers with weights are frozen",
-        severity="note",
-        against=("frozen_share", limit),
-        evidence={
-            "frozen_share": len(frozen) / len(weights),
-            "frozen_layers": len(frozen),
-            "layers": len(weights),
-        },
-    )
+    most = values > limit.frozen_values and len(frozen) > 1  # one may be large and yet forgotten
+    planned = most or len(frozen) > limit.frozen_share * len(layers)
+    between = [
+        x
+        for x in frozen
+        if flow.ancestors(snapshot, x.node) & training
+        and flow.descendants(snapshot, x.node) & training
+    ]
+    for layer in () if planned else between:
+        what = layer.weight.name if layer.weight is not None else layer.name
+        yield RULE.finding(
+            layer,
+            f"{what} is frozen, with trainable layers before and behind it",
+            against=("frozen_share", limit),
+            evidence=evidence,
+        )
+    if planned or not between:
+        yield RULE.finding(
+            frozen[0],
+            f"{len(frozen)} of {len(layers)} layers with weights are frozen",
+            severity="note",
+            against=("frozen_share", limit),
+            evidence=evidence,
+        )
+
+
+def _own(snapshot: Snapshot, layer: Layer) -> list[str]:
+    """The names of the weights a row works with; of all matrices inside for an opaque one."""
+    if layer.weight is not None:
+        return [layer.weight.name] if layer.weight.name in snapshot.parameter else []
+    if layer.op not in flow.LEARNED:
+        return []
+    owner = layer.name.partition("@")[0]
+    inside = (p for p in snapshot.parameters if p.name.startswith(f"{owner}."))
+    return [p.name for p in inside if len(p.shape) > 1]
 
 
 def _trains(snapshot: Snapshot, layer: Layer) -> bool:
-    assert layer.weight is not None
-    return snapshot.parameter[layer.weight.name].trainable
+    return any(snapshot.parameter[name].trainable for name in _own(snapshot, layer))

@@ -11,7 +11,9 @@ as in trained networks, is at most a note. The severity follows the accumulated 
 layer of a chain: up to 16 a note, beyond it a warning, beyond 1000 an error. So torch's default
 nn.Linear init with ReLU (2.4 times too small) is a note up to four hidden layers. Layers that
 saturate for the size of their weights are a warning. In branches that end in a residual sum or a
-normalisation the scale does not accumulate: a note at most.
+normalisation the scale does not accumulate, and the scale of an output layer is a choice: a note at
+most. What a layer's bias adds is taken out, and what chance alone does in a narrow network is
+allowed for.
 
 Sick::
 
@@ -29,8 +31,8 @@ Well::
     for layer in model[:-1:2]:
         nn.init.xavier_normal_(layer.weight)
 
-References: Glorot & Bengio 2010, eq. 5-12; He et al. 2015, section 2.2; CS231n 2017 lecture 6
-slides 44-50.
+References: Glorot & Bengio 2010, eq. 5-12; He et al. 2015, section 2.2; Hanin & Nica 2020; CS231n
+2017 lecture 6 slides 44-50.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from dataclasses import dataclass, replace
 
 from nndiag import flow, theory
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
-from nndiag.stats import Snapshot
+from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
     code="ND301",
@@ -74,45 +76,57 @@ RULE = Rule(
 )
 
 
+Z = 3.29  # two-sided 99.9 % of a normal distribution
+
+
 @dataclass(frozen=True)
 class _Step:
     link: flow.Link
-    ratio: float  # how far off, in the direction in which weights and effect agree; 1: not off
+    act: theory.Activation
+    off: float  # ln of how far off, where weights and what they do agree on the direction; else 0
+    counts: float  # the part of it that weighs: all, but for an output layer
+    values: int
     weight_std: float
     reference_std: float
-    reference: str
-    activation: str
     slope: float
-    saturated: float
-    saturating: bool
+    saturated: float  # share of the activation's values
+    saturated_anyway: float  # what it would be with the reference weights
+
+    @property
+    def saturating(self) -> bool:
+        return self.act.family == "saturating"
 
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     notes: list[Finding] = []
     for chain in flow.chains(snapshot):
-        if chain.repeated:
-            continue
-        steps = []
-        for index, link in enumerate(chain.hidden):
-            step = _step(snapshot, link, first=index == 0)
-            if step is None:
-                break
-            steps.append(step)
-        for found in _judge(chain, steps, limit) if steps else ():
-            if found.severity == "note":
-                notes.append(found)
-            else:
-                yield found
+        found = None if chain.repeated else _judge(chain, _steps(snapshot, chain), limit)
+        if found is not None and found.severity == "note":
+            notes.append(found)
+        elif found is not None:
+            yield found
     if notes:
         worst = max(notes, key=lambda f: f.evidence["times"])
         more = f" ({len(notes) - 1} more places likewise)" if len(notes) > 1 else ""
         yield replace(worst, message=worst.message + more)
 
 
+def _steps(snapshot: Snapshot, chain: flow.Chain) -> list[_Step]:
+    steps: list[_Step] = []
+    for link in chain.hidden:
+        step = _step(snapshot, link, first=not steps)
+        if step is None:
+            break
+        steps.append(step)
+    if steps and not flow.leads_on(snapshot, steps[-1].link.layer):
+        most = max((abs(s.off) for s in steps[:-1]), default=0.0)
+        steps[-1] = replace(steps[-1], counts=max(-most, min(most, steps[-1].off)))
+    return steps
+
+
 def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
-    layer, activation = link.layer, link.activation
+    layer, activation, weight = link.layer, link.activation, link.layer.weight
     act = flow.act_of(activation) if activation is not None else None
-    weight = layer.weight
     parameter = snapshot.parameter.get(weight.name) if weight is not None else None
     if act is None or activation is None or weight is None or parameter is None:
         return None
@@ -120,126 +134,154 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
         return None
     arriving = layer.input.second_moment * weight.coverage
     reference = act.gain / math.sqrt(weight.fan_in)
-    if not arriving > 0 or not parameter.value.rms > 0 or not layer.output.std > 0:
-        return (
-            None  # nothing arrives, or weights of zero: symmetry and signal-collapse speak of that
-        )
+    made = _made_by_weights(snapshot, layer)
+    if not (arriving > 0 and parameter.value.rms > 0 and made > 0):
+        return None  # symmetry and signal-collapse speak of weights of zero and of dead inputs
     logs = [
         math.log(parameter.value.rms / reference),
-        math.log(layer.output.std / (act.gain * math.sqrt(arriving))),
+        math.log(made / (act.gain * math.sqrt(arriving))),
     ]
     if first:
         # Small weights after large inputs are sound: what counts is what comes out.
         logs.append(math.log(layer.output.std / act.gain))
     agree = all(x > 0 for x in logs) or all(x < 0 for x in logs)
     off = min(logs, key=abs) if agree else 0.0
-    z = activation.input
-    slope = 1.0
+    z, slope = activation.input, 1.0
     if z is not None:
         slope = math.sqrt(max(theory.moments(act, z.std, z.mean).slope_second, 0.0))
     return _Step(
         link,
-        math.exp(off),
+        act,
+        off,
+        off,
+        parameter.value.count,
         parameter.value.rms,
         reference,
-        theory.reference_name(act),
-        act.name,
         slope,
         activation.flat.share if activation.flat is not None else 0.0,
-        act.family == "saturating",
+        theory.moments(act, act.gain * math.sqrt(arriving)).flat_share,
     )
 
 
-def _judge(chain: flow.Chain, steps: list[_Step], limit: Limits) -> Iterator[Finding]:
-    logs = [math.log(s.ratio) for s in steps]
-    worst = max(logs, key=abs)
-    accumulated = _accumulated(steps, logs, worst > 0)
-    if math.exp(abs(worst)) <= limit.times and accumulated <= limit.accumulated:
-        return
+def _made_by_weights(snapshot: Snapshot, layer: Layer) -> float:
+    """Standard deviation of the output without what its biases add.
+
+    At least what varies within units: a bias is the same on all samples.
+    """
+    assert layer.weight is not None
+    bias = snapshot.parameter.get(layer.weight.bias or "")
+    if bias is None:
+        return layer.output.std
+    units = layer.output.units
+    within = float(units.variance.mean()) if units is not None else 0.0
+    return math.sqrt(max(layer.output.variance - bias.value.variance, within, 0.0))
+
+
+def _judge(chain: flow.Chain, steps: list[_Step], limit: Limits) -> Finding | None:
+    if not steps:
+        return None
+    worst = max((s.off for s in steps), key=abs)
     sign = 1 if worst > 0 else -1
-    off = [s for s, x in zip(steps, logs, strict=True) if x * sign > 0.67 * abs(worst)]
-    first = off[0]
-    saturates = any(s.saturating and s.saturated >= limit.saturated for s in off) and sign > 0
+    accumulated = _accumulated(steps, sign)
+    if math.exp(abs(worst)) <= limit.times and accumulated <= limit.accumulated:
+        return None
+    off = [s for s in steps if s.off * sign > 0.67 * abs(worst)]
+    saturated = max(
+        s.saturated
+        if s.saturating and s.counts == s.off and s.saturated_anyway < limit.saturated
+        else 0.0
+        for s in off
+    )
     severity: Severity = "note"
+    measure = "times"
     if chain.ends not in ("add", "sub") and chain.ends not in flow.NORMS:
-        if accumulated > limit.stall:
-            severity = "error"
-        elif accumulated > limit.accumulated or saturates:
-            severity = "warning"
-    measure = "times" if severity == "note" else "accumulated"
-    if severity != "note" and accumulated <= limit.accumulated:
-        measure = "saturated"
-    times = max(first.ratio, 1 / first.ratio)
+        if _beyond_chance(accumulated, limit.stall, steps):
+            severity, measure = "error", "accumulated"
+        elif _beyond_chance(accumulated, limit.accumulated, steps):
+            severity, measure = "warning", "accumulated"
+        elif sign > 0 and saturated >= limit.saturated:
+            severity, measure = "warning", "saturated"
+    first = off[0]
+    times = math.exp(abs(first.off))
     weight = first.link.layer.weight
     assert weight is not None
+    reference = theory.reference_name(first.act)
     message = (
         f"weights of {weight.name} are {_times(times)} too {'large' if sign > 0 else 'small'} for "
-        f"{first.activation}: std {first.weight_std:.3g}, {first.reference} gives "
-        f"{first.reference_std:.3g}"
+        f"{first.act.name}: std {first.weight_std:.3g}, {reference} gives {first.reference_std:.3g}"
     )
     if len(off) > 1:
         message += f"; so are {len(off) - 1} more of {len(steps)} layers"
     if measure == "saturated":
-        message += f"; {max(s.saturated for s in off):.0%} of the activation's values saturate"
-    elif len(steps) > 1:
-        message += (
-            f"; over this chain "
-            f"{'gradients or signals grow' if sign > 0 else 'the signal shrinks'} "
-            f"{accumulated:.3g} times"
-        )
+        message += f"; {saturated:.0%} of the activation's values saturate"
+    elif len(steps) > 1 and accumulated > 1:
+        grows = "gradients or signals grow" if sign > 0 else "the signal shrinks"
+        message += f"; over this chain {grows} {accumulated:.3g} times"
     slopes = sum(abs(math.log(max(s.slope, 1e-30))) for s in steps)
-    by_slope = slopes > sum(abs(x) for x in logs) and sign < 0
-    init = {"He": "kaiming_normal_", "Xavier": "xavier_normal_", "LeCun": "normal_"}[
-        first.reference
-    ]
-    yield RULE.finding(
+    by_slope = sign < 0 and slopes > sum(abs(s.off) for s in steps)
+    return RULE.finding(
         first.link.layer,
         message,
         severity=severity,
         against=(measure, limit),
-        cures=(
-            Prescription(
-                f"Start from {first.reference} weights: std {first.reference_std:.3g} for a "
-                "fan-in of "
-                f"{weight.fan_in}.",
-                "Then pre-activations keep their scale from layer to layer.",
-                f"nn.init.{init}({weight.name}"
-                + (f", std={first.reference_std:.3g})" if init == "normal_" else ")"),
-            ),
-            Prescription(
-                "Put a normalisation layer before the activation; it takes the scale out."
-            ),
-        ),
+        cures=_cures(weight.name, weight.fan_in, reference, first.reference_std),
         suspects=("non-finite", "symmetry", "vanishing-gradient") if by_slope else RULE.caused_by,
         evidence={
             "times": times,
             "weight_std": first.weight_std,
             "reference_std": first.reference_std,
             "accumulated": accumulated,
-            "saturated": max(s.saturated for s in off),
+            "saturated": saturated,
             "layers": len(off),
         },
     )
 
 
-def _accumulated(steps: list[_Step], logs: list[float], large: bool) -> float:
+def _accumulated(steps: list[_Step], sign: int) -> float:
     """The factor by which the chain is off at its worst layer.
 
     From the first pre-activation on: where a chain starts, its input's scale is given. A bounded
     activation does not pass a large scale on; there the gradient's factor accumulates.
     """
-    first = abs(logs[0])
+    large = sign > 0
     if large and steps[0].saturating:
         backward = sum(
-            math.log(max(before.slope * after.weight_std / after.reference_std, 1e-30))
+            math.log(max(before.slope, 1e-30)) + math.log(after.weight_std / after.reference_std)
             for before, after in itertools.pairwise(steps)
         )
-        return math.exp(max(backward, *(abs(x) for x in logs)))
-    total, reached = 0.0, first
-    for x in logs[1:]:
-        total += x
-        reached = max(reached, total if large else -total)
+        return math.exp(max(backward, *(s.counts for s in steps), 0.0))
+    total, reached = 0.0, max(sign * steps[0].counts, 0.0)
+    for step in steps[1:]:
+        total += sign * step.counts
+        reached = max(reached, total)
     return math.exp(reached)
+
+
+def _beyond_chance(accumulated: float, threshold: float, steps: list[_Step]) -> bool:
+    """Whether a factor is over a threshold, and neither drawing the weights nor width explains it.
+
+    The std of k random weights varies by 1/√(2k); the signal of dense layers by the band of Hanin
+    & Nica 2020.
+    """
+    drawn = Z * math.sqrt(sum(1 / (2 * s.values) for s in steps))
+    dense = [s.link.layer.weight.fan_in for s in steps if s.link.layer.op == "linear"
+             and s.link.layer.weight is not None]  # fmt: skip
+    low, high = theory.log_norm_band(dense, steps[0].act)
+    return math.log(accumulated) > max(math.log(threshold) + drawn, high, -low)
+
+
+def _cures(
+    weight: str, fan_in: int, reference: str, std: float
+) -> tuple[Prescription, Prescription]:
+    init = {"He": "kaiming_normal_", "Xavier": "xavier_normal_", "LeCun": "normal_"}[reference]
+    return (
+        Prescription(
+            f"Start from {reference} weights: std {std:.3g} for a fan-in of {fan_in}.",
+            "Then pre-activations keep their scale from layer to layer.",
+            f"nn.init.{init}({weight}" + (f", std={std:.3g})" if init == "normal_" else ")"),
+        ),
+        Prescription("Put a normalisation layer before the activation; it takes the scale out."),
+    )
 
 
 def _times(ratio: float) -> str:

@@ -40,7 +40,14 @@ RULE = Rule(
     severity="warning",
     about="parameters",
     uses=("gradients",),
-    caused_by=("non-finite", "symmetry", "dead-relu", "saturation", "vanishing-gradient"),
+    caused_by=(
+        "non-finite",
+        "symmetry",
+        "dead-relu",
+        "saturation",
+        "vanishing-gradient",
+        "no-gradient",
+    ),
     cures=(
         Prescription(
             "Use its output in the loss, or remove the parameter.",
@@ -75,12 +82,13 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         return
     users = _users(snapshot)
     stops = _silent(snapshot)
+    cut = {row.node: row for p in without if _none(p) for row in users[p.name]}
     for p in without:
         rows = users.get(p.name, [])
         location = next((row.location for row in rows if row.location), None)
         if _none(p):
             severity: Severity = "warning"
-            why = "its gradient is None: it takes no part in the loss"
+            why = f"its gradient is None: {_stops(snapshot, rows, cut)}"
             skipped = _never_called(snapshot, p.name)
             if skipped:
                 why = f"its gradient is None: {skipped} was never called"
@@ -126,9 +134,23 @@ def _users(snapshot: Snapshot) -> dict[str, list[Layer]]:
     return used
 
 
+def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer]) -> str:
+    """Where the gradient that does not arrive at these rows gets lost."""
+    if not rows:
+        return "it takes no part in the loss"
+    after = {n for row in rows for n in (row.node, *flow.descendants(snapshot, row.node))}
+    if not after & set(snapshot.outputs):
+        return "its output does not reach the model's"
+    return f"none comes back from behind {cut[max(after & cut.keys())].name}"
+
+
 def _silent(snapshot: Snapshot) -> frozenset[int]:
     """Nodes whose own weight is all zeros, so that no gradient passes: heads, gammas, scales."""
-    zero = {p.name for p in snapshot.parameters if p.value.count and p.value.zeros == p.value.total}
+    zero = {
+        p.name
+        for p in snapshot.parameters
+        if p.value.count and p.value.zeros == p.value.total and not p.name.endswith("bias")
+    }
     nodes = set()
     for layer in snapshot.layers:
         names = {f"{layer.name.partition('@')[0]}.weight"}
@@ -151,7 +173,7 @@ def _by_construction(
     for row in rows:
         is_bias = row.weight is not None and row.weight.bias == p.name
         before_norm = is_bias and any(
-            snapshot.nodes[n].op in flow.NORMS for n in snapshot.consumers[row.node]
+            snapshot.nodes[n].op in flow.NORMS for n in flow.users(snapshot, row.node)
         )
         starts_at_zero = bool(stops - {row.node}) and flow.blocked(
             snapshot, row.node, stops - {row.node}
@@ -175,16 +197,13 @@ def _cancels(snapshot: Snapshot, p: Parameter, rows: list[Layer]) -> bool:
 def _ends_benign(snapshot: Snapshot, row: Layer, stops: frozenset[int]) -> bool:
     """Whether the zero weight behind it is a head, a scale, or the end of a residual branch.
 
-    Zero weights in the middle of a chain are symmetry's to report: they never leave zero.
+    Zero weights in a layer that everything passes are symmetry's to report.
     """
     for node in flow.descendants(snapshot, row.node) & stops:
         layer = snapshot.layer_at(node)
         if layer is None or layer.op in flow.NORMS:
             continue
-        if any(
-            (other := snapshot.layer_at(n)) is not None and flow.is_activation(other)
-            for n in snapshot.consumers[node]
-        ):
+        if flow.leads_on(snapshot, layer) and flow.only_path(snapshot, node):
             return False
     return True
 

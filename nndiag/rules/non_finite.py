@@ -2,7 +2,8 @@
 
 Reported where it begins: the first layer whose output is not finite while everything it read was,
 or the first gradient on the way back. What lies behind is counted, not listed. No other rule judges
-a layer whose numbers are not finite.
+a layer whose numbers are not finite. Infinities that nothing behind them takes over, such as an
+attention mask's, are a note.
 
 Sick::
 
@@ -25,7 +26,7 @@ References: IEEE 754-2019, sections 6.1 and 6.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 from nndiag import flow
 from nndiag.rule import Finding, Limits, Prescription, Rule
@@ -51,42 +52,77 @@ RULE = Rule(
 )
 
 
+MASKED = "; nothing behind it does, so it looks like a mask"
+
+
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
-    origin = yield from _values(snapshot)
-    if not origin:
+    found = list(_values(snapshot))
+    yield from found
+    if not any(f.severity == "error" for f in found):
         yield from _gradients(snapshot)
 
 
-def _values(snapshot: Snapshot) -> Generator[Finding, None, bool]:
-    found = False
+def _values(snapshot: Snapshot) -> Iterator[Finding]:
+    sick = {layer.node for layer in snapshot.layers if layer.output.nonfinite}
+    lost = snapshot.loss.kind != "none" and not math.isfinite(snapshot.loss.value)
+    blamed = False
     for name, stats in snapshot.inputs.items():
         if stats.nonfinite:
-            yield RULE.finding(name, f"the input holds {_count(stats)}", evidence=_evidence(stats))
-            return True
-    for p in snapshot.parameters:
-        if p.value.nonfinite:
-            found = True
+            harm = _spreads(snapshot, name, sick) or (lost and not sick)
+            blamed |= harm
             yield RULE.finding(
-                p, f"the parameter holds {_count(p.value)}", evidence=_evidence(p.value)
+                name,
+                f"the input holds {_count(stats)}" + ("" if harm else MASKED),
+                severity="error" if harm else "note",
+                evidence=_evidence(stats),
             )
-    sick = {layer.node for layer in snapshot.layers if layer.output.nonfinite}
-    if found:
-        return True
-    for layer in snapshot.layers:
-        if layer.output.nonfinite and not flow.ancestors(snapshot, layer.node) & sick:
-            found = True
-            yield RULE.finding(
-                layer, _origin(snapshot, layer, len(sick)), evidence=_evidence(layer.output)
-            )
-    if not found and not math.isfinite(snapshot.loss.value) and snapshot.loss.kind != "none":
-        found = True
+    parameters = [p for p in snapshot.parameters if p.value.nonfinite]
+    if parameters and not blamed:
+        first = parameters[0]
+        more = f"; so do {len(parameters) - 1} more parameters" if len(parameters) > 1 else ""
+        yield RULE.finding(
+            first,
+            f"the parameter holds {_count(first.value)}{more}",
+            evidence=_evidence(first.value),
+        )
+    if blamed or parameters:
+        return
+    origins = [
+        layer
+        for layer in snapshot.layers
+        if layer.node in sick and not flow.ancestors(snapshot, layer.node) & sick
+    ]
+    for layer in origins:
+        behind = flow.descendants(snapshot, layer.node) & sick
+        harm = bool(behind) or lost or any(_sick_gradients(snapshot))
+        yield RULE.finding(
+            layer,
+            _origin(snapshot, layer, len(sick)) + ("" if harm else MASKED),
+            severity="error" if harm else "note",
+            evidence=_evidence(layer.output),
+        )
+    if lost and not origins:
         yield RULE.finding(
             "(loss)",
             f"the loss ({snapshot.loss.kind}) is {snapshot.loss.value}, though every layer's "
-            "output "
-            "is finite",
+            "output is finite",
         )
-    return found
+
+
+def _spreads(snapshot: Snapshot, name: str, sick: set[int]) -> bool:
+    """Whether a layer has what an input holds, with no layer of finite outputs between them."""
+    inputs = [i for i, node in enumerate(snapshot.nodes) if node.op == "input"]
+    start = dict(zip(snapshot.inputs, inputs, strict=False)).get(name)
+    todo = list(snapshot.consumers[start]) if start is not None else []
+    seen: set[int] = set()
+    while todo:
+        node = todo.pop()
+        if node in sick:
+            return True
+        if node not in seen and snapshot.nodes[node].layer < 0:
+            todo += snapshot.consumers[node]
+        seen.add(node)
+    return False
 
 
 def _origin(snapshot: Snapshot, layer: Layer, sick: int) -> str:
@@ -107,8 +143,12 @@ def _origin(snapshot: Snapshot, layer: Layer, sick: int) -> str:
     return text
 
 
+def _sick_gradients(snapshot: Snapshot) -> Iterator[Layer]:
+    return (x for x in snapshot.layers if x.grad is not None and x.grad.nonfinite)
+
+
 def _gradients(snapshot: Snapshot) -> Iterator[Finding]:
-    sick = [layer for layer in snapshot.layers if layer.grad is not None and layer.grad.nonfinite]
+    sick = list(_sick_gradients(snapshot))
     nodes = {layer.node for layer in sick}
     for layer in sick:
         assert layer.grad is not None

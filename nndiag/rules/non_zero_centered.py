@@ -28,14 +28,13 @@ References: CS231n 2017 lecture 6 slides 20-21; LeCun et al. 1998, "Efficient Ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from nndiag import flow, theory
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
-from nndiag.stats import Layer, Parameter, Snapshot
+from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
     code="ND102",
@@ -76,28 +75,21 @@ RULE = Rule(
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     noted: list[tuple[Layer, float]] = []
     for layer in flow.hidden_activations(snapshot):
-        units = layer.output.units
-        if units is None or layer.output.nonfinite or not layer.output.count:
+        act, ratio = flow.act_of(layer), _ratio(layer)
+        if act is None or layer.output.nonfinite or not ratio >= limit.ratio:
             continue
-        ratio = _ratio(units.mean, units.std)
-        pooled = abs(layer.output.mean) / layer.output.std if layer.output.std > 0 else math.inf
-        if min(ratio, pooled) < limit.ratio or not _one_sided(layer):
-            continue
-        act = flow.act_of(layer)
-        rows = _one_sign(snapshot, layer, limit)
-        if act is not None and act.family == "saturating" and rows is not None:
-            one, of = rows
-            if one >= limit.one_sign * of:
-                yield _warn(layer, ratio, one, of, limit)
-                continue
-        noted.append((layer, ratio))
+        one, of = _one_sign(snapshot, layer, limit)
+        # Everyone lives with what a ReLU and its kin do; a sigmoid can be replaced by a tanh.
+        if act.family == "saturating" and of and one >= limit.one_sign * of:
+            yield _warn(layer, ratio, one, of, limit)
+        else:
+            noted.append((layer, ratio))
     if noted:
         layer, ratio = max(noted, key=lambda item: item[1])
-        first = noted[0][0]
         yield RULE.finding(
-            first,
-            f"{flow.plural(len(noted), 'hidden activation')} with outputs of one sign: mean up to "
-            f"{ratio:.2g} standard deviations from zero (at {layer.name})",
+            noted[0][0],
+            f"{flow.plural(len(noted), 'hidden activation')} with units off zero: their means are "
+            f"up to {ratio:.2g} standard deviations from it ({layer.op}, at {layer.name})",
             severity="note",
             against=("ratio", limit),
             evidence={"ratio": ratio, "layers": len(noted)},
@@ -108,8 +100,8 @@ def _warn(layer: Layer, ratio: float, one: int, of: int, limit: Limits) -> Findi
     width = len(layer.output.units) if layer.output.units is not None else 1
     return RULE.finding(
         layer,
-        f"its outputs have one sign, their mean {ratio:.2g} standard deviations from zero: in the "
-        f"next layer the weight gradients of {one} of {of} units all have one sign",
+        f"the means of its units are {ratio:.2g} standard deviations from zero: in the next layer "
+        f"the weight gradients of {one:,} of {flow.plural(of, 'unit')} all have one sign",
         against=("one_sign", limit),
         evidence={
             "ratio": ratio,
@@ -119,19 +111,23 @@ def _warn(layer: Layer, ratio: float, one: int, of: int, limit: Limits) -> Findi
     )
 
 
-def _ratio(mean: np.ndarray, std: np.ndarray) -> float:
-    """Root mean square over the units that vary of |mean| / std."""
-    varied = std > 1e-6 * np.maximum(np.abs(mean), 1e-30)
+def _ratio(layer: Layer) -> float:
+    """|mean| / std over the units that vary, less what so few samples show by chance.
+
+    Root of a ratio of sums: it is what the condition number knows, and in a mean of ratios one
+    nearly constant unit outweighs all others.
+    """
+    units = layer.output.units
+    if units is None or not layer.output.samples:
+        return 0.0
+    varied = units.std > 1e-6 * np.abs(units.mean)
     if not varied.any():
         return 0.0
-    return float(np.sqrt(np.mean((mean[varied] / std[varied]) ** 2)))
+    square = (units.mean[varied] ** 2).sum() / units.variance[varied].sum()
+    return float(np.sqrt(max(square - 1 / layer.output.samples, 0.0)))
 
 
-def _one_sided(layer: Layer) -> bool:
-    return layer.output.min >= 0 or layer.output.max <= 0
-
-
-def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int] | None:
+def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:
     """Of the units of the weight layers that read this one: whose gradients have one sign."""
     one = of = 0
     for node in flow.descendants(snapshot, layer.node):
@@ -140,7 +136,7 @@ def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int
             continue
         if flow.source_node(snapshot, row) != layer.node:
             continue
-        parameter: Parameter | None = snapshot.parameter.get(row.weight.name)
+        parameter = snapshot.parameter.get(row.weight.name)
         if parameter is not None:
             one, of = one + parameter.one_sign_rows, of + parameter.graded_rows
-    return (one, of) if of else None
+    return one, of

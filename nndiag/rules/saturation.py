@@ -35,6 +35,10 @@ from nndiag import flow
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
+SOFTMAXES = ("softmax", "softmin", "log_softmax", "gumbel_softmax")
+LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
+CANDIDATES = ("candidate", "hidden")
+
 RULE = Rule(
     code="ND101",
     name="saturation",
@@ -49,8 +53,18 @@ RULE = Rule(
             0,
             1,
         ),
-        "rows": Threshold(
-            32, "derived: a share of 0.75 of 32 rows has a standard error of 0.077", 1
+        "units": Threshold(
+            0.40,
+            "derived: the share of dead-relu; a unit saturated on every sample learns as little "
+            "as a dead one",
+            0,
+            1,
+        ),
+        "samples": Threshold(
+            59, "derived: 0.95^59 < 5 %, so a unit unsaturated on 5 % of inputs is spared", 1
+        ),
+        "values": Threshold(
+            32, "derived: a share of 0.75 of 32 values or rows has a standard error of 0.077", 1
         ),
     },
     caused_by=("non-finite", "symmetry", "init-scale"),
@@ -71,51 +85,76 @@ RULE = Rule(
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     for layer in snapshot.layers:
-        if layer.output.nonfinite:
-            continue
         act = flow.act_of(layer)
-        if act is not None and act.family == "saturating" and layer.flat is not None:
+        two_sided = act is not None and len(act.flat) == 2
+        attends = "one_hot_count" in layer.facts
+        if layer.output.nonfinite and (two_sided or attends or "gates_count" in layer.facts):
+            yield RULE.unjudged(layer, "its outputs are not finite")
+        elif two_sided:
             yield from _activation(snapshot, layer, limit)
-        elif "one_hot_count" in layer.facts:
+        elif attends:
             yield from _rows(snapshot, layer, limit)
         elif layer.facts.get("gates_count"):
             yield from _gates(layer, limit)
 
 
-def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
-    flat = layer.flat
-    assert flat is not None
-    if flat.share < limit.share:
+def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding | Unjudged]:
+    flat, act = layer.flat, flow.act_of(layer)
+    assert act is not None
+    if flat is None or not flat.count:
         return
-    what = flow.role(snapshot, layer)
-    where = {"gate": " (a gate)", "output": " (the model's output)"}.get(what, "")
-    units = ""
-    if flat.open is not None:
-        units = f"; {flat.closed} of {flow.plural(len(flat.open), 'unit')} on every sample"
+    count, saturated = flat.count, flat.flat
+    if act.family == "rectifier":  # its zeros are dead-relu's matter, its other side is ours
+        count, saturated = count - layer.output.zeros, saturated - layer.output.zeros
+        if act.flat[0][1] != 0:
+            return
+    units = 0 if flat.open is None or act.family == "rectifier" else len(flat.open)
+    share = saturated / max(count, 1)
+    closed = flat.closed / units if units and flat.samples >= limit.samples else 0.0
+    if share < limit.share and closed <= limit.units:
+        return
+    if count < limit.values:
+        yield RULE.unjudged(layer, f"{flow.plural(count, 'value')} are too few for a share")
+        return
+    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
+    what = flow.role(snapshot, layer) if before & LEARNED else "input"
+    where = {
+        "gate": " (a gate)",
+        "output": " (the model's output)",
+        "input": " (with no weights before it)",
+    }.get(what, "")
+    message = (
+        f"{saturated:,} of {count:,} values ({share:.0%}) lie where the slope of {layer.op} is "
+        f"under 5 % of its maximum{where}"
+    )
+    if units:
+        message += (
+            f"; {flat.closed:,} of {flow.plural(units, 'unit')} on all of {flat.samples:,} samples"
+        )
     std = layer.input.std if layer.input is not None else float("nan")
     yield RULE.finding(
         layer,
-        f"{flat.flat:,} of {flat.count:,} values ({flat.share:.0%}) lie where the slope of "
-        f"{layer.op} is under 5 % of its maximum{where}{units}; its inputs have std {std:.3g}",
+        f"{message}; its inputs have std {std:.3g}",
         severity="warning" if what == "hidden" else "note",
-        against=("share", limit),
-        evidence={
-            "share": flat.share,
-            "saturated_units": flat.closed,
-            "input_std": std,
-        },
+        against=("share" if share >= limit.share else "units", limit),
+        evidence={"share": share, "units": closed, "input_std": std},
     )
 
 
-def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
+def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding | Unjudged]:
     rows, one_hot = layer.facts["rows_count"], layer.facts["one_hot_count"]
-    if rows < limit.rows or one_hot / rows < limit.share:
+    if not rows or one_hot / rows < limit.share:
         return
-    attends = layer.op not in ("softmax", "softmin", "log_softmax", "gumbel_softmax")
-    hidden = attends or flow.role(snapshot, layer) == "attention"
+    if rows < limit.values:
+        yield RULE.unjudged(layer, f"{flow.plural(int(rows), 'row')} are too few for a share")
+        return
+    users = {snapshot.nodes[n].op for n in flow.users(snapshot, layer.node)}
+    attention = layer.op not in SOFTMAXES or users & {"matmul", "einsum", "baddbmm"}
+    # A softmax that is multiplied in is a gate, a random one is meant to pick.
+    hidden = (attention or users & flow.LEARNED) and layer.op != "gumbel_softmax"
     yield RULE.finding(
         layer,
-        f"{one_hot:,.0f} of {rows:,.0f} {'attention ' if hidden else ''}rows are one-hot "
+        f"{one_hot:,.0f} of {rows:,.0f} {'attention ' if attention else ''}rows are one-hot "
         "(largest entry over 0.987): their softmax passes almost no gradient",
         severity="warning" if hidden else "note",
         against=("share", limit),
@@ -124,23 +163,22 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
 
 
 def _gates(layer: Layer, limit: Limits) -> Iterator[Finding]:
-    total = layer.facts["gates_count"]
-    share = layer.facts["saturated_gates_count"] / total
-    if share < limit.share:
-        return
-    each = {
+    """The candidate (in nn.RNN the state itself) is a hidden activation, the others are gates."""
+    shares = {
         name.removesuffix("_saturated_count"): value / layer.facts[name.replace("_saturated", "")]
         for name, value in layer.facts.items()
         if name.endswith("_saturated_count")
     }
-    parts = ", ".join(f"{name} {value:.0%}" for name, value in each.items())
+    name = max(shares, key=lambda n: (n in CANDIDATES and shares[n] >= limit.share, shares[n]))
+    if shares[name] < limit.share:
+        return
+    each = ", ".join(f"{n} {share:.0%}" for n, share in shares.items())
     yield RULE.finding(
         layer,
-        f"{share:.0%} of the gate values of this {layer.kind} lie where their sigmoid or tanh is "
-        f"flat ({parts})",
+        f"{shares[name]:.0%} of the {name} values of this {layer.kind} lie where the slope of "
+        f"their {'tanh' if name in CANDIDATES else 'sigmoid (a gate)'} is under 5 % of its "
+        f"maximum; shares by gate: {each}",
+        severity="warning" if name in CANDIDATES else "note",
         against=("share", limit),
-        evidence={
-            "share": share,
-            **{f"{name}_saturated": value for name, value in each.items()},
-        },
+        evidence={"share": shares[name], **{f"{n}_saturated": s for n, s in shares.items()}},
     )

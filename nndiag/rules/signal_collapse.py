@@ -69,6 +69,7 @@ RULE = Rule(
         "init-scale",
         "vanishing-gradient",
         "saturation",
+        "covariate-shift",
     ),
     cures=(
         Prescription(

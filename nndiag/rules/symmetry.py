@@ -5,8 +5,11 @@ every update keeps them equal and the layer has one unit for the price of two. A
 weights are the extreme: no unit ever differs from another (CS231n 2017 lecture 6, slide 41). Random
 weights break the symmetry; zero biases are fine.
 
-Whether the gradients keep units equal is measured. A zero-initialised head or the zero end of a
-residual branch is no fault: its units get different gradients at once.
+Whether the gradients keep units equal is measured. Where they do not, constant weights in a layer
+that everything passes are a warning still: for now the layer has one unit (or none, with weights of
+zero: nothing gets through it, forward or backward), and biases alone hardly tell units apart. A
+zero-initialised head or the zero end of a residual branch is no fault: its units get different
+gradients at once.
 
 Sick::
 
@@ -59,50 +62,86 @@ RULE = Rule(
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     seen: set[str] = set()
     for layer in snapshot.layers:
-        if layer.weight is None or layer.op not in flow.WEIGHTED or layer.weight.name in seen:
+        name = layer.weight.name if layer.weight is not None else layer.name.partition("@")[0]
+        if layer.op not in flow.LEARNED or name in seen:
             continue
-        seen.add(layer.weight.name)
-        p = snapshot.parameter.get(layer.weight.name)
-        if p is None or p.duplicate_units < 2:
-            continue
-        units = p.shape[layer.weight.unit_axis]
-        yield from _judge(snapshot, layer, p, units, limit)
+        seen.add(name)
+        if layer.op not in flow.WEIGHTED:
+            yield from _inside(snapshot, layer, limit)
+        elif (p := snapshot.parameter.get(name)) is not None:
+            yield from _weights(snapshot, layer, p, limit)
 
 
-def _ends_branch(snapshot: Snapshot, layer: Layer) -> bool:
-    return any(
-        snapshot.nodes[n].op == "add" and len(snapshot.nodes[n].inputs) > 1
-        for n in flow.users(snapshot, layer.node)
-    )
-
-
-def _judge(
-    snapshot: Snapshot, layer: Layer, p: Parameter, units: int, limit: Limits
-) -> Iterator[Finding]:
-    same = p.duplicate_units
+def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> Iterator[Finding]:
+    assert layer.weight is not None
+    units = p.shape[layer.weight.unit_axis]
+    constant = _constant(p) and layer.weight.fan_in > 1
+    same = units if constant else p.duplicate_units
+    if units < 2 or same < 2 or not flow.leads_on(snapshot, layer):
+        return  # equal units at the output start equal in every zero-initialised head
     known = snapshot.has_gradients and p.grad is not None
-    kept = p.duplicate_kept if known else 0
-    what = "all zero" if p.zero_units == same else "the same"
-    text = f"{same} of {flow.plural(units, 'unit')} have {what} weights and bias"
-    if p.zero_units == same:
-        text = f"{same} of {flow.plural(units, 'unit')} have all-zero weights"
-    severity: Severity = "note"
-    hidden = flow.leads_on(snapshot, layer)
     if known and p.grad is not None and not p.grad.rms and _ends_branch(snapshot, layer):
         return  # the zero end of a residual branch, behind a zero head: equal for one step only
+    text = f"{same} of {flow.plural(units, 'unit')} have "
+    if p.zero_units == same:
+        text += "all-zero weights"
+    elif same > p.duplicate_units:
+        text += f"the same weights, all {p.value.min:.3g}; only their biases differ"
+    else:
+        text += "the same weights and bias" + ("" if constant else " as another")
+    kept = p.duplicate_kept if known else 0
+    lost = kept >= max(limit.share * units, 2) and p.zero_units < same
+    one = constant and not _grouped(layer, p) and flow.only_path(snapshot, layer.node)
+    severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
     if not known:
         text += "; whether gradients keep them equal was not seen"
-    elif kept < 2:
+    elif kept >= 2:
+        text += f", and the same gradients: {kept} of them stay equal for ever"
+    elif severity == "note":
         text += "; their gradients differ, so the first update tells them apart"
     else:
-        text += f", and the same gradients: {kept} of them stay equal for ever"
-        if hidden and kept == units:
-            severity = "error"
-        elif hidden and kept >= limit.share * units and p.zero_units < same:
-            severity = "warning"
-    if severity == "note" and not hidden:
-        return  # equal units at the output start equal in every zero-initialised head
-    yield RULE.finding(
+        text += "; their gradients differ, but until updates have told them apart " + (
+            "nothing passes" if p.zero_units == units else "they are worth one"
+        )
+    yield _finding(layer, text, severity, same, kept, units, p.zero_units, limit)
+
+
+def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
+    """Recurrent layers and attention: only where every matrix inside is constant."""
+    owner = layer.name.partition("@")[0]
+    matrices = [
+        p for p in snapshot.parameters if p.name.startswith(f"{owner}.") and len(p.shape) > 1
+    ]
+    if not matrices or not all(_constant(p) for p in matrices):
+        return
+    if not flow.leads_on(snapshot, layer):
+        return
+    rows = sum(p.shape[0] for p in matrices)
+    kept = sum(p.duplicate_kept for p in matrices if p.grad is not None)
+    zero = sum(p.zero_units for p in matrices)
+    text = f"all {len(matrices)} of its weight matrices are constant"
+    if kept == rows:
+        yield _finding(
+            layer,
+            text + ", and so are their gradients: its units stay equal for ever",
+            "error", rows, kept, rows, zero, limit,
+        )  # fmt: skip
+    elif flow.only_path(snapshot, layer.node):
+        text += ": its units are worth one until updates have told them apart"
+        yield _finding(layer, text, "warning", rows, kept, rows, zero, limit)
+
+
+def _finding(
+    layer: Layer,
+    text: str,
+    severity: Severity,
+    same: int,
+    kept: int,
+    units: int,
+    zero: int,
+    limit: Limits,
+) -> Finding:
+    return RULE.finding(
         layer,
         text,
         severity=severity,
@@ -112,6 +151,24 @@ def _judge(
             "equal_units": same,
             "kept_equal": kept,
             "units": units,
-            "zero_units": p.zero_units,
+            "zero_units": zero,
         },
     )
+
+
+def _constant(p: Parameter) -> bool:
+    return p.value.total > 1 and not p.value.nonfinite and p.value.min == p.value.max
+
+
+def _ends_branch(snapshot: Snapshot, layer: Layer) -> bool:
+    return any(
+        snapshot.nodes[n].op == "add" and len(snapshot.nodes[n].inputs) > 1
+        for n in flow.users(snapshot, layer.node)
+    )
+
+
+def _grouped(layer: Layer, p: Parameter) -> bool:
+    """Units of a grouped convolution see different inputs: equal weights make no equal units."""
+    if not layer.op.startswith("conv") or layer.input is None or layer.input.units is None:
+        return False
+    return len(layer.input.units) != p.shape[0 if layer.op.startswith("conv_tr") else 1]

@@ -24,7 +24,7 @@ def test_numbers_are_written_as_one_would_say_them(value, text):
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.4, "40 %"), (0.609375, "60.9 %"), (1, "100 %"), (0.9999, "over 99.9 %"),
-     (0.0005, "0.05 %"), (0, "0 %")],
+     (0.005, "0.5 %"), (0.0005, "0.0005"), (0, "0 %")],
 )  # fmt: skip
 def test_a_share_is_a_percentage_and_not_all_where_it_is_not_all(value, text):
     assert story.number(value, share=True) == text

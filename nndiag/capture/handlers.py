@@ -1,0 +1,352 @@
+"""What is looked at, and what is concluded, for each category of calls.
+
+A handler runs up to its ``yield`` before the call, when values that the call may overwrite are
+still there; it gets the call's result from the ``yield`` and says what became of it. It never makes
+the call itself: whatever goes wrong here, the model runs as it would without us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nndiag import theory
+from nndiag.batch import tensors_in
+from nndiag.capture import opaque
+from nndiag.capture.calls import Call, options
+from nndiag.capture.lineage import (
+    UNKNOWN,
+    Trail,
+    elementwise,
+    joined,
+    reduced,
+    reshaped,
+    viewed,
+)
+from nndiag.capture.weights import running, spatial
+from nndiag.measure import Axes, measure_directions, measure_flat
+
+if TYPE_CHECKING:
+    from nndiag.capture.recorder import Recorder
+
+Handler = Callable[["Recorder", Call], Generator[None, Any, None]]
+HEADS = "its heads are axes of their own"
+
+
+def measurable(tensor: Any) -> bool:
+    return (
+        isinstance(tensor, torch.Tensor)
+        and (tensor.is_floating_point() or tensor.is_complex())
+        and not tensor.is_nested
+        and not tensor.is_meta
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def activation(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    z, shaping = call.input, options(call)
+    trail = rec.source(z) if measurable(z) else None
+    if trail is None or shaping is None:
+        yield from join(rec, call)
+        return
+    row = rec.row(call.op)
+    row.options = shaping
+    row.input = rec.measure(z, trail.axes)
+    act = theory.activation(call.op, **shaping)
+    if act is not None and act.flat and not z.is_complex():
+        row.flat = rec.add(measure_flat(z, act.flat, trail.axes))
+        if trail.axes.unit is None:
+            row.unseen.append(f"per unit: {trail.why_no_units}")
+    result = yield
+    rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
+
+
+def softmax(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    z = call.input
+    trail = rec.source(z) if measurable(z) else None
+    if trail is None:
+        yield from join(rec, call)
+        return
+    row = rec.row(call.op)
+    dim = call.bound.get("dim")
+    with rec.attempt(row, "its rows"):
+        row.facts.append(rec.add(opaque.one_hot_rows(call.op, z, -1 if dim is None else dim)))
+    result = yield
+    rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
+
+
+def weighted(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    x, weight, bias = call.input, call.bound.get("weight"), call.bound.get("bias")
+    if call.op == "addmm":
+        x, weight, bias = call.bound.get("mat1"), call.bound.get("mat2"), x
+    yield from affine(rec, call, x, weight, bias)
+
+
+def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generator[None, Any, None]:
+    op = "linear" if call.op in ("addmm", "matmul") else call.op
+    trail = rec.source(x) or Trail(rec.node("?", []))
+    others = [t for t in call.tensors if t is not x and rec.parameter(t) is None]
+    trails = [trail, *(t for t in map(rec.trail_of, others) if t is not None)]
+    row = rec.row(op)
+    row.weight = rec.weight_use(call, x, weight, bias)
+    batch, samples = trail.axes.batch, trail.axes.samples
+    if measurable(x):
+        features = x.dim() - 1 - spatial(op)
+        row.input = rec.measure(x, Axes(features, batch, samples))
+        row.direction = rec.add(measure_directions(x, features))
+    result = yield
+    if op == "embedding_bag":
+        batch, samples = 0, result.shape[0]
+    rec.finish(row, result, trails, Axes(result.dim() - 1 - spatial(op), batch, samples), "")
+
+
+def norm(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    x = call.input
+    trail = rec.source(x) if measurable(x) else None
+    if trail is None:
+        yield from join(rec, call)
+        return
+    row = rec.row(call.op)
+    axes = trail.axes
+    if call.op in ("batch_norm", "instance_norm", "group_norm") and x.dim() > 1:
+        axes = replace(axes, unit=1)
+    elif axes.unit is None and call.op in ("layer_norm", "rms_norm"):
+        axes = replace(axes, unit=x.dim() - 1)
+    row.input = rec.measure(x, axes)
+    if call.op == "batch_norm":
+        training = bool(call.bound.get("training", False))
+        row.options = {"training": float(training)}
+        mean, variance = call.bound.get("running_mean"), call.bound.get("running_var")
+        if not training and mean is not None and variance is not None:
+            row.facts.append(rec.add(running(mean, variance, rec.batches_tracked())))
+    result = yield
+    rec.finish(row, result, [trail], axes, "")
+
+
+def kept(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    x = call.input
+    trail = rec.source(x) if measurable(x) else None
+    if trail is None:
+        yield from join(rec, call)
+        return
+    row = rec.row(call.op)
+    before = x.dim()
+    result = yield
+    out = next(tensors_in(result))
+    axes, why = trail.axes, trail.why_no_units
+    if out.dim() != before or call.op.startswith("pixel"):
+        axes, why = Axes(None, axes.batch, axes.samples), UNKNOWN
+    rec.finish(row, result, [trail], axes, why)
+
+
+def attention(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    query = call.input
+    trails = [t for t in map(rec.trail_of, call.tensors) if t is not None]
+    if not trails or not measurable(query):
+        yield from unknown(rec, call)
+        return
+    row = rec.row(call.op)
+    trail = rec.trail_of(query) or trails[0]
+    axes = Axes(None, trail.axes.batch, trail.axes.samples)
+    why = HEADS
+    with rec.attempt(row, "its attention weights"):
+        facts, hidden = opaque.attention_rows(call.op, call.bound)
+        if facts is not None:
+            row.facts.append(rec.add(facts))
+        else:
+            row.unseen.append(f"its attention weights: {hidden}")
+    if call.op == "multi_head_attention_forward":
+        row.unseen.append("its projections run inside one call: their outputs are not seen")
+        axes, why = rec.along(query, trail, 1, unit=query.dim() - 1), ""
+    result = yield
+    rec.finish(row, result, trails, axes, why)
+
+
+def recurrent(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    x = call.tensors[0]
+    trail = rec.source(x)
+    if trail is None or not measurable(x):
+        yield from unknown(rec, call)
+        return
+    row = rec.row(call.op)
+    axes = replace(trail.axes, unit=x.dim() - 1)
+    if x.dim() == 3:
+        axes = rec.along(x, trail, 0 if call.args[-1] else 1, unit=2)
+    with rec.attempt(row, "its gates"):
+        facts, why = opaque.gates(call.op, call.args)
+        if facts is not None:
+            row.facts.append(rec.add(facts))
+        if why:
+            row.unseen.append(why)
+    result = yield
+    rec.finish(row, result, [trail], axes, "")
+    for state in list(tensors_in(result))[1:]:  # (layers, samples, units)
+        batch = 1 if state.dim() == 3 and state.shape[1] == axes.samples else None
+        state_axes = Axes(state.dim() - 1, batch, axes.samples)
+        rec.trails[state] = Trail(row.node, axes if state.dim() == 2 else state_axes, "")
+
+
+def join(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    tensors = call.tensors
+    if call.op == "matmul" and len(tensors) == 2 and tensors[1].dim() == 2:
+        x, weight = tensors
+        if rec.parameter(weight) is not None and rec.trail_of(x) is not None:
+            yield from affine(rec, call, x, weight, None)
+            return
+    parents = [(trail, x.shape) for x in tensors if (trail := rec.trail_of(x)) is not None]
+    result = yield
+    outputs = tensors[:1] if call.op == "setitem" else list(tensors_in(result))
+    if not parents:
+        rec.derive(outputs, tensors)
+        return
+    nodes = list(dict.fromkeys(trail.node for trail, _ in parents))
+    learned = any(rec.parameter(x) is not None and rec.trails[x] is None for x in tensors)
+    moved = call.op in ("add", "sub") or (call.op in ("mul", "div") and not learned)
+    for out in outputs:
+        axes = _joined_axes(call, parents, out)
+        why = "" if axes.unit is not None else next(iter(_reasons(parents)), UNKNOWN)
+        if len(parents) == 1 and moved:  # only shifted or scaled by a constant: looked through
+            rec.trails[out] = Trail(nodes[0], axes, why)
+            continue
+        # A product with a parameter is a learned scale (LayerScale, ReZero), not a gate.
+        scale = call.op in ("mul", "div") and learned and len(nodes) == 1
+        op = f"{call.op}:parameter" if scale else call.op
+        rec.trails[out] = Trail(rec.node(op, nodes), axes, why)
+
+
+_JOINED_ALONG = {"hstack": 1, "dstack": 2}
+
+
+def _reasons(parents: list[tuple[Trail, torch.Size]]) -> list[str]:
+    return [trail.why_no_units for trail, _ in parents if trail.why_no_units]
+
+
+def _joined_axes(call: Call, parents: list[tuple[Trail, torch.Size]], out: torch.Tensor) -> Axes:
+    samples = max(trail.axes.samples for trail, _ in parents)
+    if call.op in ("cat", "stack"):
+        dim = call.bound.get("dim", _JOINED_ALONG.get(call.func.__name__, 0)) % out.dim()
+        return joined(parents, out.shape, dim)
+    if call.op == "setitem":
+        trail, shape = parents[0]
+        return trail.axes if shape == out.shape else Axes(None, None, samples)
+    if call.op in ELEMENTWISE:
+        return elementwise([(t, s) for t, s in parents if len(s) <= out.dim()], out.shape)
+    if call.op == "matmul":
+        trail, shape = parents[0]
+        axis = trail.axes.batch
+        led = axis is not None and axis < out.dim() - 1 and len(shape) == out.dim()
+        return Axes(None, axis if led and shape[:-1] == out.shape[:-1] else None, samples)
+    return Axes(None, None, samples)
+
+
+def same(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    x = call.input
+    result = yield
+    if not isinstance(x, torch.Tensor) or not isinstance(result, torch.Tensor) or result is x:
+        return
+    trail = rec.trail_of(x)
+    if trail is not None and result.shape == x.shape:
+        rec.trails[result] = trail
+    elif trail is None:
+        rec.derive([result], [x])
+
+
+def reshape(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    x = call.input
+    before, trail = x.shape, rec.trail_of(x)
+    result = yield
+    if trail is None:
+        rec.derive([result], [x])
+    elif result.dtype != x.dtype:
+        rec.give(result, "?view", [trail])
+    else:
+        rec.trails[result] = reshaped(trail, before, result.shape)
+
+
+def view(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    x = call.input
+    before, trail = x.shape, rec.trail_of(x)
+    result = yield
+    outputs = list(tensors_in(result))
+    if trail is None:
+        rec.derive(outputs, [x])
+        return
+    lost = Trail(trail.node, Axes(None, None, trail.axes.samples), UNKNOWN)
+    try:
+        trails = viewed(trail, before, call.again)
+    except Exception:  # a call that meta tensors cannot follow: the lineage just ends
+        trails = []
+    if len(trails) != len(outputs):
+        trails = [lost] * len(outputs)
+    for out, moved in zip(outputs, trails, strict=True):
+        rec.trails[out] = moved
+
+
+def reduce(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    x = call.input
+    before, trail = x.shape, rec.trail_of(x)
+    result = yield
+    if trail is None:
+        rec.derive([result], [x])
+        return
+    dim, keepdim = call.bound.get("dim"), bool(call.bound.get("keepdim", False))
+    moved = reduced(trail, before, dim, keepdim)
+    rec.trails[result] = replace(moved, node=rec.node(call.op, [trail.node]))
+
+
+def unknown(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    parents = [t for t in map(rec.trail_of, call.tensors) if t is not None]
+    result = yield
+    outputs = [x for x in tensors_in(result, depth=3) if rec.trails[x] is None]
+    if not parents:
+        rec.derive(outputs, call.tensors)
+        return
+    for out in outputs:
+        rec.give(out, f"?{call.op}", parents)
+
+
+def hidden(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+    """A call inside a layer of torch's own: only what is made of parameters is remembered."""
+    result = yield
+    if all(rec.trails[x] is None for x in call.tensors):
+        rec.derive(list(tensors_in(result, depth=3)), call.tensors)
+
+
+HANDLERS: Mapping[str, Handler] = {
+    "activation": activation,
+    "softmax": softmax,
+    "weighted": weighted,
+    "norm": norm,
+    "kept": kept,
+    "attention": attention,
+    "recurrent": recurrent,
+    "join": join,
+    "same": same,
+    "reshape": reshape,
+    "view": view,
+    "reduce": reduce,
+    "": unknown,
+}
+
+# Calls that make no activation out of another: not worth a second look.
+QUIET = frozenset(
+    ("size", "dim", "shape", "dtype", "device", "numel", "stride", "is_contiguous", "requires_grad",
+     "grad_fn", "grad", "is_cuda", "is_nested", "ndim", "ndimension", "item", "tolist", "len",
+     "backward", "register_hook", "is_floating_point", "is_complex", "data_ptr", "layout",
+     "is_sparse", "is_quantized", "is_leaf", "_version", "names", "untyped_storage", "is_meta",
+     "element_size", "get_device", "repr", "format", "hash", "bool", "int", "index", "isnan",
+     "isinf", "isfinite", "any", "all", "eq", "ne", "lt", "le", "gt", "ge", "argmax", "argmin",
+     "_base", "storage_offset", "is_same_size", "is_pinned", "nonzero", "count_nonzero", "equal",
+     "is_inference", "new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "zeros_like",
+     "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli",
+     "uniform", "normal", "retain_grad", "retains_grad", "_set_grad_enabled", "set_grad_enabled",
+     "contains", "iter", "set", "output_nr", "itemsize", "nbytes", "is_signed")
+)  # fmt: skip
+ELEMENTWISE = frozenset(
+    ("add", "sub", "mul", "div", "where", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "pow",
+     "exp", "log", "sqrt", "rsqrt", "sin", "cos", "abs", "square", "reciprocal", "log1p", "expm1",
+     "cumsum", "clamp", "threshold", "prelu")
+)  # fmt: skip

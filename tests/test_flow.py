@@ -1,0 +1,162 @@
+"""Reading the data flow, against a naive search over random graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import nndiag
+from nndiag import flow
+from nndiag.stats import Loss, Node, Snapshot
+
+
+def graph(*nodes, outputs=()):
+    made = tuple(Node(op, tuple(inputs)) for op, inputs in nodes)
+    return Snapshot("Net", (), made, (), {}, Loss("none"), 1, 1, outputs=tuple(outputs))
+
+
+@st.composite
+def graphs(draw):
+    """Directed acyclic graphs in order, with inputs, constants and outputs anywhere."""
+    size = draw(st.integers(1, 9))
+    nodes = [("input", ())]
+    for index in range(1, size):
+        inputs = draw(st.sets(st.integers(0, index - 1), max_size=3))
+        op = "input" if not inputs and draw(st.booleans()) else "linear"
+        nodes.append((op, sorted(inputs)))
+    outputs = draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=2))
+    return graph(*nodes, outputs=sorted(outputs))
+
+
+def paths(snapshot):
+    """Every path from an input to an output, by walking them all."""
+
+    def walk(node):
+        if node in snapshot.outputs:
+            yield [node]
+        for user, n in enumerate(snapshot.nodes):
+            if node in n.inputs:
+                for rest in walk(user):
+                    yield [node, *rest]
+
+    for index, node in enumerate(snapshot.nodes):
+        if node.op == "input":
+            yield from walk(index)
+
+
+@given(graphs())
+def test_the_only_path_is_what_all_paths_share(snapshot):
+    found = list(paths(snapshot))
+    for node in range(len(snapshot.nodes)):
+        assert flow.only_path(snapshot, node) == (bool(found) and all(node in p for p in found))
+
+
+@given(graphs())
+def test_ancestors_and_descendants_are_what_a_search_finds(snapshot):
+    def search(node):
+        direct = set(snapshot.nodes[node].inputs)
+        return direct.union(*(search(n) for n in direct))
+
+    for node in range(len(snapshot.nodes)):
+        assert flow.ancestors(snapshot, node) == search(node)
+        assert flow.descendants(snapshot, node) == {
+            n for n in range(len(snapshot.nodes)) if node in search(n)
+        }
+
+
+def test_what_is_known_of_a_snapshot_is_forgotten_with_it():
+    import gc
+    import weakref
+
+    snapshot = graph(("input", ()), ("linear", (0,)), outputs=(1,))
+    flow.only_path(snapshot, 1)
+    gone = weakref.ref(snapshot)
+    del snapshot
+    gc.collect()
+
+    assert gone() is None
+
+
+class Net(nn.Module):
+    """Two plain layers, a residual block, a gate and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.gate, self.norm, self.head = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = torch.tanh(self.b(x))
+        x = x + torch.relu(self.c(x))
+        x = x * torch.sigmoid(self.gate(x))
+        return torch.softmax(self.head(self.norm(x)), -1)
+
+
+@pytest.fixture(scope="module")
+def snapshot():
+    torch.manual_seed(0)
+    return nndiag.check(Net(), torch.randn(16, 8), config=False).snapshot
+
+
+def test_a_chain_ends_where_paths_join_or_part(snapshot):
+    found = {
+        tuple(link.layer.name for link in chain.links): chain for chain in flow.chains(snapshot)
+    }
+    assert set(found) == {("a", "b"), ("c",), ("gate",), ("head",)}
+    assert found[("a", "b")].ends == "branch"
+    assert found[("c",)].ends == "add"
+    assert found[("gate",)].ends == "mul"
+    assert found[("head",)].starts == "layer_norm"
+
+
+def test_roles_are_what_the_values_are_used_for(snapshot):
+    roles = {
+        layer.op: flow.role(snapshot, layer)
+        for layer in snapshot.layers
+        if layer.op in ("relu", "tanh", "sigmoid", "softmax") and layer.name != "/relu#2"
+    }
+    assert roles == {"relu": "hidden", "tanh": "hidden", "sigmoid": "gate", "softmax": "output"}
+
+
+def test_a_residual_branch_is_not_the_only_path_and_what_joins_it_is(snapshot):
+    node = {layer.name: layer.node for layer in snapshot.layers}
+    assert flow.only_path(snapshot, node["b"])
+    assert not flow.only_path(snapshot, node["c"])
+    assert flow.only_path(snapshot, node["norm"])
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.AvgPool1d(2), nn.Dropout(0.1), nn.Identity()])
+def test_a_chain_goes_through_what_only_hands_on(pool):
+    model = nn.Sequential(
+        nn.Conv1d(3, 4, 3), nn.ReLU(), pool, nn.Conv1d(4, 4, 3), nn.ReLU(), nn.Flatten(),
+        nn.LazyLinear(2),
+    )  # fmt: skip
+    x = torch.randn(8, 3, 16)
+    model(x)
+    [chain] = flow.chains(nndiag.check(model, x, config=False).snapshot)
+    assert [link.layer.name for link in chain.links] == ["0", "3", "6"]
+    assert [link.activation and link.activation.name for link in chain.links] == ["1", "4", None]
+
+
+def test_a_bypass_joins_again_and_two_heads_do_not(snapshot):
+    rows = {layer.name: layer for layer in snapshot.layers}
+    assert flow.bypassed(snapshot, rows["c"])
+    assert flow.bypassed(snapshot, rows["gate"])
+    assert not flow.bypassed(snapshot, rows["b"])
+
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 2), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = F.relu(self.body(x))
+            return self.left(x), self.right(x)
+
+    two = nndiag.check(TwoHeads(), torch.randn(16, 8), config=False).snapshot
+    assert not any(flow.bypassed(two, row) for row in two.layers)
