@@ -89,6 +89,10 @@ def _positional(items: tuple[Any, ...], model: nn.Module) -> Batch:
     required, allowed = _arity(model)
     if len(items) == 1:
         return _inputs(items[0], None)
+    if len(items) == 2 and not isinstance(items[0], torch.Tensor):  # ((a, b), y), ({…}, y)
+        grouped = _inputs(items[0], items[1])
+        if _misfit(grouped, model) is None:
+            return grouped
     if len(items) == required or (len(items) > 2 and len(items) <= required):
         return Batch(items)
     if len(items) == 2:
@@ -145,16 +149,23 @@ def _arity(model: nn.Module) -> tuple[int, float]:
 def _fits(batch: Batch, model: nn.Module) -> None:
     if length(batch) == 0:
         raise BatchError(f"the batch is empty: {describe(batch)}. Give at least one sample.")
-    signature = _signature(model)
-    if signature is None:
-        return
-    try:
-        signature.bind(*batch.args, **batch.kwargs)
-    except TypeError as error:
+    misfit = _misfit(batch, model)
+    if misfit is not None:
         raise BatchError(
-            f"the batch does not fit {_spelled(model)}: {error}. Given: {describe(batch)}. "
+            f"the batch does not fit {_spelled(model)}: {misfit}. Given: {describe(batch)}. "
             "nndiag.Batch(args=…, kwargs=…, target=…) leaves nothing to guess."
-        ) from None
+        )
+
+
+def _misfit(batch: Batch, model: nn.Module) -> TypeError | None:
+    """What Python would say to this call of ``forward``."""
+    signature = _signature(model)
+    try:
+        if signature is not None:
+            signature.bind(*batch.args, **batch.kwargs)
+    except TypeError as error:
+        return error
+    return None
 
 
 def length(batch: Batch, axis: int = 0) -> int:

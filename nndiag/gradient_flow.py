@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nndiag import flow, theory
 from nndiag.stats import Layer, Snapshot
+
+WORTH_SAYING = 0.1  # share of saturated values or dead units that is named as a reason
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,52 @@ class Passage:
     """What one layer does to the gradient on its way from the next pre-activation to its own."""
 
     layer: Layer
+    after: Layer  # the next weight layer, through whose weights it comes
+    activation: Layer | None
     factor: float  # ‖δ_l‖ / ‖δ_{l+1}‖, without what pooling does by averaging
     slope: float  # the part of the activation: root of E φ'² at the measured scale
-    weights: float  # the part of the next layer's weights: root of fan_in E[w²]
-    activation: str
+    weights: float  # the part of the next layer's weights: root of fan_in E[w²]; NaN: not known
+    gain: float  # what their reference initialisation would have
+
+    @property
+    def by_weights(self) -> float:
+        """ln of the factor by which the weights are off their reference, without its sign."""
+        off = self.weights / self.gain if self.gain else self.weights
+        return 0.0 if math.isnan(off) else _size(off)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether no value lies where the activation has a slope."""
+        return bool(
+            self.activation is not None
+            and self.activation.flat is not None
+            and self.activation.flat.share == 1
+        )
+
+
+def _size(factor: float) -> float:
+    return abs(math.log(max(factor, 1e-300)))
 
 
 @dataclass(frozen=True)
 class GradientPath:
-    """One chain's gradient from its last hidden pre-activation (largest index) to its first."""
+    """One chain's gradient from its last hidden pre-activation to the first that was seen."""
 
-    chain: flow.Chain
     passages: tuple[Passage, ...]
-    total: float
+    repeated: bool  # one module called repeatedly: time, not depth
     band: tuple[float, float]  # factors a healthy network of these widths stays within
-    underflow: bool  # exactly zero because the number format ends
+
+    @property
+    def first(self) -> Layer:
+        return self.passages[0].layer
+
+    @property
+    def last(self) -> Layer:
+        return self.passages[-1].after
+
+    @property
+    def total(self) -> float:
+        return math.prod(p.factor for p in self.passages)
 
     @property
     def per_layer(self) -> float:
@@ -46,56 +79,116 @@ class GradientPath:
     @property
     def slope_share(self) -> float:
         """How much of the total's logarithm the activations' slopes account for, over weights'."""
-        slope = sum(abs(math.log(max(p.slope, 1e-30))) for p in self.passages)
-        off = sum(abs(math.log(max(_off_reference(p), 1e-30))) for p in self.passages)
-        return slope / (slope + off) if slope + off > 0 else 0.0
+        slope = sum(_size(p.slope) for p in self.passages)
+        weights = sum(p.by_weights for p in self.passages)
+        return slope / (slope + weights) if slope + weights > 0 else 0.0
 
     @property
-    def leading(self) -> Passage:
-        """Where it happens: one layer that makes half of it alone, or else where it is worst."""
-        logs = [abs(math.log(max(p.factor, 1e-300))) for p in self.passages]
-        largest = max(range(len(logs)), key=logs.__getitem__)
-        alone = len(logs) > 1 and logs[largest] > 0.5 * sum(logs)
-        return self.passages[largest] if alone else self.passages[0]
+    def alone(self) -> Passage | None:
+        """The one passage that makes more than half of it, or where it becomes zero."""
+        nothing = [p for p in self.passages if p.factor == 0]
+        if nothing:
+            return nothing[-1]
+        sizes = [_size(p.factor) for p in self.passages]
+        largest = max(range(len(sizes)), key=sizes.__getitem__)
+        return self.passages[largest] if sizes[largest] > 0.5 * sum(sizes) else None
+
+    @property
+    def origin(self) -> Layer:
+        """Where it happens: the layer whose weights or slope do it alone, or else where it ends."""
+        p = self.alone
+        if p is None:
+            return self.first
+        return p.after if p.by_weights > _size(p.slope) and not p.blocked else p.layer
+
+    @property
+    def reason(self) -> str:
+        """Why, in words: slopes and weights, saturated values and dead units."""
+        passages = self.passages if self.alone is None else (self.alone,)
+        kinds = dict.fromkeys(p.activation.op for p in passages if p.activation is not None)
+        parts = []
+        if kinds:
+            slope = _mean(p.slope for p in passages)
+            parts.append(
+                f"the slope of {' and '.join(kinds)} is {slope:.2g} (rms, at the scale of its "
+                f"inputs{_flat_part([p.activation for p in passages])})"
+            )
+        known = [p for p in passages if p.weights > 0]
+        if known:
+            usual = {theory.reference_name(act): act.gain for act in map(_act, known) if act}
+            weights = _mean(p.weights for p in known)
+            text = f"the weights' gain (std times root of fan-in) is {weights:.2g}"
+            if len(usual) == 1:
+                [(name, gain)] = usual.items()
+                text += f", where {name} has {gain:.2g}"
+            parts.append(text)
+        return " and ".join(parts)
 
 
-def _off_reference(p: Passage) -> float:
-    act = theory.activation(p.activation)
-    return p.weights / (act.gain if act is not None and act.gain else 1.0)
+def _mean(values: Iterator[float]) -> float:
+    """The geometric mean."""
+    logs = [math.log(max(v, 1e-30)) for v in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def _act(passage: Passage) -> theory.Activation | None:
+    return flow.act_of(passage.activation) if passage.activation is not None else None
+
+
+def _flat_part(rows: Sequence[Layer | None]) -> str:
+    """Which share of the values is saturated, or of the units never active, where it matters."""
+    seen = [(row, row.flat) for row in rows if row is not None and row.flat is not None]
+    if not seen or len(seen) < len(rows):
+        return ""
+    families = {act.family for row, _ in seen if (act := flow.act_of(row)) is not None}
+    if families == {"saturating"}:
+        share = sum(f.flat for _, f in seen) / max(sum(f.count for _, f in seen), 1)
+        return f"; {share:.0%} of its values are saturated" if share >= WORTH_SAYING else ""
+    if families == {"rectifier"} and all(f.open is not None for _, f in seen):
+        dead = sum(f.closed for _, f in seen)
+        units = sum(len(f.open) for _, f in seen if f.open is not None)
+        if dead >= WORTH_SAYING * units:
+            return f"; {dead:,} of its {flow.plural(units, 'unit')} were never active"
+    return ""
 
 
 def paths(snapshot: Snapshot) -> Iterator[GradientPath]:
     """Every chain with at least three hidden weight layers whose gradients were seen.
 
-    The last weight layer of the model is left out: a small or zero head is a choice.
+    The last weight layer of the model is left out: a small or zero head is a choice. So is what
+    lies before a layer whose gradient was not seen (frozen, or run without gradients).
     """
     for chain in flow.chains(snapshot):
-        hidden = chain.hidden
-        seen = [link for link in hidden if _norm(link.layer) is not None]
-        if len(seen) < 3 or len(seen) != len(hidden):
+        hidden = _seen(chain)
+        if len(hidden) < 3:
             continue
         if any(link.layer.grad is not None and link.layer.grad.nonfinite for link in hidden):
             continue
-        passages = []
-        for here, after in itertools.pairwise(hidden):
-            passages.append(_passage(snapshot, here, after))
         if _norm(hidden[-1].layer) == 0:
             continue  # nothing arrives at all: no-gradient and dead-relu speak of that
-        total = math.prod(p.factor for p in passages)
-        yield GradientPath(chain, tuple(passages), total, _band(hidden), _underflows(hidden))
+        passages = tuple(
+            _passage(snapshot, here, after) for here, after in itertools.pairwise(hidden)
+        )
+        yield GradientPath(passages, chain.repeated, _band(hidden))
 
 
-# Gradients below these sizes are about to leave the number format: its smallest number times the
-# 1e-4 to 1e-6 that a layer or two take. Zero behind a larger gradient was made zero by something.
-_SMALLEST = {"float16": 1e-3, "float64": 1e-300}
+def _seen(chain: flow.Chain) -> tuple[flow.Link, ...]:
+    blind = [k for k, link in enumerate(chain.hidden) if _norm(link.layer) is None]
+    return chain.hidden[blind[-1] + 1 :] if blind else chain.hidden
 
 
-def _underflows(hidden: tuple[flow.Link, ...]) -> bool:
-    for here, after in itertools.pairwise(hidden):
-        grad = after.layer.grad
-        if _norm(here.layer) == 0 and grad is not None and grad.rms > 0:
-            return grad.rms < _SMALLEST.get(here.layer.dtype, 1e-34)
-    return False
+def unseen(snapshot: Snapshot) -> Iterator[tuple[Layer, str]]:
+    """Where chains begin with trainable layers whose gradients were not seen, and why not."""
+    for chain in flow.chains(snapshot):
+        blind = chain.hidden[: len(chain.hidden) - len(_seen(chain))]
+        if len(chain.hidden) >= 3 and any(_trainable(snapshot, link.layer) for link in blind):
+            why = next(reversed(blind[0].layer.unseen), "gradient not observed")
+            yield blind[0].layer, f"{why}; so in {len(blind)} of {len(chain.hidden)} layers"
+
+
+def _trainable(snapshot: Snapshot, layer: Layer) -> bool:
+    parameter = snapshot.parameter.get(layer.weight.name) if layer.weight is not None else None
+    return parameter is not None and parameter.trainable
 
 
 def _norm(layer: Layer) -> float | None:
@@ -106,7 +199,7 @@ def _passage(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> Passage:
     before, behind = _norm(here.layer), _norm(after.layer)
     assert before is not None
     factor = before / behind if behind else 0.0
-    factor /= _pooling(here)
+    factor /= _pooling(snapshot, here, after)
     act = flow.act_of(here.activation) if here.activation is not None else None
     slope = 1.0
     if act is not None and here.activation is not None and here.activation.input is not None:
@@ -117,21 +210,28 @@ def _passage(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> Passage:
         parameter = snapshot.parameter.get(after.layer.weight.name)
         if parameter is not None:
             weights = parameter.value.rms * math.sqrt(after.layer.weight.fan_in)
-    return Passage(here.layer, factor, slope, weights, act.name if act is not None else "none")
+    gain = act.gain if act is not None else 1.0
+    return Passage(here.layer, after.layer, here.activation, factor, slope, weights, gain)
 
 
-def _pooling(link: flow.Link) -> float:
+def _pooling(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> float:
     """What the pooling behind a link does to the gradient's norm by averaging or picking."""
     change = 1.0
-    rows = ([link.activation] if link.activation is not None else [link.layer]) + list(link.between)
+    rows = [here.activation or here.layer, *here.between]
     for inner, outer in itertools.pairwise(rows):
         a, b = _norm(inner), _norm(outer)
         if outer.op in flow.POOLS and a and b:
             change *= a / b
+    # A mean over positions is no row: each of P positions gets 1/P of the gradient.
+    node = snapshot.nodes[after.layer.node]
+    while len(node.inputs) == 1 and snapshot.nodes[node.inputs[0]].layer < 0:
+        node = snapshot.nodes[node.inputs[0]]
+        if node.op == "mean" and after.layer.input is not None:
+            return change * math.sqrt(after.layer.input.total / max(rows[-1].output.total, 1))
     return change
 
 
-def _band(hidden: tuple[flow.Link, ...]) -> tuple[float, float]:
+def _band(hidden: Sequence[flow.Link]) -> tuple[float, float]:
     """Finite-width band (Hanin & Nica 2018): where chance alone can take a healthy network."""
     widths = [link.layer.weight.fan_in for link in hidden[1:] if link.layer.weight is not None]
     act = flow.act_of(hidden[0].activation) if hidden[0].activation is not None else None
@@ -139,22 +239,3 @@ def _band(hidden: tuple[flow.Link, ...]) -> tuple[float, float]:
         return 1.0, 1.0
     low, high = theory.log_norm_band(widths, act)
     return math.exp(min(low, 0.0)), math.exp(max(high, 0.0))
-
-
-def reason(path: GradientPath) -> str:
-    """Why, in words: slopes, weights, or both."""
-    p = path.passages
-    slope = math.exp(sum(math.log(max(x.slope, 1e-30)) for x in p) / len(p))
-    known = [x.weights for x in p if x.weights > 0]
-    act = p[0].activation
-    text = f"the slope of {act} is {slope:.2g} (rms, at the scale of its inputs)"
-    if known:
-        gain = math.exp(sum(math.log(w) for w in known) / len(known))
-        reference = theory.activation(act)
-        usual = (
-            f", where {theory.reference_name(reference)} has {reference.gain:.2g}"
-            if reference
-            else ""
-        )
-        text += f" and the weights' gain (std times root of fan-in) is {gain:.2g}{usual}"
-    return text

@@ -101,8 +101,8 @@ def measure(
     vanished gradient of 1e-25 would be zero in float32, that of an exploded one of 1e25 infinite.
     """
     x = readable(tensor)
-    unit, units = _units(x, axes)
-    grid = x.reshape(math.prod(x.shape[:unit]) if unit is not None else 1, units, -1)
+    unit = _unit(x, axes)
+    grid = _grid(x, unit)
     finite = torch.isfinite(grid)
     # Asking a GPU would make it wait; there the masked arithmetic is used whatever the values.
     mask = None if grid.device.type == "cpu" and bool(finite.all()) else finite
@@ -201,7 +201,7 @@ def measure_directions(tensor: torch.Tensor, unit: int) -> Pending:
     width = x.shape[unit]
     if not 1 < width <= MOST_DIRECTIONS:
         return Pending(torch.zeros(0, dtype=torch.float64), lambda _: None)
-    vectors = x.reshape(math.prod(x.shape[:unit]), width, -1)
+    vectors = _grid(x, unit)
     sizes = vectors.abs().amax(1, keepdim=True)
     seen = torch.isfinite(sizes) & (sizes > 0)
     scaled = torch.where(seen, vectors / torch.where(seen, sizes, 1.0), 0.0)
@@ -221,10 +221,9 @@ def measure_flat(
     for low, high in flat:
         inside |= (x >= low) & (x <= high)
     parts = [wide(inside.sum()).reshape(1)]
-    unit, units = _units(x, axes)
+    unit = _unit(x, axes)
     if unit is not None:
-        grid = inside.reshape(math.prod(x.shape[:unit]), units, -1)
-        parts.append(wide(~grid.all(2).all(0)))
+        parts.append(wide(~_grid(inside, unit).all(2).all(0)))
     total = x.numel()
 
     def read(values: np.ndarray) -> FlatStats:
@@ -234,10 +233,15 @@ def measure_flat(
     return Pending(torch.cat(parts), read)
 
 
-def _units(x: torch.Tensor, axes: Axes) -> tuple[int | None, int]:
-    if axes.unit is None or not 0 < x.shape[axes.unit] <= MOST_UNITS:
-        return None, 1
-    return axes.unit, x.shape[axes.unit]
+def _unit(x: torch.Tensor, axes: Axes) -> int | None:
+    return axes.unit if axes.unit is not None and x.shape[axes.unit] <= MOST_UNITS else None
+
+
+def _grid(x: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """The tensor as (before, along, after) an axis; (1, 1, all) without one."""
+    if axis is None:
+        return x.reshape(1, 1, x.numel())
+    return x.reshape(math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
 
 
 def _groups(x: torch.Tensor, axes: Axes) -> torch.Tensor | None:

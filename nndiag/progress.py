@@ -68,9 +68,7 @@ class Progress:
             with contextlib.suppress(*_FAILURES):
                 self._display.stop()
 
-    def update(
-        self, done: float | None = None, total: float | None = None, text: str = ""
-    ) -> None:
+    def update(self, done: float | None = None, total: float | None = None, text: str = "") -> None:
         """So much is done, of so much; None where that is not known."""
         now = self._clock()
         if self._off or now - self._began < PATIENCE or now - self._drawn < PACE:

@@ -404,6 +404,9 @@ def explain(findings: Sequence[Finding], snapshot: Snapshot) -> list[Finding]:
     return sorted(resolved, key=lambda f: f.cause is not None)
 
 
+EVERYWHERE = -1  # as bits: all of them
+
+
 class _Places:
     """Where findings lie in the data flow, and which lie on a common path.
 
@@ -426,20 +429,25 @@ class _Places:
         for parameter in snapshot.parameters:
             if parameter.name not in self._nodes:
                 homes = (around[p] for p in _prefixes(parameter.name)[1:] if p in around)
-                everywhere = (1 << len(snapshot.nodes)) - 1
                 alone = "." not in parameter.name
-                self._nodes[parameter.name] = next(homes, everywhere if alone else 0)
+                self._nodes[parameter.name] = next(homes, EVERYWHERE if alone else 0)
         for name in snapshot.inputs:
             for index, node in enumerate(snapshot.nodes):
                 if node.op == "input":
                     self._nodes[name] = self._nodes.get(name, 0) | 1 << index
 
     def depth(self, name: str) -> float:
-        bits = self._nodes.get(name, 0)
-        return (bits & -bits).bit_length() if bits else math.inf
+        bits = self._at(name)
+        return (bits & -bits).bit_length() if bits not in (0, EVERYWHERE) else math.inf
+
+    def _at(self, name: str) -> int:
+        """``(model)`` and ``(loss)`` are everywhere."""
+        return self._nodes.get(name, EVERYWHERE if name.startswith("(") else 0)
 
     def connected(self, a: str, b: str) -> bool:
-        here, there = self._nodes.get(a, 0), self._nodes.get(b, 0)
+        here, there = self._at(a), self._at(b)
+        if EVERYWHERE in (here, there):
+            return True
         if not here and not there:  # parts of one module that never ran
             return a.partition(".")[0] == b.partition(".")[0]
         return flow.connected(self._snapshot, here, there)

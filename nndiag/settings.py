@@ -155,9 +155,7 @@ def _settings(table: Mapping[str, Any], where: str) -> Settings:
                 list(value) if isinstance(value, tuple) else value, strict=True
             )
         except ValidationError as error:
-            raise SettingsError(
-                f"{where} {key} = {value!r}: write {_KEYS[key].legal}."
-            ) from error
+            raise SettingsError(f"{where} {key} = {value!r}: write {_KEYS[key].legal}.") from error
     settings = Settings().override(**given)
     # Said here, where the file and the key are known, rather than when the rules are chosen.
     for key, probe in (

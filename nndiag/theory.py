@@ -163,8 +163,6 @@ def _density(t: Array) -> Array:
     return density
 
 
-
-
 def _normal_cdf(t: Array) -> Array:
     cdf: Array = special.ndtr(t)
     return cdf

@@ -41,8 +41,11 @@ def one_hot_rows(op: str, scores: torch.Tensor, dim: int) -> Pending:
     return _count_rows(-moved if op == "softmin" else moved)
 
 
-def _count_rows(scores: torch.Tensor) -> Pending:
-    visible = torch.isfinite(scores) & (scores > MASKED)
+def _count_rows(scores: torch.Tensor, visible: torch.Tensor | None = None) -> Pending:
+    """``visible``: where that is known; else it is read off the scores, as far as they tell."""
+    if visible is None:
+        visible = scores > MASKED
+    visible = visible & torch.isfinite(scores)
     judged = visible.sum(-1) >= 2
     top = scores.masked_fill(~visible, -math.inf).softmax(-1).nan_to_num(0.0).amax(-1)
     counts = torch.stack([judged.sum(), (judged & (top > ONE_HOT)).sum()])
@@ -126,13 +129,14 @@ def _sampled(
     q = q.reshape(-1, *q.shape[-2:])[heads][:, rows]
     k = k.reshape(-1, *k.shape[-2:])[heads]
     scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else float(scale))
+    visible = torch.ones_like(scores, dtype=torch.bool)
     if mask is not None:
         full = mask.detach().float().expand(*lead, length, source)
-        scores = scores + full.reshape(-1, length, source)[heads][:, rows]
+        added = full.reshape(-1, length, source)[heads][:, rows]
+        scores, visible = scores + added, added > MASKED
     if causal:
-        ahead = torch.arange(source, device=q.device) > rows[:, None]
-        scores = scores.masked_fill(ahead, -math.inf)
-    return _count_rows(scores)
+        visible = visible & (torch.arange(source, device=q.device) <= rows[:, None])
+    return _count_rows(scores, visible)
 
 
 def _spread(size: int, most: int, device: torch.device) -> torch.Tensor:

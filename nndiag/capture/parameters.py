@@ -96,7 +96,11 @@ def _compare_rows(
     direction = torch.randn(
         whole.shape[1], generator=generator, dtype=torch.float32, device="cpu"
     ).to(whole.device, whole.dtype)
-    order = torch.argsort(whole @ direction)
+    order = torch.argsort(whole @ direction, stable=True)
+    if grad is not None:
+        # Among equal rows, those with equal gradients become neighbours.
+        first = torch.argsort(_rows(grad, axis) @ direction[: rows.shape[1]])
+        order = first[torch.argsort((whole @ direction)[first], stable=True)]
     ordered = whole[order]
     equal = (ordered[1:] == ordered[:-1]).all(1)
     zero = (rows == 0).all(1).sum()

@@ -539,8 +539,9 @@ def has_layers(module: nn.Module) -> bool:
     return any(name != "parametrizations" for name, _ in module.named_children())
 
 
-# Modules of torch.nn that call other modules: scopes, not leaves.
-_SCOPES = ("container", "transformer", "adaptive")
+# Modules of torch.nn that call other modules, or have no forward of their class's own (compiled
+# ones): scopes, not leaves.
+_SCOPES = ("container", "transformer", "adaptive", "module")
 
 
 def is_torch_leaf(module: nn.Module) -> bool:

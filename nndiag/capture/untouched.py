@@ -203,7 +203,7 @@ def _tensor(tensor: torch.Tensor) -> Undo:
                 tensor.data = alias
             if not _same_bits(tensor, copy):
                 # Through .data, so that a graph the caller still holds stays valid.
-                _apart(tensor.data).copy_(_apart(copy))
+                _put(tensor.data, copy)
         if counter is not None:
             counter.__exit__()
         if tensor.is_leaf:
@@ -237,14 +237,12 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.is_meta or torch.equal(a.detach().view(kind), b.view(kind))
 
 
-def _apart(tensor: torch.Tensor) -> torch.Tensor:
-    """Each element once: one cannot write to an expanded tensor."""
-    if tensor.layout != torch.strided or tensor.is_nested:
-        return tensor
-    for axis, stride in enumerate(tensor.stride()):
-        if stride == 0 and tensor.shape[axis] > 1:
-            tensor = tensor.narrow(axis, 0, 1)
-    return tensor
+def _put(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    if tensor.layout == torch.strided and not tensor.is_nested:
+        for axis, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[axis] > 1:  # one cannot write to what is expanded
+                tensor, values = tensor.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
+    tensor.copy_(values)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -460,14 +461,17 @@ def _eager() -> Iterator[None]:
     """Run compiled modules eagerly: nothing is compiled, cached or splintered by our watching."""
     if "torch._dynamo" not in sys.modules:
         yield
-    elif hasattr(torch.compiler, "set_stance"):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:  # torch 2.4 and 2.5. Not config.disable: it marks what it skips, never to be compiled.
-        eval_frame: Any = sys.modules["torch._dynamo.eval_frame"]
-        before = eval_frame.set_eval_frame
-        eval_frame.set_eval_frame = lambda callback: None
-        try:
-            yield
-        finally:
-            eval_frame.set_eval_frame = before
+        return
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(warnings.catch_warnings())
+        # That our hooks fire for the compiled wrapper, too, is as it should be.
+        warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
+        if hasattr(torch.compiler, "set_stance"):
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
+        else:  # torch 2.4 and 2.5; config.disable would mark what it skips, never to be compiled
+            frames = sys.modules["torch._dynamo.eval_frame"]
+            for name in ("set_eval_frame", "_maybe_set_eval_frame"):
+                if hasattr(frames, name):
+                    undo.callback(setattr, frames, name, getattr(frames, name))
+                    setattr(frames, name, lambda callback: None)
+        yield

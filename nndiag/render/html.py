@@ -24,14 +24,18 @@ def fragment(report: Report) -> str:
 
 
 def _render(template: str, report: Report) -> str:
-    return _environment().get_template(template).render(
-        report=report,
-        snapshot=report.snapshot,
-        story=story,
-        blocks=story.blocks(report.findings),
-        layers=tables.layers(report.snapshot),
-        parameters=tables.parameters(report.snapshot),
-        passed=[o for o in report.outcomes if o.status == "passed"],
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            report=report,
+            snapshot=report.snapshot,
+            story=story,
+            blocks=story.blocks(report.findings),
+            layers=tables.layers(report.snapshot),
+            parameters=tables.parameters(report.snapshot),
+            passed=[o for o in report.outcomes if o.status == "passed"],
+        )
     )
 
 

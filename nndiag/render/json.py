@@ -199,9 +199,7 @@ def _causes(findings: tuple[Finding, ...]) -> list[int | None]:
     return [index(finding.cause) for finding in findings]
 
 
-def _linked(
-    findings: tuple[Finding, ...], causes: list[Any], source: str
-) -> tuple[Finding, ...]:
+def _linked(findings: tuple[Finding, ...], causes: list[Any], source: str) -> tuple[Finding, ...]:
     made: dict[int, Finding] = {}
 
     def make(index: int, effects: tuple[int, ...] = ()) -> Finding:

@@ -60,10 +60,10 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         worst = max(costly, key=lambda layer: COST[layer.op])
         yield RULE.finding(
             costly[0],
-            f"{flow.plural(len(costly), 'activation')} take up to {COST[worst.op]:.2g} times "
-            "as long "
-            f"as ReLU ({', '.join(dict.fromkeys(layer.op for layer in costly))}), over "
-            f"{values:,.0f} values a sample",
+            f"{flow.plural(len(costly), 'activation takes', 'activations take')} up to "
+            f"{COST[worst.op]:.2g} times as long as ReLU "
+            f"({', '.join(dict.fromkeys(layer.op for layer in costly))}), over {values:,.0f} "
+            "values a sample",
             against=("times_relu", limit),
             evidence={"times_relu": COST[worst.op], "values_per_sample": values},
         )

@@ -9,10 +9,10 @@ Never active in n samples proves little for small n: it bounds the unit's activi
 0.05^(1/n) at 95 % confidence. And healthy deep networks have such units from the start, because
 the inputs of deep layers resemble each other: a ten-layer He network shows 9 % on a thousand
 samples. So the count is held against what a random layer of this width would show whose inputs
-are as alike as those measured here (mean pairwise cosine), at the 99.9 % binomial bound. It is
-the unit that counts, over all samples and positions: half of a ReLU's values being zero is its
-purpose. Leaky ReLU, ELU and GELU do not die. Layers that are sparse by design, such as routers,
-are no fault.
+are as alike as those measured here (mean pairwise cosine) and whose biases are no larger than
+nn.Linear's, at the 99.9 % binomial bound. It is the unit that counts, over all samples and
+positions: half of a ReLU's values being zero is its purpose. Leaky ReLU, ELU and GELU do not die.
+Layers that are sparse by design, such as routers, are no fault.
 
 Sick::
 
@@ -55,7 +55,11 @@ RULE = Rule(
             1,
         ),
         "confidence": Threshold(
-            0.999, "derived: one false alarm in a thousand layers of a random network", 0.5, 1
+            0.999,
+            "derived: one false alarm in a thousand random networks; shared out over a network's "
+            "layers (Bonferroni)",
+            0.5,
+            1,
         ),
         "samples": Threshold(
             59, "derived: 0.95^59 < 5 %, so a unit active on 5 % of inputs is spared", 1
@@ -81,33 +85,31 @@ RULE = Rule(
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     healthy: list[Finding] = []
     constant: list[int] = []  # nodes behind which nothing depends on the input any more
-    for layer in snapshot.layers:
-        act = flow.act_of(layer)
-        if act is None or act.family != "rectifier" or layer.flat is None:
-            continue
-        before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-        if not before & LEARNED:
-            continue  # no weights before it that could lose their gradient
+    rows = [layer for layer in snapshot.layers if _can_die(snapshot, layer)]
+    confidence = 1 - (1 - limit.confidence) / max(len(rows), 1)
+    for layer in rows:
+        flat = layer.flat
         if layer.output.nonfinite:
             yield RULE.unjudged(layer, "its outputs are not finite")
-        elif layer.flat.open is None:
+        elif flat is None or flat.open is None:
             yield RULE.unjudged(layer, next(iter(layer.unseen), "its unit axis is not known"))
-        elif not layer.flat.closed:
+        elif not flat.closed:
             continue  # every unit was seen active: health needs no more samples
-        elif layer.flat.samples < limit.samples:
-            bound = theory.activity_bound(layer.flat.samples)
+        elif flat.samples < limit.samples:
+            bound = theory.activity_bound(flat.samples)
             yield RULE.unjudged(
                 layer,
-                f"{layer.flat.samples} samples are too few: never active on all of them would only "
+                f"{flow.plural(flat.closed, 'unit')} never active, but {flat.samples} samples only "
                 f"show an activity below {bound:.1%}; give {limit.samples:.0f} or more",
             )
         else:
-            found = _judge(snapshot, layer, limit)
+            found = _judge(snapshot, layer, limit, confidence)
             if any(flow.connected(snapshot, node, layer.node) for node in constant):
                 found = replace(found, suspects=(*found.suspects, RULE.name))
             if found.severity == "error":
                 constant.append(layer.node)
-            if found.evidence["dead_units"] <= found.evidence["healthy_bound"]:
+            likely = found.evidence["dead_units"] <= found.evidence["healthy_bound"]
+            if found.severity == "note" and likely:
                 healthy.append(found)
             else:
                 yield found
@@ -118,7 +120,16 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         yield replace(worst, message=worst.message + tail)
 
 
-def _judge(snapshot: Snapshot, layer: Layer, limit: Limits) -> Finding:
+def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
+    """Whether it has a flat side, and weights before it that can lose their gradient to it."""
+    act = flow.act_of(layer)
+    if act is None or act.family != "rectifier" or layer.flat is None:
+        return False
+    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
+    return bool(before & LEARNED)
+
+
+def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -> Finding:
     flat, act = layer.flat, flow.act_of(layer)
     assert flat is not None
     assert flat.open is not None
@@ -126,9 +137,7 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits) -> Finding:
     units, dead, samples = len(flat.open), flat.closed, flat.samples
     likeness = _likeness(snapshot, layer)
     known = not math.isnan(likeness)
-    healthy = theory.never_active_bound(
-        units, samples, likeness if known else 1.0, limit.confidence
-    )
+    healthy = theory.never_active_bound(units, samples, likeness if known else 1.0, confidence)
     share = dead / units
     severity: Severity = "note"
     if dead == units and flow.only_path(snapshot, layer.node):

@@ -28,9 +28,10 @@ References: Pascanu et al. 2013, section 2.1; CS231n 2017 lecture 6 slide 47.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from nndiag import gradient_flow
+from nndiag import flow, gradient_flow
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Snapshot
 
@@ -76,18 +77,13 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         if path.total <= limit.total * path.band[1]:
             continue
         severity: Severity = "error" if path.total > limit.overflow * path.band[1] else "warning"
-        if path.chain.repeated:
-            severity = "note"
-        first, last = path.passages[0].layer, path.chain.hidden[-1].layer
-        median = float("nan")
-        if first.grad is not None and first.grad.histogram is not None and first.grad.rms > 0:
-            median = first.grad.histogram.magnitude_quantile(0.5) / first.grad.rms
+        grad, median = path.first.grad, math.nan
+        if grad is not None and grad.histogram is not None and grad.rms > 0:
+            median = grad.histogram.magnitude_quantile(0.5) / grad.rms
         yield RULE.finding(
-            path.leading.layer,
-            f"the gradient at {first.name} is {path.total:.2g} times that at {last.name}: a factor "
-            f"{path.per_layer:.2g} for each of {len(path.passages)} layers; "
-            f"{gradient_flow.reason(path)}",
-            severity=severity,
+            path.origin,
+            _message(path),
+            severity="note" if path.repeated else severity,
             against=("total", limit),
             evidence={
                 "total": path.total,
@@ -96,3 +92,15 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                 "median_over_rms": median,
             },
         )
+
+
+def _message(path: gradient_flow.GradientPath) -> str:
+    steps = flow.plural(len(path.passages), "call" if path.repeated else "layer")
+    where = f"a factor {path.per_layer:.2g} for each of {steps}"
+    if path.alone is not None:
+        here = path.alone
+        where = f"{here.factor:.2g} times from {here.after.name} to {here.layer.name}"
+    return (
+        f"the gradient at {path.first.name} is {path.total:.2g} times that at {path.last.name}: "
+        f"{where}; {path.reason}"
+    )

@@ -10,10 +10,11 @@ what they measurably do must be off, in the same direction: sound propagation wi
 as in trained networks, is at most a note. The severity follows the accumulated factor at the worst
 layer of a chain: up to 16 a note, beyond it a warning, beyond 1000 an error. So torch's default
 nn.Linear init with ReLU (2.4 times too small) is a note up to four hidden layers. Layers that
-saturate for the size of their weights are a warning. In branches that end in a residual sum or a
-normalisation the scale does not accumulate, and the scale of an output layer is a choice: a note at
-most. What a layer's bias adds is taken out, and what chance alone does in a narrow network is
-allowed for.
+saturate for the size of their weights are a warning.
+
+A note at most: where the signal also gets past the layers, as by a residual sum or a gate, or where
+a normalisation follows, the scale does not accumulate; that of an output layer is a choice. What a
+layer's bias adds is taken out, and what chance alone does in a narrow network is allowed for.
 
 Sick::
 
@@ -100,7 +101,7 @@ class _Step:
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     notes: list[Finding] = []
     for chain in flow.chains(snapshot):
-        found = None if chain.repeated else _judge(chain, _steps(snapshot, chain), limit)
+        found = None if chain.repeated else _judge(snapshot, chain, limit)
         if found is not None and found.severity == "note":
             notes.append(found)
         elif found is not None:
@@ -119,7 +120,10 @@ def _steps(snapshot: Snapshot, chain: flow.Chain) -> list[_Step]:
             break
         steps.append(step)
     if steps and not flow.leads_on(snapshot, steps[-1].link.layer):
-        most = max((abs(s.off) for s in steps[:-1]), default=0.0)
+        # How large a head starts is a choice. It looks like one more hidden layer if it ends in
+        # a ReLU and is off as those are.
+        hidden = [abs(s.off) for s in steps[:-1] if not steps[-1].saturating]
+        most = max(hidden, default=0.0)
         steps[-1] = replace(steps[-1], counts=max(-most, min(most, steps[-1].off)))
     return steps
 
@@ -177,7 +181,8 @@ def _made_by_weights(snapshot: Snapshot, layer: Layer) -> float:
     return math.sqrt(max(layer.output.variance - bias.value.variance, within, 0.0))
 
 
-def _judge(chain: flow.Chain, steps: list[_Step], limit: Limits) -> Finding | None:
+def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | None:
+    steps = _steps(snapshot, chain)
     if not steps:
         return None
     worst = max((s.off for s in steps), key=abs)
@@ -194,7 +199,7 @@ def _judge(chain: flow.Chain, steps: list[_Step], limit: Limits) -> Finding | No
     )
     severity: Severity = "note"
     measure = "times"
-    if chain.ends not in ("add", "sub") and chain.ends not in flow.NORMS:
+    if chain.ends not in flow.NORMS and not flow.bypassed(snapshot, steps[0].link.layer):
         if _beyond_chance(accumulated, limit.stall, steps):
             severity, measure = "error", "accumulated"
         elif _beyond_chance(accumulated, limit.accumulated, steps):

@@ -28,6 +28,7 @@ Well::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from nndiag import flow
@@ -80,15 +81,16 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             evidence={"parameters": len(trainable)},
         )
         return
-    users = _users(snapshot)
+    users = _users(snapshot, without)
     stops = _silent(snapshot)
     cut = {row.node: row for p in without if _none(p) for row in users[p.name]}
     for p in without:
-        rows = users.get(p.name, [])
+        rows = users[p.name]
         location = next((row.location for row in rows if row.location), None)
         if _none(p):
             severity: Severity = "warning"
-            why = f"its gradient is None: {_stops(snapshot, rows, cut)}"
+            stopped = _stops(snapshot, rows, cut) if p.used else "it is never used"
+            why = f"its gradient is None: {stopped}"
             skipped = _never_called(snapshot, p.name)
             if skipped:
                 why = f"its gradient is None: {skipped} was never called"
@@ -100,7 +102,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             yield RULE.finding(
                 p,
                 f"its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries"
-                + ("; it cancels over the batch: a constant does not change the loss" * cancels),
+                + _why_zero(rows, cancels),
                 severity="note" if cancels else "warning",
                 location=location,
                 evidence={"gradient_entries": p.grad.count if p.grad else 0},
@@ -115,23 +117,29 @@ def _zero(p: Parameter) -> bool:
     return p.grad is not None and p.grad.count > 0 and p.grad.zeros == p.grad.total
 
 
-def _users(snapshot: Snapshot) -> dict[str, list[Layer]]:
-    """The rows that use a parameter, by its name; norms and opaque modules by their prefix."""
+def _users(snapshot: Snapshot, parameters: list[Parameter]) -> dict[str, list[Layer]]:
+    """The rows that use a parameter, by its name.
+
+    For a part of an opaque layer that layer's; for a bare parameter the first row of its module.
+    """
     used: dict[str, list[Layer]] = {}
     for layer in snapshot.layers:
-        if layer.weight is not None:
-            used.setdefault(layer.weight.name, []).append(layer)
-            if layer.weight.bias:
-                used.setdefault(layer.weight.bias, []).append(layer)
-    for p in snapshot.parameters:
-        if p.name not in used:
-            owner = p.name.rpartition(".")[0]
-            rows: list[Layer] = []
-            while owner and not rows:  # a part of an opaque layer has no row of its own
-                rows = [row for row in snapshot.layers if row.name.partition("@")[0] == owner]
-                owner = owner.rpartition(".")[0]
-            used[p.name] = rows
-    return used
+        names = (layer.weight.name, layer.weight.bias) if layer.weight is not None else ()
+        for name in names:
+            used.setdefault(name or "", []).append(layer)
+    for p in parameters:
+        owner = p.name
+        while p.name not in used and owner and not _never_called(snapshot, p.name):
+            owner = owner.rpartition(".")[0]
+            within = [x for x in snapshot.layers if _within(x.name, owner)]
+            own = [x for x in within if x.name.partition("@")[0] == owner]
+            if within:
+                used[p.name] = own or within[:1]
+    return {p.name: used.get(p.name, []) for p in parameters}
+
+
+def _within(name: str, module: str) -> bool:
+    return not module or name == module or name.startswith(tuple(f"{module}{c}" for c in "./@"))
 
 
 def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer]) -> str:
@@ -194,6 +202,15 @@ def _cancels(snapshot: Snapshot, p: Parameter, rows: list[Layer]) -> bool:
     return bool(rows)
 
 
+def _why_zero(rows: list[Layer], cancels: bool) -> str:
+    if cancels:
+        return "; it cancels over the batch: a constant does not change the loss"
+    read = [row.input for row in rows if row.input is not None]
+    if rows and len(read) == len(rows) and all(x.zeros == x.total for x in read):
+        return "; what it reads is zero on every sample"
+    return ""
+
+
 def _ends_benign(snapshot: Snapshot, row: Layer, stops: frozenset[int]) -> bool:
     """Whether the zero weight behind it is a head, a scale, or the end of a residual branch.
 
@@ -215,10 +232,12 @@ def _never_called(snapshot: Snapshot, parameter: str) -> str:
 def _has_called_sibling(snapshot: Snapshot, module: str) -> bool:
     """Whether another element of the same list ran: ``layers.3`` beside ``layers.4``."""
     folder, _, last = module.rpartition(".")
-    if not last.isdigit():
+    kind = re.sub(r"\d+", "", last)
+    if kind == last:
         return False
-    return any(
-        layer.name.startswith(f"{folder}.")
-        and layer.name[len(folder) + 1 :].split(".")[0].split("/")[0].split("@")[0].isdigit()
+    elements = (
+        re.split(r"[./@]", layer.name[len(folder) + 1 :])[0]
         for layer in snapshot.layers
+        if layer.name.startswith(f"{folder}.")
     )
+    return any(e != last and e != kind and re.sub(r"\d+", "", e) == kind for e in elements)

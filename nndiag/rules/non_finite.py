@@ -26,14 +26,40 @@ References: IEEE 754-2019, sections 6.1 and 6.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nndiag import flow
 from nndiag.rule import Finding, Limits, Prescription, Rule
-from nndiag.stats import Layer, Snapshot, TensorStats
+from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
 LARGEST = {"float16": 65_504.0, "bfloat16": 3.39e38, "float32": 3.40e38, "float64": 1.80e308}
 
+CLEAN = (
+    Prescription(
+        "Clean the data: find the samples, then fill in or drop them.",
+        "One NaN in a batch makes the loss NaN, and after one update every weight.",
+        "bad = ~torch.isfinite(x).flatten(1).all(1)",
+    ),
+)
+RELOAD = (
+    Prescription(
+        "Load the last checkpoint whose parameters are finite.",
+        "NaN does not leave a parameter by training on: the run diverged before.",
+    ),
+    Prescription(
+        "Run it again with a smaller learning rate, and clip the gradient's norm.",
+        "",
+        "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
+    ),
+)
+BACKWARD = (
+    Prescription(
+        "Add a small number under roots, norms and distances.",
+        "Their slope at zero is infinite, and infinity times zero is NaN.",
+        "(x.square().sum(-1) + 1e-12).sqrt()",
+    ),
+    Prescription("In float16, scale the loss (torch.amp.GradScaler), or use bfloat16."),
+)
 RULE = Rule(
     code="ND401",
     name="non-finite",
@@ -50,8 +76,6 @@ RULE = Rule(
         ),
     ),
 )
-
-
 MASKED = "; nothing behind it does, so it looks like a mask"
 
 
@@ -74,31 +98,28 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
                 name,
                 f"the input holds {_count(stats)}" + ("" if harm else MASKED),
                 severity="error" if harm else "note",
+                cures=CLEAN if harm else (),
                 evidence=_evidence(stats),
             )
     parameters = [p for p in snapshot.parameters if p.value.nonfinite]
     if parameters and not blamed:
-        first = parameters[0]
-        more = f"; so do {len(parameters) - 1} more parameters" if len(parameters) > 1 else ""
-        yield RULE.finding(
-            first,
-            f"the parameter holds {_count(first.value)}{more}",
-            evidence=_evidence(first.value),
-        )
+        yield _parameters(parameters, "the parameter holds", lambda p: p.value, RELOAD)
     if blamed or parameters:
         return
     origins = [
         layer
         for layer in snapshot.layers
-        if layer.node in sick and not flow.ancestors(snapshot, layer.node) & sick
+        if layer.output.nonfinite and not flow.ancestors(snapshot, layer.node) & sick
     ]
     for layer in origins:
         behind = flow.descendants(snapshot, layer.node) & sick
-        harm = bool(behind) or lost or any(_sick_gradients(snapshot))
+        masks = layer.op not in flow.LEARNED and layer.op not in flow.NORMS
+        harm = not masks or bool(behind) or lost or any(_sick_gradients(snapshot))
         yield RULE.finding(
             layer,
             _origin(snapshot, layer, len(sick)) + ("" if harm else MASKED),
             severity="error" if harm else "note",
+            cures=RULE.cures if harm else (),
             evidence=_evidence(layer.output),
         )
     if lost and not origins:
@@ -136,8 +157,8 @@ def _origin(snapshot: Snapshot, layer: Layer, sick: int) -> str:
     op = flow.source_op(snapshot, layer)
     if layer.input is not None and layer.input.nonfinite:
         text += f"; so does what it reads (made by {op.lstrip('?')})"
-    elif layer.input is not None:
-        text += "; what it reads is finite"
+    else:
+        text += "; everything before it is finite"
     if sick > 1:
         text += f"; {sick - 1} more layers have it from there or beside it"
     return text
@@ -157,15 +178,29 @@ def _gradients(snapshot: Snapshot) -> Iterator[Finding]:
                 layer,
                 f"the gradient of its output holds {_count(layer.grad)}, though all outputs "
                 "are finite",
+                cures=BACKWARD,
                 evidence=_evidence(layer.grad),
             )
-    if sick:
-        return
-    for p in snapshot.parameters:
-        if p.grad is not None and p.grad.nonfinite:
-            yield RULE.finding(
-                p, f"its gradient holds {_count(p.grad)}", evidence=_evidence(p.grad)
-            )
+    parameters = [p for p in snapshot.parameters if p.grad is not None and p.grad.nonfinite]
+    if parameters and not sick:
+        yield _parameters(parameters[::-1], "its gradient holds", lambda p: p.grad, BACKWARD)
+
+
+def _parameters(
+    sick: list[Parameter],
+    what: str,
+    of: Callable[[Parameter], TensorStats | None],
+    cures: tuple[Prescription, ...],
+) -> Finding:
+    stats = of(sick[0])
+    assert stats is not None
+    more = flow.plural(len(sick) - 1, "more parameter")
+    return RULE.finding(
+        sick[0],
+        f"{what} {_count(stats)}" + (f"; so it is for {more}" if sick[1:] else ""),
+        cures=cures,
+        evidence=_evidence(stats),
+    )
 
 
 def _count(stats: TensorStats) -> str:

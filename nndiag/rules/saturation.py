@@ -4,14 +4,18 @@ A sigmoid or tanh far from zero is flat: the gradient that comes back is multipl
 nearly nothing, and the weights before it stop learning ("saturated neurons kill the gradients",
 CS231n 2017 lecture 6, slides 17-19). A value counts as saturated where the slope is under 5 % of
 the activation's steepest slope: that means the same for every activation, while a distance of the
-output from its bound does not. For softmax and attention a row counts as one-hot where the slope
-of its largest entry is under 5 % of the maximum (p > 0.987); rows with a single visible key are
-left out. The gates of nn.LSTM, nn.GRU and nn.RNN are recomputed from their inputs and weights.
+output from its bound does not. Reported are layers with three quarters of their values saturated,
+or with many units that are so on every sample. For softmax and attention a row counts as one-hot
+where the slope of its largest entry is under 5 % of the maximum (p > 0.987); rows with a single
+visible key are left out. What goes into the gates of nn.LSTM, nn.GRU and nn.RNN is recomputed from
+their inputs and weights.
 
-Only hidden activations alarm. A gate (an output multiplied into another tensor) may well be open
-or shut, and the output of a model may well be sure of itself: both are notes at most. GELU, SiLU
-and ELU are not called saturated for being flat on one side, and ReLU's flat side is a matter for
-dead-relu. In trained networks up to 60 % of a last tanh layer may be saturated at 97 % accuracy.
+Only hidden activations alarm, and the candidate of a recurrent cell is one. A gate (an output
+multiplied into another tensor) may well be open or shut, and the output of a model may well be sure
+of itself: both are notes at most. GELU, SiLU and ELU are not called saturated for being flat on one
+side, and ReLU's flat side is a matter for dead-relu (of ReLU6, only the share of active values that
+lie at 6 counts here). In trained networks up to 60 % of a last tanh layer may be saturated at 97 %
+accuracy.
 
 Sick::
 

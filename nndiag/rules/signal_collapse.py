@@ -92,7 +92,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     varying = _varying_inputs(snapshot)
     if not varying:
         return
-    collapsed = []
+    collapsed: list[tuple[Layer, float]] = []
     for layer in snapshot.layers:
         if not (layer.op in flow.LEARNED or flow.is_activation(layer)):
             continue

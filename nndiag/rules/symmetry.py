@@ -32,6 +32,7 @@ References: CS231n 2017 lecture 6 slide 41; CS231n course notes, neural-networks
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from nndiag import flow
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
@@ -60,6 +61,16 @@ RULE = Rule(
 
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    found = list(_all(snapshot, limit))
+    yield from (f for f in found if f.severity != "note")
+    notes = [f for f in found if f.severity == "note"]
+    if notes:
+        worst = max(notes, key=lambda f: f.evidence["share"])
+        more = f" ({flow.plural(len(notes) - 1, 'more layer')} likewise)" if notes[1:] else ""
+        yield replace(worst, message=worst.message + more)
+
+
+def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     seen: set[str] = set()
     for layer in snapshot.layers:
         name = layer.weight.name if layer.weight is not None else layer.name.partition("@")[0]

@@ -8,8 +8,9 @@ nn.Linear init with ReLU passes 0.41 a layer.
 Measured is the gradient at pre-activations along each chain of layers: its factor per layer and in
 total. A chain ends at a residual addition, a concatenation, a normalisation or a recurrence, where
 gradients have other ways. The size of weight gradients is no measure: it stays the same in every
-layer of a collapsed network. Scaling the loss changes nothing; for one module called repeatedly the
-factor is time, not depth, and a note.
+layer of a collapsed network. Scaling the loss changes nothing, as long as no gradient comes near
+the smallest number of its format, which is reported for the loss as given. For one module called
+repeatedly the factor is time, not depth, and a note.
 
 Sick::
 
@@ -31,11 +32,20 @@ Pascanu et al. 2013, section 2.1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from nndiag import gradient_flow
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag import flow, gradient_flow
+from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Snapshot
+
+# IEEE 754-2019, table 3.5 (bfloat16 by its 8 bits of exponent and 7 of fraction).
+SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
+LOSS_SCALE = Prescription(
+    "Scale the loss before backward and the gradients back after it, or use bfloat16.",
+    "The ratio between layers stays, and nothing is rounded to zero.",
+    "scaler = torch.amp.GradScaler(); scaler.scale(loss).backward()",
+)
 
 RULE = Rule(
     code="ND201",
@@ -59,6 +69,12 @@ RULE = Rule(
             0,
             1,
         ),
+        "steps": Threshold(
+            4,
+            "derived: numbers this close to zero are multiples of the smallest one; rounding is "
+            "off by 1/√12 of it, 7 % of a gradient of 4",
+            0,
+        ),
     },
     caused_by=("non-finite", "symmetry", "init-scale", "saturation", "dead-relu"),
     cures=(
@@ -76,35 +92,69 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     for path in gradient_flow.paths(snapshot):
         if path.total >= limit.total * path.band[0]:
             continue
         severity: Severity = "error" if path.total < limit.stall * path.band[0] else "warning"
-        if path.chain.repeated:
-            severity = "note"
-        first = path.passages[0].layer
-        last = path.chain.hidden[-1].layer
-        small = (
-            f"is exactly zero (it underflows in {first.dtype})"
-            if path.underflow
-            else f"is {path.total:.2g} of what it is at {last.name}"
-        )
-        by_weights = path.slope_share < 0.5
         yield RULE.finding(
-            path.leading.layer,
-            f"the gradient at {first.name} {small}: a factor {path.per_layer:.2g} for each of "
-            f"{len(path.passages)} layers; {gradient_flow.reason(path)}",
-            severity=severity,
+            path.origin,
+            _message(path),
+            severity="note" if path.repeated else severity,
             against=("total", limit),
             suspects=RULE.caused_by
-            if by_weights
+            if path.slope_share < 0.5
             else tuple(s for s in RULE.caused_by if s != "init-scale"),
             evidence={
                 "total": path.total,
                 "per_layer": path.per_layer,
                 "layers": len(path.passages),
                 "slope_share": path.slope_share,
-                "first_grad_rms": first.grad.rms if first.grad is not None else float("nan"),
+                "first_grad_rms": path.first.grad.rms if path.first.grad else math.nan,
             },
         )
+    yield from _rounded_away(snapshot, limit)
+    for first, why in gradient_flow.unseen(snapshot):
+        yield RULE.unjudged(first, why)
+
+
+def _message(path: gradient_flow.GradientPath) -> str:
+    steps = flow.plural(len(path.passages), "call" if path.repeated else "layer")
+    alone = path.alone
+    if path.total > 0 or alone is None:
+        size = f"is {path.total:.2g} of what it is at {path.last.name}"
+        where = f"a factor {path.per_layer:.2g} for each of {steps}"
+        if alone is not None:
+            where = f"{alone.factor:.2g} of it passes from {alone.after.name} to {alone.layer.name}"
+        return f"the gradient at {path.first.name} {size}: {where}; {path.reason}"
+    why = f"behind {alone.after.name} it is smaller than {alone.layer.dtype} can hold"
+    if alone.blocked and alone.activation is not None:
+        why = f"no value of {alone.activation.name} lies where {alone.activation.op} has a slope"
+    where = f"{steps} before {path.last.name}"
+    return f"the gradient at {path.first.name} is exactly zero, {where}: {why}"
+
+
+def _rounded_away(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    """Gradients at the end of their number format: of all verdicts here the loss as given's."""
+    weighted = [la for la in snapshot.layers if la.weight is not None and la.grad is not None]
+    found = []
+    for layer in weighted:
+        grad, smallest = layer.grad, SMALLEST.get(layer.dtype)
+        if grad is None or smallest is None or grad.nonfinite or grad.zeros >= grad.count:
+            continue
+        steps = grad.rms / math.sqrt(1 - grad.zero_fraction) / smallest
+        if steps < limit.steps:
+            found.append((steps, layer))
+    if not found:
+        return
+    steps, layer = found[0]
+    yield RULE.finding(
+        layer,
+        f"the gradients of {len(found)} of {flow.plural(len(weighted), 'layer')} lie at the end of "
+        f"{layer.dtype}: where it is not zero, the one here is {steps:.2g} times the smallest "
+        f"number there is ({SMALLEST[layer.dtype]:.2g}), so much of it is rounding",
+        against=("steps", limit),
+        suspects=(*RULE.caused_by, RULE.name),
+        cures=(LOSS_SCALE,),
+        evidence={"steps": steps, "layers": len(found)},
+    )

@@ -1,0 +1,440 @@
+"""What is seen, under which name, and where in the user's source."""
+
+from __future__ import annotations
+
+import inspect
+import os
+
+import models
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import look, row, rows, same_numbers
+from torch import nn
+
+import nndiag
+
+# Every spelling of an activation: the call, the module that computes the same, the canonical name.
+SPELLINGS = {
+    "F.relu": (F.relu, nn.ReLU(), "relu"),
+    "torch.relu": (torch.relu, nn.ReLU(), "relu"),
+    "x.relu()": (lambda x: x.relu(), nn.ReLU(), "relu"),
+    "x.relu_()": (lambda x: x.relu_(), nn.ReLU(), "relu"),
+    "F.relu(inplace=True)": (lambda x: F.relu(x, inplace=True), nn.ReLU(), "relu"),
+    "F.relu(input=x)": (lambda x: F.relu(input=x), nn.ReLU(), "relu"),
+    "torch.relu_": (torch.relu_, nn.ReLU(), "relu"),
+    "torch.ops.aten.relu": (torch.ops.aten.relu, nn.ReLU(), "relu"),
+    "torch.sigmoid": (torch.sigmoid, nn.Sigmoid(), "sigmoid"),
+    "torch.special.expit": (torch.special.expit, nn.Sigmoid(), "sigmoid"),
+    "x.sigmoid_()": (lambda x: x.sigmoid_(), nn.Sigmoid(), "sigmoid"),
+    "x.tanh()": (lambda x: x.tanh(), nn.Tanh(), "tanh"),
+    "F.tanh": (F.tanh, nn.Tanh(), "tanh"),
+    "F.hardtanh": (lambda x: F.hardtanh(x, -0.5, 0.5), nn.Hardtanh(-0.5, 0.5), "hardtanh"),
+    "F.leaky_relu": (lambda x: F.leaky_relu(x, 0.2), nn.LeakyReLU(0.2), "leaky_relu"),
+    "F.elu": (lambda x: F.elu(x, alpha=2.0), nn.ELU(2.0), "elu"),
+    "F.gelu": (lambda x: F.gelu(x, approximate="tanh"), nn.GELU("tanh"), "gelu"),
+    "F.silu": (F.silu, nn.SiLU(), "silu"),
+    "F.softplus": (lambda x: F.softplus(x, 1, 20), nn.Softplus(), "softplus"),
+    "F.softmax": (lambda x: F.softmax(x, -1), nn.Softmax(-1), "softmax"),
+    "x.log_softmax": (lambda x: x.log_softmax(dim=1), nn.LogSoftmax(1), "log_softmax"),
+    "F.layer_norm": (lambda x: F.layer_norm(x, (6,)), nn.LayerNorm(6), "layer_norm"),
+}  # fmt: skip
+
+
+class Applies(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.body, self.head, self.function = nn.Linear(6, 6), nn.Linear(6, 3), function
+
+    def forward(self, x):
+        return self.head(self.function(self.body(x)))
+
+
+class AppliesModule(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.body, self.head, self.act = nn.Linear(6, 6), nn.Linear(6, 3), act
+
+    def forward(self, x):
+        return self.head(self.act(self.body(x)))
+
+
+def twins(function, module):
+    torch.manual_seed(0)
+    one = Applies(function)
+    other = AppliesModule(module)
+    other.body, other.head = one.body, one.head
+    return one, other, torch.randn(40, 6) * 2
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_function_is_seen_as_its_module_is(spelling):
+    function, module, name = SPELLINGS[spelling]
+    one, other, x = twins(function, module)
+
+    here, there = row(look(one, x), f"/{name}"), row(look(other, x), "act")
+
+    assert (here.kind, here.op) == ("function", name) == ("function", there.op)
+    assert here.options == pytest.approx(there.options)
+    for what in ("input", "output", "grad"):
+        a, b = getattr(here, what), getattr(there, what)
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.count, a.zeros, a.min, a.max) == (b.count, b.zeros, b.min, b.max)
+            assert (a.mean, a.std) == pytest.approx((b.mean, b.std))
+    if there.flat is not None:
+        assert (here.flat.flat, here.flat.closed) == (there.flat.flat, there.flat.closed)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_functions_numbers_are_those_of_plain_tensors(spelling):
+    function, _, name = SPELLINGS[spelling]
+    torch.manual_seed(0)
+    model, x = Applies(function), torch.randn(40, 6) * 2
+
+    layer = row(look(model, x, lambda out: out.square().sum()), f"/{name}")
+
+    z = model.body(x)
+    y = function(z.clone())
+    y.retain_grad()
+    model.head(y).square().sum().backward()
+    same_numbers(layer.output, y)
+    same_numbers(layer.grad, y.grad)
+    if layer.input is not None:
+        same_numbers(layer.input, z)
+
+
+@pytest.mark.parametrize(
+    "clamp",
+    [
+        lambda x: x.clamp(min=0),
+        lambda x: x.clamp(0),
+        lambda x: x.clamp_(0),
+        lambda x: torch.clamp(x, min=0),
+        lambda x: torch.clip(x, 0.0),
+        lambda x: x.clamp_min(0),
+        lambda x: x.clamp_min_(0),
+    ],
+)
+def test_a_clamp_at_zero_is_a_rectifier(clamp):
+    torch.manual_seed(0)
+    model, x = Applies(clamp), torch.randn(40, 6)
+
+    layer = row(look(model, x), "/clamp")
+
+    assert layer.options == {"min": 0.0}
+    assert layer.flat.flat == int((model.body(x) <= 0).sum())
+
+
+@pytest.mark.parametrize("clamp", [lambda x: x.clamp_max(1), lambda x: x.clamp_max_(1),
+                                   lambda x: x.clamp(max=1), torch.clamp_max])  # fmt: skip
+def test_a_clamp_from_above_is_told_from_one_from_below(clamp):
+    function = (lambda x: clamp(x, 1)) if clamp is torch.clamp_max else clamp
+    assert row(look(Applies(function), torch.randn(9, 6)), "/clamp").options == {"max": 1.0}
+
+
+def test_functions_that_order_their_arguments_otherwise_are_read_rightly():
+    norm = nn.BatchNorm1d(6).eval()
+    nn.init.constant_(norm.running_mean, 4.0)
+
+    def native(x):
+        memory = (norm.running_mean, norm.running_var)
+        return torch.batch_norm(x, norm.weight, norm.bias, *memory, False, 0.1, 1e-5, False)
+
+    facts = row(look(Applies(native), torch.randn(64, 6)), "/batch_norm").facts
+
+    assert facts["running_mean_shift"] == pytest.approx(4.0, abs=1.0)
+
+
+def test_a_raw_embedding_call_is_read_rightly():
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(9, 4))
+
+        def forward(self, ids):
+            return torch.embedding(self.table, ids)
+
+    layer = row(look(Raw(), torch.randint(0, 9, (12, 5))), "/embedding")
+
+    assert layer.weight.name == "table"
+    assert (layer.output.samples, len(layer.output.units)) == (12, 4)
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+def test_the_root_has_a_name_of_its_own_and_its_functions_begin_with_a_slash():
+    assert rows(look(nn.Linear(6, 3), torch.randn(8, 6))) == ["(root)"]
+    assert rows(look(models.make("functional").model, torch.randn(8, 6))) == [
+        "a", "/relu", "b", "/sigmoid", "c", "/tanh", "d", "/clamp",
+    ]  # fmt: skip
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return F.relu(F.relu(self.fc(x)) + x)
+
+
+class Encoder(nn.Module):
+    """Calls its fourth block twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, x):
+        return self.encoder[3](self.encoder[3](self.encoder[0](x)))
+
+
+def test_calls_are_counted_within_one_call_of_the_nearest_module():
+    assert rows(look(Encoder(), torch.randn(8, 6))) == [
+        "encoder.0.fc", "encoder.0/relu", "encoder.0/relu#2",
+        "encoder.3.fc", "encoder.3/relu", "encoder.3/relu#2",
+        "encoder.3.fc@2", "encoder.3@2/relu", "encoder.3@2/relu#2",
+    ]  # fmt: skip
+
+
+def test_a_module_called_five_times_has_five_rows():
+    class Five(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.Tanh()
+            self.fc = nn.Linear(6, 6)
+
+        def forward(self, x):
+            for _ in range(5):
+                x = self.act(self.fc(x) * 3)
+            return x
+
+    torch.manual_seed(0)
+    model, x = Five(), torch.randn(8, 6)
+    snapshot = look(model, x)
+
+    for n in range(1, 6):
+        x = torch.tanh(model.fc(x) * 3)
+        same_numbers(row(snapshot, "act" if n == 1 else f"act@{n}").output, x)
+
+
+def test_counting_starts_again_with_each_batch():
+    model = models.make("called-twice").model
+    batches = [(torch.randn(8, 6),) for _ in range(3)]
+
+    snapshot = look(model, batches)
+
+    assert rows(snapshot) == ["first", "act", "second", "act@2", "head"]
+    assert {layer.calls for layer in snapshot.layers} == {3}
+
+
+def test_a_shared_module_goes_by_its_first_name():
+    assert rows(look(models.make("shared-by-two").model, torch.randn(8, 6))) == [
+        "left.0", "left.1", "left.0@2", "right.1",
+    ]  # fmt: skip
+
+
+def test_a_module_that_is_not_registered_is_no_scope():
+    snapshot = look(models.make("unregistered").model, torch.randn(8, 6))
+
+    assert rows(snapshot) == ["body", "/tanh", "/relu"]
+
+
+def test_wrappers_keep_their_prefix():
+    inner = models.mlp(nn.ReLU())
+    parallel, compiled = nn.DataParallel(inner), torch.compile(inner, backend="eager")
+
+    assert rows(look(parallel, torch.randn(8, 6))) == ["module.0", "module.1", "module.2"]
+    assert rows(look(compiled, torch.randn(8, 6))) == ["_orig_mod.0", "_orig_mod.1", "_orig_mod.2"]
+
+
+def test_calls_inside_a_torch_leaf_belong_to_its_row():
+    inside = nn.Sequential(nn.Linear(6, 6), nn.LSTM(6, 6), nn.Identity())
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = inside
+
+        def forward(self, x):
+            return self.layers[2](self.layers[1](self.layers[0](x))[0])
+
+    snapshot = look(First(), torch.randn(4, 3, 6))
+
+    assert rows(snapshot) == ["layers.0", "layers.1", "layers.2"]
+    assert [layer.op for layer in snapshot.layers] == ["linear", "lstm", "identity"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "op", "shape"),
+    [
+        (nn.Dropout(0.3), "dropout", (8, 6)),
+        (nn.Identity(), "identity", (8, 6)),
+        (nn.Flatten(), "flatten", (8, 6)),
+        (nn.BatchNorm1d(6), "batch_norm", (8, 6)),
+        (nn.AlphaDropout(0.1), "dropout", (8, 6)),
+        (nn.CELU(), "celu", (8, 6)),
+        (nn.ReLU6(), "hardtanh", (8, 6)),
+        (nn.Unflatten(1, (2, 3)), "unflatten", (8, 2, 3)),
+    ],
+)
+def test_every_leaf_has_a_row_dropout_identity_and_norms_too(layer, op, shape):
+    snapshot = look(nn.Sequential(nn.Linear(6, 6), layer), torch.randn(8, 6))
+
+    assert (row(snapshot, "1").op, row(snapshot, "1").shape) == (op, shape)
+
+
+def test_padding_by_a_mode_is_part_of_the_convolution():
+    layer = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")
+    snapshot = look(nn.Sequential(layer, nn.ReLU()), torch.randn(4, 2, 5, 5))
+
+    assert [layer.op for layer in snapshot.layers] == ["conv2d", "relu"]
+    assert snapshot.layers[0].weight.coverage == 1.0
+    assert [node.layer for node in snapshot.nodes] == [-1, -1, 0, 1]
+
+
+def test_a_module_called_by_its_forward_is_seen_as_functions():
+    snapshot = look(models.make("never-called").model, *models.make("never-called")[1:])
+
+    assert rows(snapshot) == ["body", "/linear", "/relu", "head"]
+    assert row(snapshot, "/linear").weight.name == "direct.weight"
+    assert snapshot.never_called == ("auxiliary",)
+    assert snapshot.not_observed == (
+        "direct: never called as a module; its parameters were used by a direct call",
+    )
+
+
+def test_a_parameter_that_is_called_differently_is_still_that_parameter():
+    class Transposes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 6))
+            self.square = nn.Parameter(torch.randn(5, 5))
+
+        def forward(self, x):
+            return (x @ self.weight.T) @ self.square
+
+    first, second = look(Transposes(), torch.randn(8, 6)).layers[1:]
+
+    assert (first.weight.name, first.weight.fan_in, first.weight.fan_out) == ("weight", 6, 5)
+    assert first.weight.unit_axis == 0
+    assert (second.weight.name, second.weight.unit_axis) == ("square", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("weight-norm", "0.parametrizations.weight.original1"),
+        ("spectral-norm", "0.parametrizations.weight.original"),
+        ("old-weight-norm", "0.weight_v"),
+        ("own-parametrization", "0.parametrizations.weight.original"),
+        ("adapted", "weight"),
+        ("functional-call", "inner.0.weight"),
+    ],
+)
+def test_a_weight_that_is_made_of_parameters_goes_by_the_one_of_its_shape(name, weight):
+    case = models.make(name)
+    snapshot = look(case.model, case.batch, case.loss_fn)
+
+    first = next(layer for layer in snapshot.layers if layer.op == "linear")
+    assert first.weight.name == weight
+    assert all(p.used for p in snapshot.parameters)
+
+
+def test_what_makes_a_weight_is_no_layer():
+    for name in ("weight-norm", "spectral-norm", "own-parametrization"):
+        case = models.make(name)
+        names = rows(look(case.model, case.batch, case.loss_fn))
+        assert not [n for n in names if "parametrizations" in n]
+
+
+# -- before it is overwritten -----------------------------------------------------------------
+
+
+def test_a_pre_activation_is_measured_before_it_is_overwritten():
+    model = models.make("in-place").model.eval()
+    x = torch.randn(40, 6)
+
+    snapshot = look(model, x)
+
+    a = model.a(x)
+    same_numbers(row(snapshot, "a").output, a)
+    same_numbers(row(snapshot, "act").input, a)
+    assert row(snapshot, "act").input.min < 0
+    b = model.b(a.relu())
+    same_numbers(row(snapshot, "b").output, b)
+    same_numbers(row(snapshot, "/hardtanh").input, b + 0.5)
+    same_numbers(row(snapshot, "/hardtanh").output, F.hardtanh(b + 0.5, -0.2, 0.7))
+
+
+# -- where ------------------------------------------------------------------------------------
+
+
+def line_of(function, text):
+    lines, start = inspect.getsourcelines(function)
+    offset = next(i for i, line in enumerate(lines) if text in line)
+    return f"{os.path.relpath(inspect.getsourcefile(function))}:{start + offset}"
+
+
+def test_a_row_knows_the_line_of_the_users_call():
+    model = models.make("functional").model
+    snapshot = look(model, torch.randn(8, 6))
+
+    assert row(snapshot, "a").location == line_of(models.Functional.forward, "self.a(x)")
+    assert row(snapshot, "/relu").location == line_of(models.Functional.forward, "F.relu")
+    assert row(snapshot, "/clamp").location == line_of(models.Functional.forward, "clamp")
+
+
+def test_layers_of_a_sequential_are_where_the_sequential_is_called():
+    model = models.make("checkpointed").model
+    snapshot = look(model, torch.randn(8, 6))
+
+    assert row(snapshot, "block.1").location == line_of(models.Checkpointed.forward, "checkpoint(")
+
+
+def test_a_root_sequential_has_no_line():
+    snapshot = look(models.mlp(nn.ReLU()), torch.randn(8, 6))
+
+    assert {layer.location for layer in snapshot.layers} == {None}
+
+
+def test_a_file_outside_the_working_directory_has_its_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    snapshot = look(models.make("functional").model, torch.randn(8, 6))
+
+    path, _, line = row(snapshot, "a").location.rpartition(":")
+    assert os.path.isabs(path)
+    assert path.endswith("models.py")
+    assert line.isdigit()
+
+
+def test_the_line_is_that_of_the_innermost_frame_outside_torch():
+    def helper(x):
+        return F.relu(x)
+
+    snapshot = look(Applies(lambda x: helper(x)), torch.randn(8, 6))
+
+    assert row(snapshot, "/relu").location == line_of(helper, "F.relu")
+
+
+# -- shares its numbers -----------------------------------------------------------------------
+
+
+def test_only_what_is_needed_is_computed():
+    model, x = models.mlp(nn.ReLU()), torch.randn(8, 6)
+    report = nndiag.check(model, x, select=["ND401", "ND103"], config=False)
+
+    assert report.snapshot.has_gradients == ("gradients" in _needed("ND401", "ND103"))
+    only_outputs = nndiag.check(model, x, select=["ND103"], config=False).snapshot
+    if "gradients" not in _needed("ND103"):
+        assert not only_outputs.has_gradients
+        assert only_outputs.loss.kind == "none"
+        assert all(layer.grad is None for layer in only_outputs.layers)
+
+
+def _needed(*codes):
+    from nndiag import rule
+
+    return rule.needed(rule.chosen(codes))

@@ -1,0 +1,420 @@
+"""no-gradient: trainable parameters that get none, and those that get none by construction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nndiag
+from nndiag import rule
+
+NAME = "no-gradient"
+
+
+def check(model, x, y=None, loss_fn=None, select=NAME):
+    torch.manual_seed(1)
+    if loss_fn is None and y is not None:
+        loss_fn = F.cross_entropy
+    return nndiag.check(
+        model, x if y is None else (x, y), loss_fn=loss_fn, select=select, config=False
+    )
+
+
+def alarms(rep):
+    return {f.layer: f.severity for f in rep.findings if f.severity != "note"}
+
+
+def labels(n):
+    return torch.randint(0, 10, (n,))
+
+
+def oracle(model, x, y, loss_fn=F.cross_entropy):
+    """Which trainable parameters autograd gives None, and which exactly zero."""
+    model.zero_grad(set_to_none=True)
+    loss_fn(model(x), y).backward()
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    none = {n for n, p in trainable.items() if p.grad is None}
+    zero = {n for n, p in trainable.items() if p.grad is not None and not p.grad.any()}
+    model.zero_grad(set_to_none=True)
+    return none, zero
+
+
+def mlp(depth=4, width=32, activation=nn.ReLU):
+    layers = []
+    for k in range(depth):
+        layers += [nn.Linear(width if k else 16, width), activation()]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+class Detached(nn.Module):
+    """Cut behind its second layer, in one of the ways people cut."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 10)
+        self.how = how
+
+    def forward(self, x):
+        h = torch.relu(self.b(torch.relu(self.a(x))))
+        if self.how == "detach":
+            h = h.detach()
+        elif self.how == "data":
+            h = h.data
+        elif self.how == "new tensor":
+            h = torch.from_numpy(h.detach().numpy().copy())
+        return self.c(h)
+
+
+class NoGrad(Detached):
+    def forward(self, x):
+        with torch.no_grad():
+            h = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.c(h)
+
+
+class TestNone:
+    @pytest.mark.parametrize("how", ["detach", "data", "new tensor", "no_grad"])
+    @pytest.mark.parametrize("shape", [(64, 16), (8, 5, 16)])
+    def test_everything_before_a_cut_is_a_warning_and_the_rest_is_not(self, how, shape):
+        torch.manual_seed(0)
+        model = NoGrad("") if how == "no_grad" else Detached(how)
+        rep = check(model, torch.randn(shape))
+        expected = {"a.weight", "a.bias", "b.weight", "b.bias"}
+        assert alarms(rep) == dict.fromkeys(expected, "warning")
+
+    def test_it_is_said_behind_which_layer_none_comes_back(self):
+        torch.manual_seed(0)
+        rep = check(Detached("detach"), torch.randn(64, 16))
+        assert {f.message for f in rep.findings} == {
+            "its gradient is None: none comes back from behind b"
+        }
+
+    def test_a_module_that_is_never_called(self):
+        torch.manual_seed(0)
+        model = mlp()
+        model.aux = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+        model.forward = lambda x: nn.Sequential(*list(model)[:-1])(x)
+        rep = check(model, torch.randn(64, 16), labels(64))
+        assert alarms(rep) == dict.fromkeys(
+            ["aux.0.weight", "aux.0.bias", "aux.2.weight", "aux.2.bias"], "warning"
+        )
+        assert {f.message for f in rep.findings} == {"its gradient is None: aux was never called"}
+        assert len([f for f in rep.findings if f.cause is None]) == 1
+
+    def test_a_head_whose_output_is_thrown_away(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.head, self.aux = mlp(2), nn.Linear(10, 10), nn.Linear(10, 3)
+
+            def forward(self, x):
+                h = self.body(x)
+                self.aux(h)
+                return self.head(h)
+
+        torch.manual_seed(0)
+        rep = check(Net(), torch.randn(64, 16), labels(64))
+        assert alarms(rep) == dict.fromkeys(["aux.weight", "aux.bias"], "warning")
+        assert "its output does not reach the model's" in rep.findings[0].message
+
+    def test_a_bare_parameter_nobody_uses(self):
+        torch.manual_seed(0)
+        model = mlp()
+        model.scale = nn.Parameter(torch.ones(3))
+        assert alarms(check(model, torch.randn(64, 16), labels(64))) == {"scale": "warning"}
+
+    def test_the_part_a_loss_leaves_out(self):
+        class TwoHeads(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.trunk, self.a, self.b = mlp(2), nn.Linear(10, 10), nn.Linear(10, 1)
+
+            def forward(self, x):
+                h = self.trunk(x)
+                return self.a(h), self.b(h)
+
+        torch.manual_seed(0)
+        x, y = torch.randn(64, 16), labels(64)
+        rep = check(TwoHeads(), x, y, loss_fn=lambda out, t: F.cross_entropy(out[0], t))
+        assert alarms(rep) == dict.fromkeys(["b.weight", "b.bias"], "warning")
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_a_cut_in_a_transformer_leads_once_and_the_rest_is_folded(self, seed):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed, self.pos = nn.Embedding(20, 16), nn.Parameter(torch.randn(6, 16))
+                layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+                self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+                self.head = nn.Linear(16, 10)
+
+            def forward(self, x):
+                return self.head(self.encoder(self.embed(x) + self.pos).mean(1).detach())
+
+        torch.manual_seed(seed)
+        model, x, y = Net(), torch.randint(0, 20, (32, 6)), labels(32)
+        rep = check(model, x, y, select=None)
+        none, _ = oracle(model, x, y)
+        found = {f.layer for f in rep.findings if f.rule == NAME}
+        assert found == none
+        assert len(none) == 26
+        roots = [f for f in rep.findings if f.cause is None and f.severity != "note"]
+        assert [f.rule for f in roots] == [NAME]
+
+    def test_frozen_parameters_need_none(self):
+        torch.manual_seed(0)
+        model = Detached("detach")
+        model.a.requires_grad_(False)
+        model.b.requires_grad_(False)
+        rep = check(model, torch.randn(64, 16))
+        assert rep.findings == ()
+
+    @pytest.mark.parametrize("kind", ["list", "dict"])
+    def test_neighbours_in_a_list_that_this_run_skipped_are_a_note(self, kind):
+        class Experts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                names = [f"expert_{k}" for k in range(4)]
+                experts = [nn.Linear(16, 10) for _ in names]
+                self.experts = (
+                    nn.ModuleList(experts)
+                    if kind == "list"
+                    else nn.ModuleDict(dict(zip(names, experts, strict=True)))
+                )
+
+            def forward(self, x):
+                chosen = list(self.experts if kind == "list" else self.experts.values())
+                return chosen[0](x) + chosen[2](x)
+
+        torch.manual_seed(0)
+        rep = check(Experts(), torch.randn(64, 16), labels(64))
+        assert rep.ok
+        assert len(rep.findings) == 4
+        assert all("its neighbours in the list were" in f.message for f in rep.findings)
+
+    def test_which_batch_of_a_stream_reaches_a_parameter_does_not_matter(self):
+        class Alternating(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(16, 10), nn.Linear(16, 10)
+
+            def forward(self, x):
+                return self.a(x) if x.shape[0] == 32 else self.b(x)
+
+        torch.manual_seed(0)
+        stream = [(torch.randn(n, 16), labels(n)) for n in (32, 48)]
+        rep = nndiag.check(
+            Alternating(), stream, loss_fn=F.cross_entropy, select=NAME, config=False
+        )
+        assert alarms(rep) == {}
+
+
+class TestExactlyZero:
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("form", ["dense", "conv"])
+    def test_behind_a_dead_layer_it_is_found_for_each_and_folded_under_it(self, seed, form):
+        torch.manual_seed(seed)
+        if form == "dense":
+            model, x, dead = mlp(), torch.randn(128, 16), "5"
+            nn.init.constant_(model[4].bias, -100.0)
+        else:
+            layers = []
+            for k in range(4):
+                layers += [nn.Conv2d(8 if k else 3, 8, 3, padding=1), nn.ReLU()]
+            layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)]
+            model, x, dead = nn.Sequential(*layers), torch.randn(128, 3, 8, 8), "5"
+            nn.init.constant_(model[4].bias, -100.0)
+        y = labels(128)
+        rep = check(model, x, y, select=None)
+        none, zero = oracle(model, x, y)
+        own = [f for f in rep.findings if f.rule == NAME]
+        assert {f.layer for f in own} == zero
+        assert none == set()
+        assert len(zero) >= 6
+        assert (rep.findings[0].rule, rep.findings[0].layer) == ("dead-relu", dead)
+        assert all(f.root is rep.findings[0] for f in own)
+
+    def test_a_softmax_over_a_single_class_teaches_nobody(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
+        rep = check(model, torch.randn(64, 16), torch.zeros(64, dtype=torch.long))
+        assert [(f.layer, f.severity) for f in rep.findings] == [("(model)", "error")]
+        assert "none of the 4 trainable parameters" in rep.findings[0].message
+
+    def test_recurrent_weights_that_only_ever_saw_the_zero_state(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.rnn, self.head = nn.GRU(16, 24, batch_first=True), nn.Linear(24, 10)
+
+            def forward(self, x):
+                return self.head(self.rnn(x.unsqueeze(1))[0][:, -1])  # one step only
+
+        torch.manual_seed(0)
+        rep = check(Net(), torch.randn(64, 16), labels(64))
+        assert alarms(rep) == {"rnn.weight_hh_l0": "warning"}
+
+    def test_weights_that_read_zeros_are_told_so(self):
+        torch.manual_seed(0)
+        model = mlp(2)
+        rep = check(model, torch.zeros(64, 16), labels(64))
+        [first] = [f for f in rep.findings if f.layer == "0.weight"]
+        assert "what it reads is zero on every sample" in first.message
+
+    def test_a_nearly_zero_gradient_is_none_of_this_rules_business(self):
+        torch.manual_seed(0)
+        model, x, y = mlp(), torch.randn(64, 16), labels(64)
+        rep = check(model, x, y, loss_fn=lambda out, t: 1e-20 * F.cross_entropy(out, t))
+        assert rep.findings == ()
+
+
+class TestZeroByConstruction:
+    @pytest.mark.parametrize("activation", [None, nn.Sigmoid, nn.Tanh, nn.Softplus])
+    def test_before_a_head_that_starts_at_zero(self, activation):
+        torch.manual_seed(0)
+        model = mlp()
+        nn.init.zeros_(model[-1].weight)
+        nn.init.zeros_(model[-1].bias)
+        if activation is not None:
+            model.append(activation())
+        x, y = torch.randn(64, 16), torch.rand(64, 10)
+        rep = check(model, x, y, loss_fn=F.mse_loss)
+        assert rep.findings == ()
+        assert len(oracle(model, x, y, F.mse_loss)[1]) >= 8  # it is zero, and no fault
+
+    def test_bare_parameters_before_a_zero_head(self):
+        class Vision(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.cls = nn.Parameter(torch.randn(1, 1, 16))
+                self.encoder = nn.Module()
+                self.encoder.pos = nn.Parameter(torch.randn(1, 5, 16))
+                self.encoder.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+                self.patch, self.head = nn.Linear(12, 16), nn.Linear(16, 10)
+                nn.init.zeros_(self.head.weight)
+
+            def forward(self, x):
+                h = torch.cat([self.cls.expand(len(x), 1, 16), self.patch(x)], 1)
+                return self.head(self.encoder.layer(h + self.encoder.pos)[:, 0])
+
+        torch.manual_seed(0)
+        assert alarms(check(Vision(), torch.randn(32, 4, 12), labels(32))) == {}
+
+    @pytest.mark.parametrize("what", ["end", "gamma", "scale"])
+    def test_inside_residual_branches_that_start_at_zero(self, what):
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 32)
+                self.norm = nn.BatchNorm1d(32)
+                self.scale = nn.Parameter(torch.ones(32))
+                {"end": self.down.weight, "gamma": self.norm.weight, "scale": self.scale}[
+                    what
+                ].data.zero_()
+                if what == "end":
+                    self.down.bias.data.zero_()
+
+            def forward(self, x):
+                return x + self.scale * self.norm(self.down(torch.relu(self.up(x))))
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), Block(), Block(), nn.Linear(32, 10))
+        x, y = torch.randn(64, 16), labels(64)
+        assert alarms(check(model, x, y)) == {}
+        assert len(oracle(model, x, y)[1]) >= 4
+
+    def test_the_input_half_of_a_low_rank_adapter(self):
+        class Adapted(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.base = nn.Linear(16, 32).requires_grad_(False)
+                self.a, self.b = nn.Linear(16, 4, bias=False), nn.Linear(4, 32, bias=False)
+                self.head = nn.Linear(32, 10)
+                nn.init.zeros_(self.b.weight)
+
+            def forward(self, x):
+                return self.head(F.relu(self.base(x) + 2.0 * self.b(self.a(x))))
+
+        torch.manual_seed(0)
+        assert alarms(check(Adapted(), torch.randn(64, 16), labels(64))) == {}
+
+    @pytest.mark.parametrize("dropout", [False, True])
+    def test_a_bias_that_a_normalisation_takes_out_again(self, dropout):
+        torch.manual_seed(0)
+        layers = [nn.Linear(16, 32), nn.Dropout(0.5), nn.BatchNorm1d(32), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Linear(32, 10)).train(dropout)
+        model[2].train()
+        rep = check(model, torch.randn(64, 16), labels(64))
+        assert alarms(rep) == {}
+        # Rounding decides whether its gradient is 1e-9 or 0: neither is a fault.
+        p = rep.snapshot.parameter["0.bias"]
+        grad = replace(p.grad, zeros=p.grad.total, mean=0.0, m2=0.0, min=0.0, max=0.0)
+        exact = replace(rep.snapshot, parameters=tuple(
+            replace(q, grad=grad) if q is p else q for q in rep.snapshot.parameters
+        ))  # fmt: skip
+        assert rule.judge(exact, NAME).findings == ()
+
+    def test_a_bias_the_loss_does_not_depend_on_is_a_note(self):
+        torch.manual_seed(0)
+        critic = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1))
+        sign = torch.tensor([1.0, -1.0]).repeat(32).unsqueeze(1)
+        rep = check(critic, torch.randn(64, 16), sign, loss_fn=lambda out, s: (out * s).mean())
+        assert [(f.layer, f.severity) for f in rep.findings] == [("2.bias", "note")]
+
+    @pytest.mark.parametrize("zero_head", [True, False])
+    def test_zero_weights_in_the_middle_are_no_construction_but_symmetrys(self, zero_head):
+        torch.manual_seed(0)
+        model = mlp(activation=nn.Tanh)
+        nn.init.zeros_(model[4].weight)
+        rep = check(model, torch.randn(64, 16), labels(64), select=None)
+        own = [f for f in rep.findings if f.rule == NAME]
+        assert own
+        assert {f.root.rule for f in own} == {"symmetry"}
+
+
+class TestTheBackwardPass:
+    def test_that_raises_is_an_error_of_the_model_with_its_message(self):
+        class Raises(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x * 2
+
+            @staticmethod
+            def backward(ctx, grad):
+                raise RuntimeError("shapes do not fit")
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.head = nn.Linear(16, 16), nn.Linear(16, 10)
+
+            def forward(self, x):
+                return self.head(Raises.apply(self.body(x)))
+
+        torch.manual_seed(0)
+        rep = check(Net(), torch.randn(64, 16), labels(64))
+        assert [(f.layer, f.severity) for f in rep.findings] == [("(model)", "error")]
+        assert "shapes do not fit" in rep.findings[0].message
+
+    def test_is_not_asked_for_where_nothing_trains(self):
+        torch.manual_seed(0)
+        model = mlp().requires_grad_(False)
+        assert check(model, torch.randn(64, 16)).findings == ()
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_a_healthy_network_is_quiet_whatever_the_loss(factor, classes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, classes))
+    rep = check(
+        model, torch.randn(64, 16), torch.randint(0, classes, (64,)),
+        loss_fn=lambda out, t: factor * F.cross_entropy(out, t, reduction="sum"),
+    )  # fmt: skip
+    assert rep.findings == ()
+    assert math.isfinite(rep.snapshot.loss.value)
