@@ -58,7 +58,10 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
         empty = False
         yield one(item, model)
     if empty:
-        raise BatchError(f"the stream of batches ({_typename(data)}) is empty: nothing was run.")
+        raise BatchError(
+            f"the stream of batches ({_typename(data)}) is empty: nothing was run. Give at least "
+            "one batch; an iterator that was used up before has none left."
+        )
 
 
 def _is_one(data: Any) -> bool:
@@ -85,7 +88,9 @@ def one(data: Any, model: nn.Module) -> Batch:
 
 def _positional(items: tuple[Any, ...], model: nn.Module) -> Batch:
     if not items:
-        raise BatchError("the batch is an empty tuple: nothing to give to forward.")
+        raise BatchError(
+            f"the batch is an empty tuple: there is nothing to give to {_spelled(model)}."
+        )
     required, allowed = _arity(model)
     if len(items) == 1:
         return _inputs(items[0], None)
@@ -390,7 +395,9 @@ def _typename(value: Any) -> str:
 
 
 def _array_hint(data: Any) -> str:
-    if hasattr(data, "__array__") or isinstance(data, Sequence):
+    if isinstance(data, (str, bytes)):
+        return " Turn text into tensors first, with a tokenizer."
+    if hasattr(data, "__array__") or isinstance(data, (Sequence, float, int)):
         return " For arrays and lists of numbers, use torch.as_tensor first."
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return " For a dataset, pass torch.utils.data.DataLoader(dataset, batch_size=…)."
@@ -403,7 +410,7 @@ def _spelled(model: nn.Module) -> str:
 
 def _span(required: int, allowed: float) -> str:
     if allowed == required:
-        return f"{required} positional"
+        return f"{required} positional arguments"
     if allowed == math.inf:
-        return f"{required} or more positional"
-    return f"{required} to {allowed:.0f} positional"
+        return f"{required} or more positional arguments"
+    return f"{required} to {allowed:.0f} positional arguments"

@@ -289,12 +289,11 @@ def bypassed(snapshot: Snapshot, layer: Layer) -> bool:
     Paths that part for good (two heads, two towers) are no bypass: they have to join again.
     """
     after = _descendant_bits(snapshot)[layer.node]
-    # A normalisation before it that feeds nothing else belongs to the branch.
+    # What lies before it in a row (its normalisation, say) may belong to the same branch.
     todo, seen = list(snapshot.nodes[layer.node].inputs), 0
     for node in todo:
-        before = snapshot.nodes[node]
-        if before.op not in LEARNED and len(before.inputs) == 1:
-            todo += before.inputs
+        if len(snapshot.nodes[node].inputs) == 1:
+            todo += snapshot.nodes[node].inputs
     while todo:
         for user in snapshot.consumers[todo.pop()]:
             if user == layer.node or seen >> user & 1:

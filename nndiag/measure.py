@@ -6,6 +6,7 @@ nothing waits for the device: :func:`collect` brings all vectors of a batch acro
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -102,13 +103,9 @@ def measure(
     """
     x = readable(tensor)
     unit = _unit(x, axes)
-    grid = _grid(x, unit)
-    finite = torch.isfinite(grid)
-    # Asking a GPU would make it wait; there the masked arithmetic is used whatever the values.
-    mask = None if grid.device.type == "cpu" and bool(finite.all()) else finite
-    parts = _moments(grid, mask)
+    parts = _moments(_grid(x, unit))
     if histogram:
-        parts.append(wide(_histogram(grid, mask)))
+        parts.append(wide(_codes(x)))
     groups = _groups(x, axes)
     if groups is not None:
         picked = groups[:, _strided(groups.shape[1], x.device)]
@@ -122,7 +119,7 @@ def measure(
         found = iter(np.split(values, np.cumsum(sizes)[:-1]))
         low, high, nan, inf, zeros = next(found)
         n, mean, m2 = next(found), next(found), next(found)
-        counts = next(found) if histogram else None
+        codes = next(found) if histogram else None
         count = n.sum()
         pooled_mean = float((n * mean).sum() / count) if count else math.nan
         pooled_m2 = float(m2.sum() + (n * (mean - pooled_mean) ** 2).sum()) if count else 0.0
@@ -136,7 +133,7 @@ def measure(
             m2=pooled_m2,
             min=float(low) if count else math.nan,
             max=float(high) if count else math.nan,
-            histogram=None if counts is None else Histogram(counts),
+            histogram=None if codes is None else _histogram(codes),
             units=UnitStats(n, mean, m2) if unit is not None else None,
             probe=None
             if sample_shape is None
@@ -146,36 +143,38 @@ def measure(
     return Pending(torch.cat(parts), read)
 
 
-def _moments(grid: torch.Tensor, finite: torch.Tensor | None) -> list[torch.Tensor]:
-    """Of values as (before, units, after): extremes and counts; each unit's n, mean and m2.
-
-    ``finite`` is None where all are.
-    """
+def _moments(grid: torch.Tensor) -> list[torch.Tensor]:
+    """Of values as (before, units, after): extremes and counts; each unit's n, mean and m2."""
     units = grid.shape[1]
     if grid.numel() == 0:
         empty = torch.zeros(5, dtype=torch.float64, device=grid.device)
         return [wide(empty), *[wide(empty.new_zeros(units)) for _ in range(3)]]
-    zero = grid.new_zeros(())
-    safe = grid if finite is None else torch.where(finite, grid, zero)
-    scale = _power_of_two(safe.abs().amax())
-    scaled = safe / scale
-    if finite is None:
-        n = wide(grid.new_full((units,), grid.numel() // units, dtype=torch.int64))
-        low, high = torch.aminmax(grid)
-        nan = inf = zero
-    else:
-        n = wide(finite.sum((0, 2)))
+    low, high = torch.aminmax(grid)  # NaN if there is one anywhere
+    finite: torch.Tensor | None = None
+    nan = inf = grid.new_zeros(())
+    values = grid
+    # Asking a GPU would make it wait; there the masked arithmetic is used whatever the values.
+    if grid.device.type != "cpu" or not math.isfinite(low) or not math.isfinite(high):
+        finite = torch.isfinite(grid)
         low = torch.where(finite, grid, math.inf).amin()
         high = torch.where(finite, grid, -math.inf).amax()
         nan, inf = torch.isnan(grid).sum(), torch.isinf(grid).sum()
+        values = torch.where(finite, grid, 0.0)
+    zeros = grid.numel() - torch.count_nonzero(values) - nan - inf
+    n = wide(
+        grid.new_full((units,), grid.numel() // units) if finite is None else finite.sum((0, 2))
+    )
+    largest = torch.maximum(low.abs(), high.abs())
+    scale = _power_of_two(torch.where(torch.isfinite(largest), largest, 0.0))
+    scaled = values / scale
     mean = (wide(scaled.sum((0, 2))) / n.clamp(min=1)).to(grid.dtype)
-    centred = scaled - mean[None, :, None]
+    scaled -= mean[None, :, None]
     if finite is not None:
-        centred = torch.where(finite, centred, zero)
+        scaled *= finite
     # The mean is rounded to the values' precision; what that leaves over is put back.
-    rest = wide(centred.sum((0, 2))) / n.clamp(min=1)
-    m2 = (wide((centred * centred).sum((0, 2))) - n * rest * rest).clamp(min=0)
-    zeros = grid.numel() - torch.count_nonzero(safe) - nan - inf
+    rest = wide(scaled.sum((0, 2))) / n.clamp(min=1)
+    scaled *= scaled
+    m2 = (wide(scaled.sum((0, 2))) - n * rest * rest).clamp(min=0)
     counts = torch.stack([wide(v) for v in (low, high, nan, inf, zeros)])
     wide_scale = wide(scale)
     return [counts, n, (wide(mean) + rest) * wide_scale, m2 * wide_scale * wide_scale]
@@ -217,9 +216,7 @@ def measure_flat(
 ) -> Pending:
     """How many values lie in the closed intervals ``flat``, and which units were ever outside."""
     x = readable(tensor)
-    inside = torch.zeros_like(x, dtype=torch.bool)
-    for low, high in flat:
-        inside |= (x >= low) & (x <= high)
+    inside = functools.reduce(torch.logical_or, [_between(x, low, high) for low, high in flat])
     parts = [wide(inside.sum()).reshape(1)]
     unit = _unit(x, axes)
     if unit is not None:
@@ -231,6 +228,12 @@ def measure_flat(
         return FlatStats(axes.samples, total, int(values[0]), opened)
 
     return Pending(torch.cat(parts), read)
+
+
+def _between(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    if low == -math.inf:
+        return x <= high
+    return x >= low if high == math.inf else (x >= low) & (x <= high)
 
 
 def _unit(x: torch.Tensor, axes: Axes) -> int | None:
@@ -264,22 +267,34 @@ def _strided(width: int, device: torch.device) -> torch.Tensor:
     return torch.arange(PROBES, device=device) * width // PROBES
 
 
-def _histogram(x: torch.Tensor, finite: torch.Tensor | None) -> torch.Tensor:
-    """Counts of the finite values over the bins of :class:`Histogram`, from float32's bits.
-
-    A float32's bits, shifted right by 21, are its exponent and two leading mantissa bits: the
-    bin number up to an offset. No logarithm is taken.
-    """
-    side = Histogram.SIDE
-    bits = x.reshape(-1).to(torch.float32).view(torch.int32)
-    size = (bits & 0x7FFFFFFF) >> 21
-    index = (size - ((127 + Histogram.LOW) * Histogram.PER_OCTAVE - 1)).clamp_(0, side)
-    index = torch.where(bits < 0, side - index, side + index).to(torch.int64)
-    nowhere = 2 * side + 1  # one bin more, for what is not finite
-    if finite is not None:
-        index = index.masked_fill_(~finite.reshape(-1), nowhere)
+def _codes(x: torch.Tensor) -> torch.Tensor:
+    """How often each leading 11 bits occur: sign, exponent and two of the mantissa of a float32."""
+    if x.dtype == torch.float64:  # what is finite stays finite, what is not becomes NaN
+        most = torch.finfo(torch.float32).max
+        x = torch.where(torch.isfinite(x), x, math.nan).clamp(-most, most)
+    codes = (x.reshape(-1).to(torch.float32).view(torch.int32) >> 21).add_(_CODES // 2)
     if x.device.type == "cpu":
-        return torch.bincount(index, minlength=nowhere + 1)[:nowhere]
-    # bincount would make a GPU wait: it asks for the largest index.
-    counts = torch.zeros(nowhere + 1, dtype=torch.int64, device=x.device)
-    return counts.scatter_add_(0, index, torch.ones_like(index))[:nowhere]
+        return torch.bincount(codes, minlength=_CODES)
+    # bincount would make a GPU wait: it asks for the largest code.
+    counts = torch.zeros(_CODES, dtype=torch.int64, device=x.device)
+    return counts.scatter_add_(0, codes.long(), torch.ones_like(codes, dtype=torch.int64))
+
+
+_CODES = 2048
+
+
+def _bins() -> np.ndarray:
+    """The bin of each code, or one bin more for what is not finite; no logarithm is taken."""
+    side = Histogram.SIDE
+    code = np.arange(_CODES) - _CODES // 2  # as a signed number: negative values below zero
+    size = code & (_CODES // 2 - 1)
+    above = np.clip(size - (127 + Histogram.LOW) * Histogram.PER_OCTAVE + 1, 0, side)
+    bins = np.where(code < 0, side - above, side + above)
+    return np.where(size >= 255 * Histogram.PER_OCTAVE, 2 * side + 1, bins)
+
+
+_BINS = _bins()
+
+
+def _histogram(codes: np.ndarray) -> Histogram:
+    return Histogram(np.bincount(_BINS, codes, minlength=2 * Histogram.SIDE + 2)[:-1])

@@ -436,7 +436,9 @@ def lazy_once_run() -> Case:
 
 
 def normed() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES))
+    return nn.Sequential(
+        nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES)
+    )
 
 
 @awkward
@@ -786,7 +788,10 @@ def cells() -> Case:
 class Attends(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attend, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, CLASSES)
+        self.attend, self.head = (
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.Linear(8, CLASSES),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.attend(x, x, x, need_weights=False)[0])

@@ -173,9 +173,7 @@ def test_other_units_and_other_elements_do_not_merge():
 
 
 def test_sequences_of_another_length_have_other_elements():
-    long, short = collect(
-        [measure(torch.randn(6 * steps, 3), Axes(1, 0, 6)) for steps in (5, 4)]
-    )
+    long, short = collect([measure(torch.randn(6 * steps, 3), Axes(1, 0, 6)) for steps in (5, 4)])
 
     merged = long.merge(short)
 
@@ -196,9 +194,9 @@ def test_directions_of_other_widths_do_not_merge():
 
 
 def test_facts_add_up_if_they_are_counts_and_keep_the_larger_value_otherwise():
-    assert merge_facts({"rows_count": 2, "shift": 0.5}, {"rows_count": 3, "shift": 0.2, "new": 1}) == {
-        "rows_count": 5, "shift": 0.5, "new": 1,
-    }  # fmt: skip
+    one, two = {"rows_count": 2, "shift": 0.5}, {"rows_count": 3, "shift": 0.2, "new": 1}
+
+    assert merge_facts(one, two) == {"rows_count": 5, "shift": 0.5, "new": 1}
 
 
 # -- what follows from the numbers ------------------------------------------------------------
@@ -224,7 +222,8 @@ def test_a_quantile_of_sizes_is_right_to_the_width_of_a_bin(q):
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     [stats] = collect([measure(x)])
 
-    assert stats.histogram.magnitude_quantile(q) == pytest.approx(float(x.abs().quantile(q)), rel=0.25)
+    expected = float(x.abs().quantile(q))
+    assert stats.histogram.magnitude_quantile(q) == pytest.approx(expected, rel=0.25)
 
 
 def test_quantiles_of_nothing_and_of_zeros():

@@ -1478,6 +1478,191 @@ def checkpointed_mlp() -> Specimen:
     return classify(Checkpointed(), torch.randn(128, 32))
 
 
+class FixupBlock(nn.Module):
+    """Zhang et al. 2019: no normalisation, the second convolution starts at zero."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(1)) for _ in range(4))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        nn.init.normal_(self.conv1.weight, std=math.sqrt(2 / (9 * width * blocks)))
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.conv1(x + self.shifts[0]) + self.shifts[1])
+        return F.relu(x + self.conv2(out + self.shifts[2]) * self.scale + self.shifts[3])
+
+
+@recipe
+def fixup() -> Specimen:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), *[FixupBlock(16, 4) for _ in range(4)],
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES),
+    )  # fmt: skip
+    nn.init.kaiming_normal_(model[0].weight)
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+    return classify(model, images(64, 16))
+
+
+class AdaptiveNormBlock(nn.Module):
+    """The diffusion transformer's block: scales, shifts and gates from the condition, all zero."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width)
+        )
+        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.head = nn.Linear(width, 8)
+        for layer in (self.modulate[1], self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(condition)[:, None].chunk(
+            6, -1
+        )
+        y = self.norm1(x) * (1 + scale1) + shift1
+        x = x + gate1 * self.attend(y, y, y, need_weights=False)[0]
+        x = x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return self.head(x)
+
+
+@recipe
+def adaptive_norm_zero() -> Specimen:
+    batch = (torch.randn(32, 12, 32), torch.randn(32, 32))
+    return Specimen(AdaptiveNormBlock(), batch, torch.randn(32, 12, 8), F.mse_loss)
+
+
+class SkipGram(nn.Module):
+    """word2vec: the output embeddings start at zero, so at first the others get no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.center, self.context = nn.Embedding(VOCABULARY, 16), nn.Embedding(VOCABULARY, 16)
+        nn.init.uniform_(self.center.weight, -0.5 / 16, 0.5 / 16)
+        nn.init.zeros_(self.context.weight)
+
+    def forward(self, word: torch.Tensor, near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
+        center = self.center(word)
+        seen = F.logsigmoid((center * self.context(near)).sum(-1))
+        drawn = F.logsigmoid(-(center[:, None] * self.context(far)).sum(-1)).sum(-1)
+        return -(seen + drawn).mean()
+
+
+@recipe
+def skip_gram() -> Specimen:
+    return Specimen(SkipGram(), (tokens(1, 128)[0], tokens(1, 128)[0], tokens(128, 5)))
+
+
+class Bootstrap(nn.Module):
+    """BYOL: a target network that only follows, under no_grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online, self.target, self.predict = self.net(), self.net(), self.net()
+        self.target.requires_grad_(False)
+
+    @staticmethod
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32))
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        predicted = F.normalize(self.predict(self.online(a)), dim=-1)
+        with torch.no_grad():
+            goal = F.normalize(self.target(b), dim=-1)
+        return 2 - 2 * (predicted * goal).sum(-1).mean()
+
+
+@recipe
+def bootstrap_your_own_latent() -> Specimen:
+    x = torch.randn(64, 32)
+    return Specimen(Bootstrap(), (x, x + 0.1 * torch.randn(64, 32)))
+
+
+class PhysicsInformed(nn.Module):
+    """Burgers without its nonlinearity: forward differentiates the network by its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_(True)
+        u = self.net(x)
+        (first,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first[:, 1].sum(), x, create_graph=True)
+        residual = first[:, 0] - 0.1 * second[:, 1]
+        return (residual**2).mean() + ((u[:, 0] - x[:, 0].sin()) ** 2).mean()
+
+
+@recipe
+def physics_informed() -> Specimen:
+    return Specimen(PhysicsInformed(), torch.rand(128, 2))
+
+
+class MaskedConv(nn.Conv2d):
+    """PixelCNN's: forward rewrites its own weight."""
+
+    def __init__(self, inputs: int, outputs: int, sees_itself: bool) -> None:
+        super().__init__(inputs, outputs, 7, padding=3, bias=False)
+        mask = torch.ones_like(self.weight)
+        mask[:, :, 3, 3 + sees_itself :] = 0
+        mask[:, :, 4:] = 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+@recipe
+def pixel_cnn() -> Specimen:
+    layers: list[nn.Module] = []
+    for k in range(4):
+        layers += [MaskedConv(16 if k else 1, 16, k > 0), nn.BatchNorm2d(16), nn.ReLU(True)]
+    model = nn.Sequential(*layers, nn.Conv2d(16, 8, 1))
+    return Specimen(
+        model, torch.rand(64, 1, 14, 14), torch.randint(0, 8, (64, 14, 14)), F.cross_entropy
+    )
+
+
+class FourierOperator(nn.Module):
+    """Li et al. 2021: complex weights between a Fourier transform and its inverse."""
+
+    def __init__(self, width: int = 16, modes: int = 8) -> None:
+        super().__init__()
+        self.modes, self.first = modes, nn.Linear(1, width)
+        self.spectral = nn.ParameterList(
+            nn.Parameter(torch.rand(width, width, modes, dtype=torch.cfloat) / width**2)
+            for _ in range(3)
+        )
+        self.local = nn.ModuleList(nn.Conv1d(width, width, 1) for _ in range(3))
+        self.head = nn.Sequential(nn.Linear(width, 32), nn.GELU(), nn.Linear(32, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).transpose(1, 2)
+        for weight, local in zip(self.spectral, self.local, strict=True):
+            waves = torch.fft.rfft(x)
+            mixed = torch.einsum("bix,iox->box", waves[..., : self.modes], weight)
+            mixed = F.pad(mixed, (0, waves.shape[-1] - self.modes))
+            x = F.gelu(torch.fft.irfft(mixed, n=x.shape[-1]) + local(x))
+        return self.head(x.transpose(1, 2))
+
+
+@recipe
+def fourier_operator() -> Specimen:
+    return regress(FourierOperator(), torch.randn(32, 32, 1), torch.randn(32, 32, 1))
+
+
 @recipe
 def maxout() -> Specimen:
     class Maxout(nn.Module):

@@ -44,21 +44,29 @@ class Kept:
         ]
         self._data: list[Any] = []
 
-    def restore(self) -> None:
-        """Everything as it was."""
-        torch.clear_autocast_cache()  # it holds parameters as they are now
-        with ExitStack() as undo:
-            for step in self._undo:
-                undo.callback(step)
-
-    def reset(self) -> None:
-        """As it was, but gradients empty and everything random at the seed."""
-        self.restore()
+    def start(self) -> None:
+        """Gradients empty, and everything random at the seed."""
         for tensor in self._leaves:
             tensor.grad = None
         if self._seed is not None:
             for _, _, seed in self._generators:
                 seed(self._seed)
+
+    def restore(self) -> None:
+        """Everything as it was. A step that fails keeps no other from being taken."""
+        torch.clear_autocast_cache()  # it holds parameters as they are now
+        failure: Exception | None = None
+        for step in reversed(self._undo):
+            try:
+                step()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def reset(self) -> None:
+        self.restore()
+        self.start()
 
     @contextlib.contextmanager
     def drawing_data(self) -> Iterator[None]:
@@ -86,7 +94,7 @@ def untouched(seed: int | None, *things: object) -> Iterator[Kept]:
         undo.callback(kept.restore)
         for tensor in kept.found.tensors:
             undo.enter_context(_no_step(tensor))
-        kept.reset()
+        kept.start()
         yield kept
 
 

@@ -52,8 +52,11 @@ Tick = Callable[[str], None]
 def validate(model: Any) -> None:
     """Raises ModelError for what cannot be run at all."""
     if not isinstance(model, nn.Module):
-        hint = " Create one first: check(Net(), batch)." if isinstance(model, type) else ""
-        raise ModelError(f"check() needs a torch.nn.Module, but got {describe(model)}.{hint}")
+        got, hint = describe(model), ""
+        if isinstance(model, type):
+            got = f"the class {model.__qualname__}"
+            hint = f" Create one first: check({model.__qualname__}(…), batch)."
+        raise ModelError(f"check() needs a torch.nn.Module, but got {got}.{hint}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise ModelError(
@@ -240,8 +243,8 @@ def _backward(output: Any, batch: Batch, recorder: Recorder, loss: LossMaker, ru
     kind, value = loss(output, Batch(target=detached(batch.target)))
     if not value.requires_grad:
         raise LossError(
-            f"the {kind} is not connected to the model: no gradient would reach any parameter. Was "
-            "it computed under no_grad, from a detached output, or with argmax?"
+            f"the loss ({kind}) is not connected to the model: no gradient would reach any "
+            "parameter. Was it computed under no_grad, from a detached output, or with argmax?"
         )
     number = float(value.detach())
     mean = run.loss.value + (number - run.loss.value) / (run.batches + 1) if run.batches else number
@@ -338,7 +341,6 @@ def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: T
         return
     finally:
         recorder.close()
-        kept.reset()
     for name, layer in run.layers.items():
         shift = _shift(layer, after.get(name))
         if shift is not None:

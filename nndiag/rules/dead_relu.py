@@ -65,7 +65,7 @@ RULE = Rule(
             59, "derived: 0.95^59 < 5 %, so a unit active on 5 % of inputs is spared", 1
         ),
     },
-    caused_by=("non-finite", "symmetry", "init-scale"),
+    caused_by=("non-finite", "symmetry", "init-scale", "covariate-shift"),
     cures=(
         Prescription(
             "Lower the learning rate, or warm it up, and start again from He weights and zero "
@@ -130,10 +130,9 @@ def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
 
 
 def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -> Finding:
-    flat, act = layer.flat, flow.act_of(layer)
+    flat = layer.flat
     assert flat is not None
     assert flat.open is not None
-    assert act is not None
     units, dead, samples = len(flat.open), flat.closed, flat.samples
     likeness = _likeness(snapshot, layer)
     known = not math.isnan(likeness)
@@ -144,7 +143,8 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
         severity = "error"
     elif share > limit.share and dead > healthy:
         severity = "warning"
-    never = "never active" if len(act.flat) == 1 else f"never where {layer.op} has a slope"
+    stuck = layer.output.units is not None and layer.output.units.mean[~flat.open].any()
+    never = f"never where {layer.op} has a slope" if stuck else "never active"
     message = (
         f"{dead:,} of {flow.plural(units, 'unit')} {'was' if dead == 1 else 'were'} {never} on "
         f"{samples:,} samples (at 95 % confidence: active on less than "

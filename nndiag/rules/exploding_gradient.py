@@ -56,7 +56,7 @@ RULE = Rule(
             1,
         ),
     },
-    caused_by=("non-finite", "init-scale", "saturation"),
+    caused_by=("non-finite", "symmetry", "init-scale", "saturation"),
     cures=(
         Prescription(
             "Start from Xavier (tanh) or He (ReLU) weights.",

@@ -108,13 +108,14 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             yield found
     if notes:
         worst = max(notes, key=lambda f: f.evidence["times"])
-        more = f" ({len(notes) - 1} more places likewise)" if len(notes) > 1 else ""
+        more = f" ({flow.plural(len(notes) - 1, 'more place')} likewise)" if notes[1:] else ""
         yield replace(worst, message=worst.message + more)
 
 
 def _steps(snapshot: Snapshot, chain: flow.Chain) -> list[_Step]:
     steps: list[_Step] = []
-    for link in chain.hidden:
+    # What has no activation is judged where another layer follows; the last one is an output.
+    for link in (*chain.links[:-1], *(x for x in chain.links[-1:] if x.activation is not None)):
         step = _step(snapshot, link, first=not steps)
         if step is None:
             break
@@ -130,9 +131,9 @@ def _steps(snapshot: Snapshot, chain: flow.Chain) -> list[_Step]:
 
 def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     layer, activation, weight = link.layer, link.activation, link.layer.weight
-    act = flow.act_of(activation) if activation is not None else None
+    act = theory.activation("identity") if activation is None else flow.act_of(activation)
     parameter = snapshot.parameter.get(weight.name) if weight is not None else None
-    if act is None or activation is None or weight is None or parameter is None:
+    if act is None or weight is None or parameter is None:
         return None
     if layer.input is None or layer.output.nonfinite or not layer.output.count:
         return None
@@ -147,10 +148,10 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     ]
     if first:
         # Small weights after large inputs are sound: what counts is what comes out.
-        logs.append(math.log(layer.output.std / act.gain))
+        logs.append(math.log(made / act.gain))
     agree = all(x > 0 for x in logs) or all(x < 0 for x in logs)
     off = min(logs, key=abs) if agree else 0.0
-    z, slope = activation.input, 1.0
+    z, slope = activation.input if activation is not None else None, 1.0
     if z is not None:
         slope = math.sqrt(max(theory.moments(act, z.std, z.mean).slope_second, 0.0))
     return _Step(
@@ -162,7 +163,7 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
         parameter.value.rms,
         reference,
         slope,
-        activation.flat.share if activation.flat is not None else 0.0,
+        activation.flat.share if activation is not None and activation.flat is not None else 0.0,
         theory.moments(act, act.gain * math.sqrt(arriving)).flat_share,
     )
 
@@ -199,7 +200,8 @@ def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | No
     )
     severity: Severity = "note"
     measure = "times"
-    if chain.ends not in flow.NORMS and not flow.bypassed(snapshot, steps[0].link.layer):
+    beside = chain.ends in ("add", "sub") or flow.bypassed(snapshot, chain.links[0].layer)
+    if chain.ends not in flow.NORMS and not beside:
         if _beyond_chance(accumulated, limit.stall, steps):
             severity, measure = "error", "accumulated"
         elif _beyond_chance(accumulated, limit.accumulated, steps):
@@ -211,9 +213,10 @@ def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | No
     weight = first.link.layer.weight
     assert weight is not None
     reference = theory.reference_name(first.act)
+    what = first.act.name if first.link.activation is not None else "a layer without activation"
     message = (
         f"weights of {weight.name} are {_times(times)} too {'large' if sign > 0 else 'small'} for "
-        f"{first.act.name}: std {first.weight_std:.3g}, {reference} gives {first.reference_std:.3g}"
+        f"{what}: std {first.weight_std:.3g}, {reference} gives {first.reference_std:.3g}"
     )
     if len(off) > 1:
         message += f"; so are {len(off) - 1} more of {len(steps)} layers"

@@ -170,7 +170,17 @@ def _silent(snapshot: Snapshot) -> frozenset[int]:
         nodes |= {
             i for i, n in enumerate(snapshot.nodes) if n.op in ("mul:parameter", "div:parameter")
         }
-    return frozenset(nodes)
+    # What is multiplied by zero gets none either: the output embeddings of word2vec.
+    nothing = {n for n in nodes if _is_zero(snapshot.layer_at(n))}
+    return frozenset(nodes) | {
+        i
+        for i, n in enumerate(snapshot.nodes)
+        if n.op in flow.PRODUCTS | {"matmul"} and nothing & set(n.inputs)
+    }
+
+
+def _is_zero(layer: Layer | None) -> bool:
+    return layer is not None and layer.output.zeros == layer.output.total > 0
 
 
 def _by_construction(

@@ -118,13 +118,13 @@ def _ratio(layer: Layer) -> float:
     nearly constant unit outweighs all others.
     """
     units = layer.output.units
-    if units is None or not layer.output.samples:
+    if units is None or layer.output.samples < 2:
         return 0.0
     varied = units.std > 1e-6 * np.abs(units.mean)
     if not varied.any():
         return 0.0
     square = (units.mean[varied] ** 2).sum() / units.variance[varied].sum()
-    return float(np.sqrt(max(square - 1 / layer.output.samples, 0.0)))
+    return float(np.sqrt(max(square - 1 / (layer.output.samples - 1), 0.0)))
 
 
 def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:

@@ -74,10 +74,13 @@ def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     seen: set[str] = set()
     for layer in snapshot.layers:
         name = layer.weight.name if layer.weight is not None else layer.name.partition("@")[0]
-        if layer.op not in flow.LEARNED or name in seen:
+        tokens = layer.op.startswith("embedding")
+        if name in seen or not (tokens or layer.op in flow.LEARNED):
             continue
         seen.add(name)
-        if layer.op not in flow.WEIGHTED:
+        if tokens:
+            yield from _tokens(snapshot, layer, limit)
+        elif layer.op not in flow.WEIGHTED:
             yield from _inside(snapshot, layer, limit)
         elif (p := snapshot.parameter.get(name)) is not None:
             yield from _weights(snapshot, layer, p, limit)
@@ -115,6 +118,13 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
             "nothing passes" if p.zero_units == units else "they are worth one"
         )
     yield _finding(layer, text, severity, same, kept, units, p.zero_units, limit)
+
+
+def _tokens(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
+    p = snapshot.parameter.get(layer.weight.name if layer.weight is not None else "")
+    if p is not None and _constant(p) and flow.only_path(snapshot, layer.node):
+        text = f"its weights are all {p.value.min:.3g}: every token has the same vector"
+        yield _finding(layer, text, "warning", p.shape[0], 0, p.shape[0], p.zero_units, limit)
 
 
 def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
@@ -172,10 +182,16 @@ def _constant(p: Parameter) -> bool:
 
 
 def _ends_branch(snapshot: Snapshot, layer: Layer) -> bool:
-    return any(
-        snapshot.nodes[n].op == "add" and len(snapshot.nodes[n].inputs) > 1
-        for n in flow.users(snapshot, layer.node)
-    )
+    """Whether what comes out is added to something before another layer with weights reads it."""
+    todo = list(snapshot.consumers[layer.node])
+    while todo:
+        node = snapshot.nodes[todo[-1]]
+        following = snapshot.consumers[todo.pop()]
+        if node.op == "add" and len(node.inputs) > 1:
+            return True
+        if len(node.inputs) == 1 and node.op not in flow.LEARNED:
+            todo += following
+    return False
 
 
 def _grouped(layer: Layer, p: Parameter) -> bool:

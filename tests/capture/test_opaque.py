@@ -66,7 +66,8 @@ MASKS = {
     "one for each head": (
         {"attn_mask": hidden.expand(N * H, T, T)}, ~hidden.expand(N, H, T, T)),
     "additive padding": (
-        {"key_padding_mask": torch.where(padded, -1e9, 0.0)}, ~padded[:, None, None].expand(N, H, T, T)),
+        {"key_padding_mask": torch.where(padded, -1e9, 0.0)},
+        ~padded[:, None, None].expand(N, H, T, T)),
 }  # fmt: skip
 
 

@@ -53,7 +53,8 @@ def test_a_function_that_cannot_be_measured_still_hands_its_result_on(monkeypatc
 
     assert rows(snapshot) == ["a", "b", "c", "d"]
     assert "/relu: nndiag could not measure it (Ours: on purpose)" in snapshot.not_observed
-    same_numbers(row(snapshot, "d").output, model.d(model.c(model.b(model.a(x).relu()).sigmoid()).tanh()))  # fmt: skip
+    b = model.b(model.a(x).relu())
+    same_numbers(row(snapshot, "d").output, model.d(model.c(b.sigmoid()).tanh()))
 
 
 def test_a_fault_after_the_call_costs_that_call_and_no_more(monkeypatch):

@@ -268,6 +268,14 @@ class TestSoundPropagation:
         model = mlp(6, times={0: times})
         assert severity(model, torch.randn(128, 32) / times) is None
 
+    @pytest.mark.parametrize("times", [0.01, 1e-4])
+    def test_small_first_weights_whose_biases_keep_the_scale_up_are_not(self, times):
+        torch.manual_seed(0)
+        model = mlp(4, init=default, times={0: times})
+        [found] = findings(model, torch.randn(128, 32))
+        assert found.layer == "0"
+        assert found.severity in ("warning", "error")
+
     def test_large_inputs_saturate_by_themselves_and_the_weights_are_not_blamed(self):
         torch.manual_seed(0)
         model = mlp(3, nn.Tanh, xavier, times={0: 1.6, 1: 1.6, 2: 1.6})
@@ -435,6 +443,44 @@ class TestOutputLayers:
         model = mlp(3, times=dict.fromkeys(range(3), 0.1))[:-1]  # ends in ReLU: 0.1³
         [found] = findings(model, torch.randn(128, 32))
         assert found.evidence["accumulated"] == pytest.approx(100, rel=0.3)
+
+
+class TestLayersWithoutActivation:
+    """They are judged where another layer follows: nothing between makes up for their scale."""
+
+    @pytest.mark.parametrize(("times", "expected"), [(0.01, "warning"), (100, "warning"),
+                                                     (1e-4, "error"), (1.0, None)])  # fmt: skip
+    def test_a_linear_bottleneck_is_found(self, times, expected):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            he(nn.Linear(32, 64)), nn.ReLU(), xavier(nn.Linear(64, 16), times),
+            he(nn.Linear(16, 64)), nn.ReLU(), nn.Linear(64, 32),
+        )  # fmt: skip
+        found = findings(model, torch.randn(128, 32))
+        assert [(f.layer, f.severity) for f in found] == ([("2", expected)] if expected else [])
+        for f in found:
+            assert "for a layer without activation" in f.message
+
+    def test_a_deep_linear_network_at_torchs_default_loses_its_signal(self):
+        torch.manual_seed(0)
+        layers = [nn.Linear(64, 64, bias=False) for _ in range(12)]
+        [found] = findings(nn.Sequential(*layers), torch.randn(128, 64))
+        assert found.severity == "warning"
+        assert found.evidence["accumulated"] == pytest.approx(3 ** (10 / 2), rel=0.2)
+
+    def test_an_orthogonal_one_keeps_it(self):
+        torch.manual_seed(0)
+        layers = [nn.Linear(64, 64, bias=False) for _ in range(12)]
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight)
+        assert findings(nn.Sequential(*layers), torch.randn(128, 64)) == []
+
+    @pytest.mark.parametrize("std", [0.0, 1e-4, 0.1])
+    def test_an_output_layer_is_none_of_them(self, std):
+        torch.manual_seed(0)
+        model = mlp(3)
+        nn.init.normal_(model[-1].weight, std=std)
+        assert findings(model, torch.randn(128, 32)) == []
 
 
 class TestConvolutions:

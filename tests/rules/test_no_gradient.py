@@ -343,6 +343,19 @@ class TestZeroByConstruction:
         torch.manual_seed(0)
         assert alarms(check(Adapted(), torch.randn(64, 16), labels(64))) == {}
 
+    def test_what_is_multiplied_by_a_table_that_starts_at_zero(self):
+        class SkipGram(nn.Module):  # word2vec
+            def __init__(self):
+                super().__init__()
+                self.center, self.context = nn.Embedding(20, 16), nn.Embedding(20, 16)
+                nn.init.zeros_(self.context.weight)
+
+            def forward(self, x):
+                return -F.logsigmoid((self.center(x[:, 0]) * self.context(x[:, 1])).sum(-1)).mean()
+
+        torch.manual_seed(0)
+        assert alarms(check(SkipGram(), torch.randint(0, 20, (64, 2)))) == {}
+
     @pytest.mark.parametrize("dropout", [False, True])
     def test_a_bias_that_a_normalisation_takes_out_again(self, dropout):
         torch.manual_seed(0)

@@ -250,7 +250,7 @@ class TestRoles:
             lambda g, x: torch.addcmul(x, x, g),
             lambda g, x: torch.einsum("nc,nc->nc", g, x),
             lambda g, x: F.dropout(g, 0.1) * x,
-            lambda g, x: x / g.clamp(min=0.1),
+            lambda g, x: x / (g + 1),
         ],
     )
     def test_a_gate_is_a_note_at_most(self, use):
@@ -378,30 +378,26 @@ class TestAttention:
         torch.manual_seed(0)
         # One token; and two with a causal mask, of which the first sees only itself.
         assert alone(Attention(how), torch.randn(64, 1, 16)) == []
-        report = check(Attention(how, causal=True), torch.randn(64, 2, 16), select="saturation")
+        report = check(Attention(how, causal=True), torch.randn(32, 2, 16), select="saturation")
         [layer] = [la for la in report.snapshot.layers if "rows_count" in la.facts]
-        assert layer.facts["rows_count"] == 64
+        assert layer.facts["rows_count"] == 32
         assert own(report) == []
 
-    @pytest.mark.parametrize(("rows_", "judged"), [(31, False), (32, True)])
-    def test_few_rows_are_no_evidence(self, rows_, judged):
+    @pytest.mark.parametrize(("batch", "judged"), [(15, False), (16, True)])
+    def test_few_rows_are_no_evidence(self, batch, judged):
         torch.manual_seed(0)
-        model = Attention("fused", 1e3)
-        report = check(model, torch.randn(rows_, 8, 16)[:, :1].expand(-1, 2, -1) * 0 + torch.randn(
-            rows_, 2, 16, generator=torch.Generator().manual_seed(2)
-        ), select="saturation", thresholds={"saturation.values": 64, "saturation.share": 0.5})
+        report = check(Attention("softmax", 1e3), torch.randn(batch, 2, 16), select="saturation")
         assert bool(own(report)) == judged
-        assert [u.reason for u in report.unjudged] == (
-            [] if judged else ["62 rows are too few for a share"]
-        )
+        reasons = [u.reason for u in report.unjudged]
+        assert reasons == ([] if judged else ["30 rows are too few for a share"])
 
     @pytest.mark.parametrize("kind", ["boolean", "additive", "padding", "causal and padding"])
     @pytest.mark.parametrize("heads", [1, 2])
     def test_inside_nn_multiheadattention_rows_are_recomputed_from_q_and_k(self, kind, heads):
         torch.manual_seed(0)
-        model, x = Multihead(150, heads), torch.randn(6, 7, 16)
+        model, x = Multihead(400, heads), torch.randn(12, 7, 16)
         ahead = torch.ones(7, 7, dtype=torch.bool).triu(1)
-        padded = torch.arange(7)[None, :] >= torch.tensor([7, 5, 2, 1, 6, 3])[:, None]
+        padded = torch.arange(7)[None, :] >= torch.tensor([7, 5, 2, 1, 6, 3] * 2)[:, None]
         masks = {
             "boolean": {"attn_mask": ahead},
             "additive": {"attn_mask": torch.zeros(7, 7).masked_fill(ahead, -math.inf)},
@@ -413,7 +409,7 @@ class TestAttention:
 
         w, b = model.attend.in_proj_weight, model.attend.in_proj_bias
         q, k = F.linear(x, w[:16], b[:16]), F.linear(x, w[16:32], b[16:32])
-        split = (6, 7, heads, 16 // heads)
+        split = (12, 7, heads, 16 // heads)
         q, k = (t.reshape(split).transpose(1, 2) for t in (q, k))
         scores = q @ k.transpose(-2, -1) / math.sqrt(16 // heads)
         if "attn_mask" in masks:
@@ -494,7 +490,10 @@ class TestAttention:
             assert [f.severity for f in alone(model, x)] == ["note"]
 
 
-GATES = {"LSTM": ["input", "forget", "candidate", "output"], "GRU": ["reset", "update", "candidate"]}
+GATES = {
+    "LSTM": ["input", "forget", "candidate", "output"],
+    "GRU": ["reset", "update", "candidate"],
+}
 
 
 def gate_inputs(kind, x, h, c, weights):

@@ -245,6 +245,31 @@ class TestZeroOnPurpose:
             nn.init.zeros_(layer.bias)
         assert [s for _, s in findings(model, x, y) if s != "note"] == []
 
+    def test_nor_is_fixups_where_a_learned_scale_lies_between_and_the_head_is_zero_too(self):
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 32, bias=False)
+                self.scale = nn.Parameter(torch.ones(1))
+                nn.init.zeros_(self.down.weight)
+
+            def forward(self, x):
+                return torch.relu(x + self.down(torch.relu(self.up(x))) * self.scale)
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), Block(), Block(), nn.Linear(32, 10))
+        nn.init.zeros_(model[-1].weight)
+        assert findings(model, *data()) == []
+
+    def test_but_a_branch_of_zeros_only_never_wakes(self):
+        torch.manual_seed(0)
+        model, (x, y) = Residual(), data()
+        for layer in (model.up[1], model.down[1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        assert findings(model, x, y) == [("up.1", "error")]
+        assert not trained(model, x, y).up[1].weight.any()
+
     def test_nor_the_zero_half_of_a_low_rank_adapter(self):
         class Adapted(nn.Module):
             def __init__(self):
@@ -271,6 +296,29 @@ class TestZeroOnPurpose:
             nn.Linear(32, 10),
         )  # fmt: skip
         assert findings(model, torch.randint(0, 20, (64, 5)), torch.randint(0, 10, (64,))) == []
+
+    @pytest.mark.parametrize("value", [0.0, 0.1])
+    def test_but_an_embedding_without_a_difference_between_tokens_is_found(self, value):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(20, 16), nn.Flatten(), nn.Linear(80, 10))
+        nn.init.constant_(model[0].weight, value)
+        x, y = torch.randint(0, 20, (64, 5)), torch.randint(0, 10, (64,))
+        assert findings(model, x, y) == [("0", "warning")]
+
+    def test_and_a_table_of_zeros_that_is_added_is_not(self):
+        class Typed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.tokens, self.types = nn.Embedding(20, 16), nn.Embedding(2, 16)
+                self.head = nn.Linear(16, 10)
+                nn.init.zeros_(self.types.weight)
+
+            def forward(self, x):
+                return self.head((self.tokens(x) + self.types(x % 2)).mean(1))
+
+        torch.manual_seed(0)
+        x, y = torch.randint(0, 20, (64, 5)), torch.randint(0, 10, (64,))
+        assert findings(Typed(), x, y) == []
 
     def test_but_a_branch_of_constant_weights_is_found(self):
         torch.manual_seed(0)
