@@ -304,12 +304,13 @@ class LossMaker:
     def _call(self, output: Any, batch: Batch) -> Any:
         assert self.loss_fn is not None
         args: tuple[Any, ...] = (output, batch.target)
-        if batch.target is None:
-            if not _takes_one(self.loss_fn):
-                raise LossError(
-                    "loss_fn was given but no target. Pass target=…, a batch (inputs, target), or "
-                    "a loss_fn that takes the output alone."
-                )
+        alone = _takes(self.loss_fn, 1)
+        if batch.target is None and not alone:
+            raise LossError(
+                "loss_fn was given but no target. Pass target=…, a batch (inputs, target), or a "
+                "loss_fn that takes the output alone."
+            )
+        if batch.target is None or (alone and not _takes(self.loss_fn, 2)):
             args = (output,)
         try:
             return self.loss_fn(*args)
@@ -356,13 +357,15 @@ def _own_loss(output: Any) -> Any:
     return loss if isinstance(loss, torch.Tensor) else None
 
 
-def _takes_one(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with this many arguments; two, where Python cannot say."""
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
+        inspect.signature(getattr(function, "forward", function)).bind(*[None] * count)
+    except TypeError:
         return False
-    required = [p for p in parameters if p.default is p.empty and p.kind in (0, 1)]
-    return len(required) == 1
+    except ValueError:
+        return count == 2
+    return True
 
 
 _SHORT = {

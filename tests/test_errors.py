@@ -256,8 +256,9 @@ def test_a_nan_in_the_input_is_a_finding_and_no_error():
 # -- the loss ---------------------------------------------------------------------------------
 
 
-def test_a_loss_without_a_target():
-    assert says(errors.LossError, net(), X, loss_fn=F.cross_entropy) == [
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(), nn.MSELoss()])
+def test_a_loss_without_a_target(loss):
+    assert says(errors.LossError, net(), X, loss_fn=loss) == [
         "loss_fn was given but no target. Pass target=…, a batch (inputs, target), or a loss_fn "
         "that takes the output alone."
     ]

@@ -158,7 +158,7 @@ class TestVerdicts:
         rep = report("tanh 0.01")
         assert alarms(rep) == [("init-scale", "error")]
         assert rep.findings[0].layer == "0"
-        assert "4.5× too small for tanh: std 0.01, Xavier gives 0.0447" in rep.findings[0].message
+        assert "4.5× too small for tanh: std 0.0100, Xavier gives 0.0447" in rep.findings[0].message
         assert "vanishing-gradient" in {f.rule for f in rep.findings if f.cause is rep.findings[0]}
 
     def test_weights_of_one_saturate_and_explode_and_do_not_vanish(self):

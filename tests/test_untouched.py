@@ -430,6 +430,24 @@ def test_each_batch_meets_the_model_as_it_was():
     assert again.mean == pytest.approx(first.mean)
 
 
+def test_a_tensor_that_the_model_hands_out_carries_no_hook_of_ours():
+    kept = []
+
+    class HandsOut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(models.FEATURES, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kept.append(self.body(x))
+            return torch.relu(kept[-1])
+
+    nndiag.check(HandsOut(), features(), config=False)
+
+    assert kept
+    assert not any(x._backward_hooks for x in kept)
+
+
 def test_user_hooks_fire_as_often_as_the_model_runs():
     model, fired = linear(), []
     model.head.register_forward_hook(lambda *_: fired.append("forward"))

@@ -52,6 +52,7 @@ class Trails:
     """
 
     def __init__(self) -> None:
+        self._first = next_function()
         self._trails: MutableMapping[torch.Tensor, Trail] = WeakTensorKeyDictionary()
         self._notes: MutableMapping[torch.Tensor, _Notes] = WeakTensorKeyDictionary()
 
@@ -75,6 +76,8 @@ class Trails:
             if (function, number) in seen:
                 continue
             seen.add((function, number))
+            if function._sequence_nr() < self._first:  # of a graph that the caller holds
+                continue
             trail, place = function.metadata.get((_KEY, number), (None, None))
             if trail is None:
                 todo += function.next_functions
@@ -91,6 +94,13 @@ class Trails:
         if notes is None or notes.version != now or now < 0:
             notes = self._notes[tensor] = _Notes(now)
         return notes.found
+
+
+def next_function() -> int:
+    """The number that autograd will give to the next function it records."""
+    with torch.enable_grad():
+        function: Any = torch.zeros((), requires_grad=True).clone().grad_fn
+    return int(function._sequence_nr()) + 1
 
 
 def version(tensor: torch.Tensor) -> int:

@@ -40,7 +40,7 @@ class Kept:
             *(_container(c) for c in self.found.containers),
             *(_attributes(thing) for thing in self.found.objects),
             # FSDP would believe that its parameters are still gathered.
-            *(thing.reshard for thing in self.found.objects if hasattr(thing, "reshard")),
+            *(thing.reshard for thing in self.found.objects if _is_sharded(thing)),
         ]
         self._data: list[Any] = []
 
@@ -180,7 +180,11 @@ _FOREIGN = sys.stdlib_module_names - {"types", "argparse", "collections"} | {"to
 
 def _foreign(thing: object) -> bool:
     home = type(thing).__module__.partition(".")[0]
-    return isinstance(thing, (type, ModuleType)) or callable(thing) or home in _FOREIGN
+    return isinstance(thing, (type, ModuleType)) or home in _FOREIGN
+
+
+def _is_sharded(thing: object) -> bool:
+    return any(kind.__name__ == "FSDPModule" for kind in type(thing).__mro__)
 
 
 def _own_state(thing: object) -> tuple[Callable[[], Any], Callable[[Any], object]] | None:

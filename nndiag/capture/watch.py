@@ -27,6 +27,7 @@ from nndiag.batch import (
     length,
     tensors_in,
 )
+from nndiag.capture.lineage import next_function
 from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.recorder import ROOT, Recorder, has_layers, is_script, is_torch_leaf
 from nndiag.capture.untouched import Kept, untouched
@@ -117,7 +118,7 @@ def watch(
         _eager(),
         untouched(seed, model, loss.loss_fn) as kept,
     ):
-        run = _Run(names, dict(model.named_parameters()), _next_function())
+        run = _Run(names, dict(model.named_parameters()), next_function())
         iterator = iter(stream)
         for _ in range(max_batches):
             with kept.drawing_data():
@@ -187,6 +188,10 @@ def _forward(
         name: recorder.add_input(name, tensor, samples)
         for name, tensor in argument_names(given, model).items()
     }
+    for module in recorder.names:
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            # Its replicas would run in other threads, where nobody looks.
+            module.device_ids = module.device_ids[:1]
     try:
         with recorder.watching():
             output = model(*given.args, **given.kwargs)
@@ -276,11 +281,6 @@ def _foreign(value: torch.Tensor, run: _Run) -> Iterator[bool]:
                 undo.callback(setattr, function.variable, "grad", function.variable.grad)
                 function.variable.grad = None
         yield older
-
-
-def _next_function() -> int:
-    function: Any = torch.zeros((), requires_grad=True).clone().grad_fn
-    return int(function._sequence_nr()) + 1
 
 
 def _graph(value: torch.Tensor) -> Iterator[Any]:

@@ -216,7 +216,7 @@ def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | No
     what = first.act.name if first.link.activation is not None else "a layer without activation"
     message = (
         f"weights of {weight.name} are {_times(times)} too {'large' if sign > 0 else 'small'} for "
-        f"{what}: std {first.weight_std:.3g}, {reference} gives {first.reference_std:.3g}"
+        f"{what}: std {first.weight_std:#.3g}, {reference} gives {first.reference_std:#.3g}"
     )
     if len(off) > 1:
         message += f"; so are {len(off) - 1} more of {len(steps)} layers"
@@ -284,7 +284,7 @@ def _cures(
     init = {"He": "kaiming_normal_", "Xavier": "xavier_normal_", "LeCun": "normal_"}[reference]
     return (
         Prescription(
-            f"Start from {reference} weights: std {std:.3g} for a fan-in of {fan_in}.",
+            f"Start from {reference} weights: std {std:#.3g} for a fan-in of {fan_in}.",
             "Then pre-activations keep their scale from layer to layer.",
             f"nn.init.{init}({weight}" + (f", std={std:.3g})" if init == "normal_" else ")"),
         ),

@@ -239,6 +239,28 @@ def test_a_loss_of_the_output_alone_needs_no_target():
     assert loss.kind == "loss_fn"
 
 
+@pytest.mark.parametrize(
+    "loss", [lambda out: out.square().sum(), lambda out, *, scale=1: out.sum()]
+)
+def test_a_loss_of_the_output_alone_is_not_given_a_target_that_is_there(loss):
+    batch = (torch.randn(8, 6), torch.zeros(8))
+
+    assert losses(nn.Linear(6, 3), batch, loss_fn=loss).kind == "loss_fn"
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), F.mse_loss, lambda out, target=None: out.sum() + target.sum()]
+)
+def test_a_loss_that_takes_a_target_gets_it(loss):
+    batch = (torch.randn(8, 6), torch.ones(8, 3))
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+
+    value = losses(model, batch, loss_fn=loss).value
+
+    assert value == pytest.approx(float(loss(model(batch[0]), batch[1]).detach()))
+
+
 def test_the_random_cotangent_sees_through_a_softmax_and_a_norm():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 3), nn.Softmax(-1))

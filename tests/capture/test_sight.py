@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
+import weakref
 
 import models
 import pytest
@@ -419,22 +421,53 @@ def test_the_line_is_that_of_the_innermost_frame_outside_torch():
     assert row(snapshot, "/relu").location == line_of(helper, "F.relu")
 
 
-# -- shares its numbers -----------------------------------------------------------------------
+# -- what it costs ----------------------------------------------------------------------------
 
 
-def test_only_what_is_needed_is_computed():
+@pytest.mark.parametrize(
+    ("select", "forwards", "backwards"),
+    [("ND103", 1, 0), ("ND104", 1, 0), ("ND201", 1, 1), ("ND501", 2, 1), (None, 2, 1)],
+)
+def test_only_what_the_rules_need_is_run(select, forwards, backwards):
+    model, ran = models.mlp(nn.ReLU()), []
+    model.register_forward_hook(lambda *_: ran.append("forward"))
+    model[0].weight.register_hook(lambda _: ran.append("backward"))
+
+    snapshot = look(model, torch.randn(8, 6), select=select)
+
+    assert (ran.count("forward"), ran.count("backward")) == (forwards, backwards)
+    assert snapshot.has_gradients == bool(backwards)
+    assert snapshot.loss.kind == ("random cotangent" if backwards else "none")
+    assert snapshot.has_step == (forwards == 2)
+
+
+def test_no_activation_is_kept_alive():
+    class Forgets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(6, 6).requires_grad_(False)
+
+        def forward(self, x):
+            x = self.body(x)
+            for act in (F.relu, torch.tanh, nn.ReLU(), lambda x: x * 2, torch.exp):
+                before, x = weakref.ref(x), act(x)
+                alive.append(before())
+            return x
+
+    alive = []
+    report = nndiag.check(Forgets(), torch.randn(8, 6), config=False)
+
+    assert alive == [None] * 5
+    assert len(report.snapshot.layers) == 4
+
+
+def test_a_report_keeps_neither_the_model_nor_its_batch_alive():
     model, x = models.mlp(nn.ReLU()), torch.randn(8, 6)
-    report = nndiag.check(model, x, select=["ND401", "ND103"], config=False)
+    refs = [weakref.ref(thing) for thing in (model, model[0].weight, x)]
 
-    assert report.snapshot.has_gradients == ("gradients" in _needed("ND401", "ND103"))
-    only_outputs = nndiag.check(model, x, select=["ND103"], config=False).snapshot
-    if "gradients" not in _needed("ND103"):
-        assert not only_outputs.has_gradients
-        assert only_outputs.loss.kind == "none"
-        assert all(layer.grad is None for layer in only_outputs.layers)
+    report = nndiag.check(model, x, config=False)
+    del model, x
+    gc.collect()
 
-
-def _needed(*codes):
-    from nndiag import rule
-
-    return rule.needed(rule.chosen(codes))
+    assert [ref() for ref in refs] == [None] * 3
+    assert report.snapshot.layers

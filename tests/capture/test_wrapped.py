@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from bitwise import untouched
 from oracle import look, plain, row, rows, same_numbers
 from torch import nn
 
@@ -160,6 +161,24 @@ def test_data_parallel_without_devices_hands_on(recwarn):
     same_as_bare(look(*case), bare, "module.")
 
 
+def test_data_parallel_runs_on_one_device_where_it_is_seen():
+    class Spreads(nn.DataParallel):
+        """Says on how many devices it would run; there is none here."""
+
+        def forward(self, *inputs):
+            used.append(len(self.device_ids))
+            return self.module(*inputs)
+
+    used, model = [], Spreads(models.mlp(nn.ReLU()))
+    model.device_ids = [0, 1, 2]
+
+    snapshot = look(model, [(torch.randn(8, 6),)] * 2)
+
+    assert set(used) == {1}
+    assert model.device_ids == [0, 1, 2]
+    assert rows(snapshot) == ["module.0", "module.1", "module.2"]
+
+
 def test_a_wrapper_that_takes_anything_asks_for_what_its_child_takes():
     class Two(nn.Module):
         def __init__(self):
@@ -196,7 +215,11 @@ def test_distributed_data_parallel_is_seen_and_goes_on_training():
 @pytest.mark.parametrize("select", [None, "ND103"])
 def test_fully_sharded_modules_are_seen_and_go_on_training(select):
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:  # torch 2.4 and 2.5
+        from torch.distributed._composable.fsdp import fully_shard
 
     case = models.make("called-twice")
     bare = look(*case, select=select)
@@ -216,3 +239,50 @@ def test_fully_sharded_modules_are_seen_and_go_on_training(select):
     F.cross_entropy(case.model(x), y).backward()
     for name, p in case.model.named_parameters():
         torch.testing.assert_close(p.grad.full_tensor(), expected.parameters[name])
+
+
+# -- other people's layers --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    transformers = pytest.importorskip("transformers", reason="an optional dependency of the tests")
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, attn_implementation="sdpa",
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def test_a_model_of_a_library_is_seen_down_to_its_own_kind_of_layer(gpt):
+    ids = torch.randint(0, 50, (6, 9))
+    snapshot = look(gpt, {"input_ids": ids, "labels": ids, "output_hidden_states": True})
+
+    loss = gpt(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert snapshot.loss.kind == "output.loss"
+    assert snapshot.loss.value == pytest.approx(float(loss.detach()), rel=1e-5)
+    for name, p in gpt.named_parameters():
+        same_numbers(snapshot.parameter[name].grad, p.grad, rel=1e-3)
+    gpt.zero_grad()
+
+    weight = row(snapshot, "transformer.h.0.attn.c_attn/linear").weight
+    assert (weight.name, weight.unit_axis) == ("transformer.h.0.attn.c_attn.weight", 1)
+    assert (weight.fan_in, weight.fan_out) == (16, 48)
+    attention = row(snapshot, "transformer.h.1.attn/scaled_dot_product_attention")
+    assert attention.facts["rows_count"] == 6 * 2 * 8  # the first query sees but one key
+    assert attention.location.rpartition(":")[0].endswith(".py")
+    assert row(snapshot, "lm_head").weight.name == "transformer.wte.weight"
+    # The fused kernel drops by itself.
+    assert snapshot.never_called == tuple(
+        f"transformer.h.{block}.attn.attn_dropout" for block in (0, 1)
+    )
+    assert {layer.output.samples for layer in snapshot.layers} <= {6, 1}  # positions: one sample
+
+
+def test_a_library_that_patches_its_modules_as_they_run_leaves_them_as_they_were(gpt):
+    ids = torch.randint(0, 50, (6, 9))
+
+    with untouched(gpt, ids):
+        look(gpt, {"input_ids": ids, "output_hidden_states": True, "output_attentions": False})
