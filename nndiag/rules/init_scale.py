@@ -286,7 +286,8 @@ def _cures(
         Prescription(
             f"Start from {reference} weights: std {std:#.3g} for a fan-in of {fan_in}.",
             "Then pre-activations keep their scale from layer to layer.",
-            f"nn.init.{init}({weight}" + (f", std={std:.3g})" if init == "normal_" else ")"),
+            f'nn.init.{init}(model.get_parameter("{weight}")'
+            + (f", std={std:.3g})" if init == "normal_" else ")"),
         ),
         Prescription("Put a normalisation layer before the activation; it takes the scale out."),
     )

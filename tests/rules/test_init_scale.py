@@ -147,9 +147,13 @@ class TestOneLayerInTheMiddle:
             layers[3].weight.mul_(0.01 / layers[3].weight.square().mean().sqrt())
         [found] = findings(nn.Sequential(*layers, nn.Linear(102, 10)), torch.randn(200, 102))
 
-        expected = "weights of 3.weight are 9.9× too small for tanh: std 0.0100, Xavier gives 0.0990"
+        expected = (
+            "weights of 3.weight are 9.9× too small for tanh: std 0.0100, Xavier gives 0.0990"
+        )
         assert found.message.startswith(expected)
-        assert found.prescriptions[0].code == "nn.init.xavier_normal_(3.weight)"
+        assert found.prescriptions[0].code == (
+            'nn.init.xavier_normal_(model.get_parameter("3.weight"))'
+        )
 
 
 class TestDefaultInit:
