@@ -57,6 +57,12 @@ def check(
     modules = rule.chosen(chosen.select, chosen.ignore)
     rule.limits(chosen.thresholds)  # a wrong name or value is said before anything runs
     validate(model)
+    if loss_fn is not None and (isinstance(loss_fn, type) or not callable(loss_fn)):
+        example = "nn.CrossEntropyLoss()" if isinstance(loss_fn, type) else "F.cross_entropy"
+        raise LossError(
+            f"loss_fn is {loss_fn!r}, but it is called as loss_fn(output, target). Pass a function "
+            f"or an instance, such as {example}."
+        )
     if target is not None and loss_fn is None:
         raise LossError(
             "target was given but no loss_fn: nothing can be computed from it. Pass loss_fn "

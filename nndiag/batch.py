@@ -152,6 +152,12 @@ def _arity(model: nn.Module) -> tuple[int, float]:
 
 
 def _fits(batch: Batch, model: nn.Module) -> None:
+    arrays = [a for a in (*batch.args, *batch.kwargs.values()) if hasattr(a, "__array_interface__")]
+    if arrays:
+        raise BatchError(
+            f"the batch holds a NumPy array ({describe(batch)}), but forward is given what is in "
+            "it. Convert it first: torch.as_tensor(array)."
+        )
     if length(batch) == 0:
         raise BatchError(f"the batch is empty: {describe(batch)}. Give at least one sample.")
     misfit = _misfit(batch, model)
@@ -322,6 +328,11 @@ class LossMaker:
             ) from error
 
     def _scalar(self, loss: Any, what: str) -> torch.Tensor:
+        if isinstance(loss, (int, float)):
+            raise LossError(
+                f"{what} the Python number {loss:.4g}, through which no gradient can come back. "
+                "Return the tensor itself, without .item()."
+            )
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
             raise LossError(
                 f"{what} {describe(loss)}, but a loss is one real number. "

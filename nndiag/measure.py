@@ -147,11 +147,10 @@ def _moments(grid: torch.Tensor) -> list[torch.Tensor]:
     """Of values as (before, units, after): extremes and counts; each unit's n, mean and m2."""
     units = grid.shape[1]
     if grid.numel() == 0:
-        empty = torch.zeros(5, dtype=torch.float64, device=grid.device)
-        return [wide(empty), *[wide(empty.new_zeros(units)) for _ in range(3)]]
+        return [wide(grid.new_zeros(size)) for size in (5, units, units, units)]
     low, high = torch.aminmax(grid)  # NaN if there is one anywhere
     finite: torch.Tensor | None = None
-    nan = inf = grid.new_zeros(())
+    nan = inf = torch.zeros((), dtype=torch.int64, device=grid.device)
     values = grid
     # Asking a GPU would make it wait; there the masked arithmetic is used whatever the values.
     if grid.device.type != "cpu" or not math.isfinite(low) or not math.isfinite(high):
@@ -162,7 +161,7 @@ def _moments(grid: torch.Tensor) -> list[torch.Tensor]:
         values = torch.where(finite, grid, 0.0)
     zeros = grid.numel() - torch.count_nonzero(values) - nan - inf
     n = wide(
-        grid.new_full((units,), grid.numel() // units) if finite is None else finite.sum((0, 2))
+        nan.new_full((units,), grid.numel() // units) if finite is None else finite.sum((0, 2))
     )
     largest = torch.maximum(low.abs(), high.abs())
     scale = _power_of_two(torch.where(torch.isfinite(largest), largest, 0.0))

@@ -125,11 +125,14 @@ class Report:
             raise ReportError(f"{path} cannot be read: {reason}.") from error
         return json.read(text, str(path))
 
-    def to_markdown(self) -> str:
-        """Text for a pull request's comment, short enough for one."""
-        from nndiag.render import markdown
+    def to_markdown(self, path: PathLike | None = None) -> str:
+        """Text for a pull request's comment, short enough for one; also into a file."""
+        from nndiag.render import files, markdown
 
-        return markdown.render(self)
+        text = markdown.render(self)
+        if path is not None:
+            files.write({Path(path): text})
+        return text
 
     def to_sarif(self, path: PathLike) -> None:
         """SARIF 2.1.0, which code hosts show beside the lines it speaks of."""

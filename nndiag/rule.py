@@ -286,6 +286,11 @@ def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[
                 f"{did_you_mean(rule_name, known)}"
             )
         known_here = known[rule_name].RULE.thresholds
+        if not threshold_name and known_here:
+            raise UnknownRuleError(
+                f"thresholds name the rule {rule_name!r} but none of its thresholds. Legal are: "
+                f"{', '.join(f'{rule_name}.{n}' for n in known_here)}."
+            )
         if threshold_name not in known_here:
             legal = ", ".join(f"{rule_name}.{n}" for n in known_here) or "none: it has no threshold"
             raise UnknownRuleError(
@@ -321,8 +326,12 @@ def judge(
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
     unjudged: list[Unjudged] = []
-    for name, module in modules.items():
+    sick = sum(layer.output.nonfinite > 0 for layer in snapshot.layers)
+    for name, module in discover().items():
         rule: Rule = module.RULE
+        if name not in modules:
+            outcomes.append(Outcome(name, rule.code, "skipped", "not selected"))
+            continue
         reason = _cannot_run(rule, snapshot)
         if reason:
             outcomes.append(Outcome(name, rule.code, "skipped", reason))
@@ -337,9 +346,16 @@ def judge(
             continue
         found = [r for r in results if isinstance(r, Finding)]
         unjudged += [r for r in results if isinstance(r, Unjudged)]
+        if not found and sick and rule.name != "non-finite" and rule.about in _OF_VALUES:
+            reason = f"{sick} of {len(snapshot.layers)} layers hold NaN or infinity"
+            outcomes.append(Outcome(name, rule.code, "skipped", reason))
+            continue
         findings += found
         outcomes.append(Outcome(name, rule.code, "found" if found else "passed"))
     return Judgement(tuple(explain(findings, snapshot)), tuple(outcomes), tuple(unjudged))
+
+
+_OF_VALUES = ("activations", "gradients")
 
 
 def _cannot_run(rule: Rule, snapshot: Snapshot) -> str:

@@ -341,13 +341,15 @@ class Node:
     """A point of the data flow: a row of the report, or something that joins or bends paths.
 
     ``op`` is the canonical name ("add", "cat", "mul", "matmul", "input", "?"); ``layer`` the index
-    of the row in ``Snapshot.layers``, or -1; ``inputs`` the nodes whose values it uses. Calls that
+    of the row in ``Snapshot.layers``, or -1; ``inputs`` the nodes whose values it uses;
+    ``parameter`` the name of a learned scale it multiplies them with. Calls that
     only reshape, index or scale are not nodes: they are looked through.
     """
 
     op: str
     inputs: tuple[int, ...] = ()
     layer: int = -1
+    parameter: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -460,6 +462,7 @@ class Snapshot:
     backward_error: str = ""
     no_step_because: str = ""
     never_called: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()  # modules that only hold others: ModuleList, ModuleDict
     not_observed: tuple[str, ...] = ()
     environment: Environment | None = None
 

@@ -61,12 +61,17 @@ def net():
 # -- the model --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("thing", "name"), [("net", "str"), (None, "None"), (3, "3"), (F.relu, "function")]
-)
+@pytest.mark.parametrize(("thing", "name"), [("net", "str"), (None, "None"), (3, "3")])
 def test_no_module(thing, name):
     assert says(errors.ModelError, thing, X) == [
         f"check() needs a torch.nn.Module, but got {name}."
+    ]
+
+
+def test_a_function_that_may_build_one():
+    assert says(errors.ModelError, net, X) == [
+        "check() needs a torch.nn.Module, but got function. If it builds one, call it: "
+        "check(net(), batch)."
     ]
 
 
@@ -288,7 +293,7 @@ def test_a_target_that_does_not_match():
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(torch.zeros(8, 3), "f32[8, 3]"), (3.0, "3.0"), (None, "None"),
+    [(torch.zeros(8, 3), "f32[8, 3]"), (None, "None"),
      (torch.zeros((), dtype=torch.complex64), "c64[]")],
 )  # fmt: skip
 def test_a_loss_that_is_no_single_number(value, shown):
@@ -296,6 +301,31 @@ def test_a_loss_that_is_no_single_number(value, shown):
         f"loss_fn returned {shown}, but a loss is one real number. Reduce it, for example with "
         ".mean()."
     ]
+
+
+def test_a_loss_that_is_a_python_number():
+    assert says(errors.LossError, net(), (X, Y), loss_fn=lambda *_: 3.0) == [
+        "loss_fn returned the Python number 3, through which no gradient can come back. Return the "
+        "tensor itself, without .item()."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown", "example"),
+    [(nn.CrossEntropyLoss, "<class 'torch.nn.modules.loss.CrossEntropyLoss'>",
+      "nn.CrossEntropyLoss()"), ("cross_entropy", "'cross_entropy'", "F.cross_entropy")],
+)  # fmt: skip
+def test_a_loss_fn_that_cannot_be_called_on_outputs(given, shown, example):
+    assert says(errors.LossError, net(), (X, Y), loss_fn=given) == [
+        f"loss_fn is {shown}, but it is called as loss_fn(output, target). Pass a function or an "
+        f"instance, such as {example}."
+    ]
+
+
+def test_numpy_arrays_in_a_tuple():
+    [message] = says(errors.BatchError, net(), (X.numpy(), Y))
+    assert message.startswith("the batch holds a NumPy array (")
+    assert message.endswith("Convert it first: torch.as_tensor(array).")
 
 
 def test_an_output_whose_own_loss_is_no_single_number():

@@ -170,9 +170,7 @@ class TestVerdicts:
         assert rules["exploding-gradient"].evidence["per_layer"] == pytest.approx(3.48, rel=0.02)
         # The lecture's "zero gradients" is true of the typical unit only.
         assert rules["exploding-gradient"].evidence["median_over_rms"] < 1e-6
-        assert rules["saturation"].evidence["share"] == pytest.approx(
-            0.9224, abs=0.005
-        )
+        assert rules["saturation"].evidence["share"] == pytest.approx(0.9224, abs=0.005)
 
     @pytest.mark.parametrize("case", ["tanh Xavier", "relu He"])
     @pytest.mark.parametrize("seed", range(3))

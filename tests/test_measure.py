@@ -201,6 +201,15 @@ def test_bins_agree_with_numpys_histogram():
     assert counts[:-1].tolist() == expected[:-1].tolist()
 
 
+def test_counts_are_exact_beyond_the_whole_numbers_of_float32():
+    n = 2**24 + 1
+    x = torch.zeros(1).expand(n)
+
+    stats = stats_of(x, histogram=False)
+
+    assert (stats.count, stats.zeros, stats.total) == (n, n, n)
+
+
 def test_the_histogram_can_be_left_out():
     assert stats_of(torch.randn(4), histogram=False).histogram is None
 

@@ -23,6 +23,7 @@ _SPELLINGS = {
     "rmatmul": "matmul", "imatmul": "matmul", "mm": "matmul", "bmm": "matmul",
     "special_expit": "sigmoid", "expit": "sigmoid", "special_softmax": "softmax",
     "special_log_softmax": "log_softmax", "special_erf": "erf", "_threshold": "threshold",
+    "log_sigmoid": "logsigmoid",
     "clip": "clamp", "clamp_min": "clamp", "clamp_max": "clamp",
     "concat": "cat", "concatenate": "cat", "hstack": "cat", "vstack": "cat", "dstack": "cat",
     "absolute": "abs", "negative": "neg", "swish": "silu", "T": "t", "H": "mT", "mH": "mT",

@@ -203,7 +203,8 @@ def join(rec: Recorder, call: Call) -> Generator[None, Any, None]:
         rec.derive(outputs, tensors)
         return
     nodes = list(dict.fromkeys(trail.node for trail, _ in parents))
-    learned = any(rec.parameter(x) is not None and rec.trails[x] is None for x in tensors)
+    factors = [name for x in tensors if rec.trails[x] is None and (name := rec.parameter(x))]
+    learned = bool(factors)
     moved = call.op in ("add", "sub") or (call.op in ("mul", "div") and not learned)
     for out in outputs:
         axes = _joined_axes(call, parents, out)
@@ -214,7 +215,8 @@ def join(rec: Recorder, call: Call) -> Generator[None, Any, None]:
         # A product with a parameter is a learned scale (LayerScale, ReZero), not a gate.
         scale = call.op in ("mul", "div") and learned and len(nodes) == 1
         op = f"{call.op}:parameter" if scale else call.op
-        rec.trails[out] = Trail(rec.node(op, nodes), axes, why)
+        node = rec.node(op, nodes, parameter=factors[0] if scale else "")
+        rec.trails[out] = Trail(node, axes, why)
 
 
 _JOINED_ALONG = {"hstack": 1, "dstack": 2}

@@ -44,6 +44,17 @@ def location() -> str | None:
     return None
 
 
+def raised_at(error: BaseException) -> str | None:
+    """``file:line`` of the innermost of the user's frames that an exception came through."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if _kind(code) == "user":
+            found = f"{_relative(code.co_filename, os.getcwd())}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
 @functools.lru_cache(maxsize=1024)
 def _relative(path: str, folder: str) -> str:
     path = os.path.abspath(os.path.join(folder, path))

@@ -358,8 +358,9 @@ class Recorder(TorchFunctionMode):
         self.pending.append(pending)
         return len(self.pending) - 1
 
-    def node(self, op: str, inputs: list[int], row: Row | None = None) -> int:
-        self.nodes.append(Node(op, tuple(inputs), -1 if row is None else row.index))
+    def node(self, op: str, inputs: list[int], row: Row | None = None, parameter: str = "") -> int:
+        index = -1 if row is None else row.index
+        self.nodes.append(Node(op, tuple(inputs), index, parameter))
         return len(self.nodes) - 1
 
     def give(self, tensor: torch.Tensor, op: str, sources: list[Trail]) -> None:

@@ -28,6 +28,7 @@ from nndiag.batch import (
     tensors_in,
 )
 from nndiag.capture.lineage import next_function
+from nndiag.capture.locate import raised_at
 from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.recorder import ROOT, Recorder, has_layers, is_script, is_torch_leaf
 from nndiag.capture.untouched import Kept, untouched
@@ -57,6 +58,8 @@ def validate(model: Any) -> None:
         if isinstance(model, type):
             got = f"the class {model.__qualname__}"
             hint = f" Create one first: check({model.__qualname__}(…), batch)."
+        elif callable(model) and hasattr(model, "__qualname__"):
+            hint = f" If it builds one, call it: check({model.__qualname__}(), batch)."
         raise ModelError(f"check() needs a torch.nn.Module, but got {got}.{hint}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
@@ -215,7 +218,8 @@ def _model_raised(
         f"the model raised in {where}, after {len(leaves & recorder.finished)} of {len(leaves)} "
         f"layers.\n"
         f"  {type(error).__name__}: {error}\n"
-        f"  batch: {describe(batch)}\n"
+        + (f"  at {place}\n" if (place := raised_at(error)) else "")
+        + f"  batch: {describe(batch)}\n"
         "  Hooks are removed and the model is as you passed it."
     )
 
@@ -408,6 +412,7 @@ def _snapshot(
         backward_error=run.backward_error,
         no_step_because=run.no_step or because,
         never_called=tuple(never),
+        lists=tuple(name for module, name in run.names.items() if isinstance(module, _LISTS)),
         not_observed=tuple(observed),
         environment=Environment(
             nndiag=nndiag.__version__,
@@ -419,6 +424,9 @@ def _snapshot(
             mode=_mode(model),
         ),
     )
+
+
+_LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 def _never_called(run: _Run) -> tuple[list[str], list[str]]:
@@ -433,9 +441,11 @@ def _never_called(run: _Run) -> tuple[list[str], list[str]]:
         if _inside_leaf(name, run.names):
             continue
         own = [f"{name}.{p}" for p, _ in module.named_parameters()]
+        if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
+            continue  # they cannot be called
         if own and all(p in run.used for p in own):
             direct.append(name)
-        elif own or not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+        elif own or not isinstance(module, (*_LISTS, nn.Sequential)):
             never.append(name)
     return never, direct
 

@@ -135,7 +135,7 @@ def consequences(block: Block) -> str:
     for finding in block.consequences:
         by_rule.setdefault(finding.rule, []).append(finding.layer)
     told = [
-        f"{rule} at {names[0]}" if len(names) == 1 else f"{rule} in {len(names)} layers"
+        f"{rule} at {names[0]}" if len(names) == 1 else f"{rule} in {len(names)} places"
         for rule, names in by_rule.items()
     ]
     return f"{len(block.consequences)} more explained by this: {', '.join(told)}"
@@ -201,7 +201,7 @@ def subject(snapshot: Snapshot) -> list[str]:
         parts.append(f"{e.device} {e.dtype}, {e.mode} mode")
     if snapshot.loss.kind != "none":
         value = snapshot.loss.value
-        shown = "" if math.isnan(value) else f" = {value:.4g}"
+        shown = f" = {value:.4g}"
         parts.append(f"loss: {snapshot.loss.kind}{shown}")
     return parts
 

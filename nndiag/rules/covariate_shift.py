@@ -36,7 +36,7 @@ from collections.abc import Iterator
 
 from nndiag import flow
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
-from nndiag.stats import Layer, Snapshot
+from nndiag.stats import Snapshot
 
 RULE = Rule(
     code="ND501",
@@ -143,23 +143,26 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
 
 
 def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+    drifts = []
     for chain in flow.chains(snapshot):
-        fed: list[tuple[Layer, float]] = [
-            (link.layer, link.layer.input.rms)
+        fed = [
+            (link.layer.input.rms, link.layer)
             for link in chain.links[1:]
             if link.layer.input is not None and link.layer.input.rms > 0
         ]
-        if len(fed) < 2:
-            continue
-        smallest, largest = min(fed, key=lambda x: x[1]), max(fed, key=lambda x: x[1])
-        ratio = largest[1] / smallest[1]
-        if ratio >= limit.drift:
-            yield RULE.finding(
-                smallest[0],
-                f"the scale of layer inputs drifts by a factor {ratio:.3g} along this chain, from "
-                f"{smallest[1]:.2g} at {smallest[0].name} to {largest[1]:.2g} at {largest[0].name}",
-                severity="note",
-                against=("drift", limit),
-                cures=(),
-                evidence={"drift": ratio},
-            )
+        if len(fed) >= 2:
+            low, high = min(fed, key=lambda x: x[0]), max(fed, key=lambda x: x[0])
+            drifts.append((high[0] / low[0], low, high))
+    over = [drift for drift in drifts if drift[0] >= limit.drift]
+    if over:
+        ratio, (smallest, first), (largest, last) = max(over, key=lambda x: x[0])
+        more = f" ({flow.plural(len(over) - 1, 'more chain')} likewise)" if len(over) > 1 else ""
+        yield RULE.finding(
+            first,
+            f"the scale of layer inputs drifts by a factor {ratio:.3g} along this chain, from "
+            f"{smallest:.2g} at {first.name} to {largest:.2g} at {last.name}{more}",
+            severity="note",
+            against=("drift", limit),
+            cures=(),
+            evidence={"drift": ratio, "chains": len(over)},
+        )

@@ -65,7 +65,7 @@ RULE = Rule(
             59, "derived: 0.95^59 < 5 %, so a unit active on 5 % of inputs is spared", 1
         ),
     },
-    caused_by=("non-finite", "symmetry", "init-scale", "covariate-shift"),
+    caused_by=("symmetry", "init-scale", "covariate-shift"),
     cures=(
         Prescription(
             "Lower the learning rate, or warm it up, and start again from He weights and zero "
@@ -153,6 +153,10 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
     )
     if not known:
         message += ", however alike its inputs are"
+    bias, spread = _bias_against_spread(snapshot, layer)
+    if bias < -2 * spread:
+        message += f"; the biases before it are {bias:.2g} on average, what they shift has std "
+        message += f"{spread:.2g}"
     if severity == "error":
         message += "; what comes after it no longer depends on the input"
     return RULE.finding(
@@ -167,6 +171,15 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
             "likeness": likeness,
         },
     )
+
+
+def _bias_against_spread(snapshot: Snapshot, layer: Layer) -> tuple[float, float]:
+    """The mean bias of the weights before it, and how much their output varies within a unit."""
+    source = flow.source_weight(snapshot, layer)
+    bias = snapshot.parameter.get((source.weight.bias if source and source.weight else "") or "")
+    if source is None or bias is None or source.output.units is None:
+        return 0.0, 1.0
+    return bias.value.mean, math.sqrt(float(source.output.units.variance.mean()))
 
 
 def _likeness(snapshot: Snapshot, layer: Layer) -> float:

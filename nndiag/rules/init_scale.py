@@ -61,8 +61,8 @@ RULE = Rule(
         ),
         "accumulated": Threshold(
             16,
-            "derived: torch's default init with ReLU loses 2.45³ = 14.7 over four hidden layers, "
-            "which train, and Xavier with ReLU 1.41⁹ = 22.6 over ten",
+            "derived: between torch's default init with ReLU over four hidden layers, off by 2.45³ "
+            "= 14.7, which trains, and Xavier with ReLU over ten, off by 1.41⁹ = 22.6",
             1,
         ),
         "stall": Threshold(
@@ -73,7 +73,7 @@ RULE = Rule(
         ),
         "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1),
     },
-    caused_by=("non-finite", "symmetry"),
+    caused_by=("symmetry",),
 )
 
 
@@ -219,9 +219,14 @@ def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | No
         f"{what}: std {first.weight_std:#.3g}, {reference} gives {first.reference_std:#.3g}"
     )
     if len(off) > 1:
-        message += f"; so are {len(off) - 1} more of {len(steps)} layers"
+        rest = len(off) - 1
+        message += f"; so {'is' if rest == 1 else 'are'} {rest} more of {len(steps)} layers"
     if measure == "saturated":
         message += f"; {saturated:.0%} of the activation's values saturate"
+    elif sign > 0 and first.saturating and accumulated > 1:
+        message += (
+            f"; what enters the activations, or the gradient, is {accumulated:.3g}× too large"
+        )
     elif len(steps) > 1 and accumulated > 1:
         grows = "gradients or signals grow" if sign > 0 else "the signal shrinks"
         message += f"; over this chain {grows} {accumulated:.3g} times"
@@ -233,7 +238,7 @@ def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | No
         severity=severity,
         against=(measure, limit),
         cures=_cures(weight.name, weight.fan_in, reference, first.reference_std),
-        suspects=("non-finite", "symmetry", "vanishing-gradient") if by_slope else RULE.caused_by,
+        suspects=_suspects(by_slope, sign),
         evidence={
             "times": times,
             "weight_std": first.weight_std,
@@ -276,6 +281,13 @@ def _beyond_chance(accumulated: float, threshold: float, steps: list[_Step]) -> 
              and s.link.layer.weight is not None]  # fmt: skip
     low, high = theory.log_norm_band(dense, steps[0].act)
     return math.log(accumulated) > max(math.log(threshold) + drawn, high, -low)
+
+
+def _suspects(by_slope: bool, sign: int) -> tuple[str, ...]:
+    """Slopes that shrink more than the weights do; and what overflowed has NaN's rule speak."""
+    if by_slope:
+        return (*RULE.caused_by, "vanishing-gradient")
+    return ("non-finite", *RULE.caused_by) if sign > 0 else RULE.caused_by
 
 
 def _cures(

@@ -28,7 +28,6 @@ Well::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from nndiag import flow
@@ -51,7 +50,10 @@ RULE = Rule(
     ),
     cures=(
         Prescription(
-            "Use its output in the loss, or remove the parameter.",
+            "Where the path is cut by accident, take out the detach, no_grad or .data.",
+        ),
+        Prescription(
+            "Where its output is not used, use it in the loss, or remove the parameter.",
             "Distributed training waits for gradients that never come.",
         ),
         Prescription(
@@ -96,6 +98,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                 why = f"its gradient is None: {skipped} was never called"
                 if _has_called_sibling(snapshot, skipped):
                     severity, why = "note", why + " in this run, its neighbours in the list were"
+                elif snapshot.environment is not None and snapshot.environment.mode == "eval":
+                    severity, why = "note", why + " in evaluation mode"
             yield RULE.finding(p, why, severity=severity, location=location)
         elif not _by_construction(snapshot, p, rows, stops):
             cancels = _cancels(snapshot, p, rows)
@@ -149,7 +153,8 @@ def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer]) -> str:
     after = {n for row in rows for n in (row.node, *flow.descendants(snapshot, row.node))}
     if not after & set(snapshot.outputs):
         return "its output does not reach the model's"
-    return f"none comes back from behind {cut[max(after & cut.keys())].name}"
+    last = cut[max(after & cut.keys())].name
+    return f"none comes back to {last}: the path is cut there (detach, no_grad, .data, argmax)"
 
 
 def _silent(snapshot: Snapshot) -> frozenset[int]:
@@ -166,10 +171,7 @@ def _silent(snapshot: Snapshot) -> frozenset[int]:
             names = {layer.weight.name}
         if names & zero:
             nodes.add(layer.node)
-    if zero:
-        nodes |= {
-            i for i, n in enumerate(snapshot.nodes) if n.op in ("mul:parameter", "div:parameter")
-        }
+    nodes |= {i for i, n in enumerate(snapshot.nodes) if n.parameter in zero}
     # What is multiplied by zero gets none either: the output embeddings of word2vec.
     nothing = {n for n in nodes if _is_zero(snapshot.layer_at(n))}
     return frozenset(nodes) | {
@@ -196,7 +198,10 @@ def _by_construction(
         starts_at_zero = bool(stops - {row.node}) and flow.blocked(
             snapshot, row.node, stops - {row.node}
         )
-        if not before_norm and not (starts_at_zero and _ends_benign(snapshot, row, stops)):
+        behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in flow.NORMS
+        if not (before_norm or behind_zero) and not (
+            starts_at_zero and _ends_benign(snapshot, row, stops)
+        ):
             return False
     return True
 
@@ -240,14 +245,8 @@ def _never_called(snapshot: Snapshot, parameter: str) -> str:
 
 
 def _has_called_sibling(snapshot: Snapshot, module: str) -> bool:
-    """Whether another element of the same list ran: ``layers.3`` beside ``layers.4``."""
-    folder, _, last = module.rpartition(".")
-    kind = re.sub(r"\d+", "", last)
-    if kind == last:
-        return False
-    elements = (
-        re.split(r"[./@]", layer.name[len(folder) + 1 :])[0]
-        for layer in snapshot.layers
-        if layer.name.startswith(f"{folder}.")
+    """Whether it is an element of a list another element of which ran: LayerDrop, experts."""
+    folder = module.rpartition(".")[0]
+    return folder in snapshot.lists and any(
+        layer.name.startswith(f"{folder}.") for layer in snapshot.layers
     )
-    return any(e != last and e != kind and re.sub(r"\d+", "", e) == kind for e in elements)

@@ -61,7 +61,7 @@ RULE = Rule(
             8, "derived: below 8 inputs one sign is no rarity (2^(1-8) = 0.8 %)", 1
         ),
     },
-    caused_by=("non-finite", "symmetry", "saturation", "vanishing-gradient", "signal-collapse"),
+    caused_by=("symmetry", "saturation", "vanishing-gradient", "signal-collapse"),
     cures=(
         Prescription(
             "Use a zero-centred activation: tanh in place of sigmoid, or ELU.",

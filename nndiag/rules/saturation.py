@@ -71,7 +71,7 @@ RULE = Rule(
             32, "derived: a share of 0.75 of 32 values or rows has a standard error of 0.077", 1
         ),
     },
-    caused_by=("non-finite", "symmetry", "init-scale", "covariate-shift"),
+    caused_by=("symmetry", "init-scale", "covariate-shift"),
     cures=(
         Prescription(
             "Bring the pre-activations back to unit scale: Xavier weights and zero bias.",

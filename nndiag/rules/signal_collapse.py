@@ -91,6 +91,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         return
     varying = _varying_inputs(snapshot)
     if not varying:
+        if snapshot.inputs:
+            yield RULE.unjudged("(model)", "the samples of this batch do not differ")
         return
     collapsed: list[tuple[Layer, float]] = []
     for layer in snapshot.layers:

@@ -38,7 +38,7 @@ def test_what_a_finding_explains_is_counted_under_it_however_long_the_chain():
     lines = block(samples.sick(), "error[ND301]")
 
     assert lines[-1] == (
-        "   = 3 more explained by this: saturation in 2 layers, vanishing-gradient at encoder.0"
+        "   = 3 more explained by this: saturation in 2 places, vanishing-gradient at encoder.0"
     )
     assert "ND201" not in text(samples.sick())
 

@@ -91,7 +91,8 @@ class TestNone:
         torch.manual_seed(0)
         rep = check(Detached("detach"), torch.randn(64, 16))
         assert {f.message for f in rep.findings} == {
-            "its gradient is None: none comes back from behind b"
+            "its gradient is None: none comes back to b: the path is cut there (detach, no_grad, "
+            ".data, argmax)"
         }
 
     def test_a_module_that_is_never_called(self):
@@ -431,3 +432,35 @@ def test_a_healthy_network_is_quiet_whatever_the_loss(factor, classes):
     )  # fmt: skip
     assert rep.findings == ()
     assert math.isfinite(rep.snapshot.loss.value)
+
+
+def test_a_forgotten_layer_beside_numbered_ones_is_no_skipped_element_of_a_list():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2, self.fc3 = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.fc3(torch.tanh(self.fc1(x)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), nn.Linear(8, 2))
+    rep = nndiag.check(model, torch.randn(64, 8), select="no-gradient", config=False)
+
+    assert {f.severity for f in rep.findings} == {"warning"}
+
+
+def test_a_zero_token_does_not_excuse_what_lies_before_a_learned_scale():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.scale = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.ones(8))
+            self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head((self.body(x) * self.scale).clamp(max=-100) + self.token)
+
+    torch.manual_seed(0)
+    rep = nndiag.check(Net(), torch.randn(64, 8), select="no-gradient", config=False)
+
+    assert "body.weight" in {f.layer for f in rep.findings if f.severity == "warning"}

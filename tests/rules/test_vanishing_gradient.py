@@ -685,6 +685,26 @@ class TestHealth:
             assert (model(x).argmax(1) == y).double().mean() > 0.95
             assert alone(model, (x[:512], y[:512]), loss_fn=F.cross_entropy) == ()
 
+    @pytest.mark.parametrize("activation", [nn.Tanhshrink, nn.Hardsigmoid])
+    def test_what_is_not_quiet_at_torchs_init_does_not_learn_digits_either(self, activation):
+        x, y = load_digits(return_X_y=True)
+        x, y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)
+        x = (x - x.mean(0)) / (x.std(0) + 1.6)
+        torch.manual_seed(0)
+        layers = []
+        for _ in range(4):
+            layers += [nn.Linear(64, 64), activation()]
+        model = nn.Sequential(*layers, nn.Linear(64, 10))
+        found = alone(model, (x[:512], y[:512]), loss_fn=F.cross_entropy)
+        assert [f.rule for f in found] == [NAME]
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(500):
+            part = slice(step % 14 * 128, step % 14 * 128 + 128)
+            optimiser.zero_grad()
+            F.cross_entropy(model(x[part]), y[part]).backward()
+            optimiser.step()
+        assert (model(x).argmax(1) == y).double().mean() < 0.2
+
     def test_gradients_that_are_not_finite_are_not_judged(self):
         torch.manual_seed(0)
         model = stack(8)
