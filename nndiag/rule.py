@@ -330,7 +330,7 @@ def judge(
     for name, module in discover().items():
         rule: Rule = module.RULE
         if name not in modules:
-            outcomes.append(Outcome(name, rule.code, "skipped", "not selected"))
+            outcomes.append(Outcome(name, rule.code, "skipped", NOT_SELECTED))
             continue
         reason = _cannot_run(rule, snapshot)
         if reason:
@@ -355,6 +355,7 @@ def judge(
     return Judgement(tuple(explain(findings, snapshot)), tuple(outcomes), tuple(unjudged))
 
 
+NOT_SELECTED = "not selected"
 _OF_VALUES = ("activations", "gradients")
 
 

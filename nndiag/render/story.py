@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nndiag.rule import SEVERITIES, Finding, Rule, Severity, discover, title
+from nndiag.rule import NOT_SELECTED, SEVERITIES, Finding, Rule, Severity, discover, title
 from nndiag.stats import Snapshot
 
 if TYPE_CHECKING:
@@ -226,7 +226,9 @@ def gaps(report: Report) -> Iterator[Gap]:
         if outcome.status == "skipped":
             skipped.setdefault(outcome.reason, []).append(outcome.rule)
     for reason, rules in skipped.items():
-        yield Gap("skipped", ", ".join(rules), reason)
+        # What the reader chose to leave out need not be read out to them.
+        chosen = reason == NOT_SELECTED and len(rules) > 3
+        yield Gap("skipped", plural(len(rules), "rule") if chosen else ", ".join(rules), reason)
     unjudged: dict[tuple[str, str], list[str]] = {}
     for item in report.unjudged:
         unjudged.setdefault((item.rule, item.reason), []).append(item.layer)

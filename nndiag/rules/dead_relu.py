@@ -149,7 +149,7 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
         f"{dead:,} of {flow.plural(units, 'unit')} {'was' if dead == 1 else 'were'} {never} on "
         f"{samples:,} samples (at 95 % confidence: active on less than "
         f"{theory.activity_bound(samples):.2g} of inputs); a random layer of this width has at "
-        f"most {healthy:,}"
+        f"most {healthy:,} of those"
     )
     if not known:
         message += ", however alike its inputs are"

@@ -49,8 +49,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         yield RULE.finding(
             dense[0],
             f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) "
-            f"{'has' if len(dense) == 1 else 'have'} under {limit.zero_fraction:.2g} of zeros: "
-            "every unit takes part in every output",
+            f"{'has' if len(dense) == 1 else 'have'} under {100 * limit.zero_fraction:.3g} % "
+            "zeros: every unit takes part in every output",
             against=("zero_fraction", limit),
             evidence={
                 "zero_fraction": max(layer.output.zero_fraction for layer in dense),

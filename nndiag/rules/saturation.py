@@ -43,6 +43,16 @@ SOFTMAXES = ("softmax", "softmin", "log_softmax", "gumbel_softmax")
 LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
 CANDIDATES = ("candidate", "hidden")
 
+SOFTMAX_CURES = (
+    Prescription(
+        "Divide the scores by the root of their width before the softmax.",
+        "A dot product of d unit-scale values has a standard deviation of √d (Vaswani et al. 2017, "
+        "section 3.2.1).",
+        "scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])",
+    ),
+    Prescription("Normalise queries and keys, or start their projections smaller."),
+)
+
 RULE = Rule(
     code="ND101",
     name="saturation",
@@ -162,6 +172,7 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
         "(largest entry over 0.987): their softmax passes almost no gradient",
         severity="warning" if hidden else "note",
         against=("share", limit),
+        cures=SOFTMAX_CURES,
         evidence={"share": one_hot / rows, "rows": rows},
     )
 

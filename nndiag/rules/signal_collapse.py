@@ -91,7 +91,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         return
     varying = _varying_inputs(snapshot)
     if not varying:
-        if snapshot.inputs:
+        if snapshot.inputs and not any(s.nonfinite for s in snapshot.inputs.values()):
             yield RULE.unjudged("(model)", "the samples of this batch do not differ")
         return
     collapsed: list[tuple[Layer, float]] = []
