@@ -373,10 +373,12 @@ def test_weights_that_autocast_had_cached_are_not_mistaken_for_updated_ones():
 
 
 def test_seeds_are_not_queued_for_devices_that_nobody_has_started():
-    queued = len(torch.cuda._queued_calls)
-    nndiag.check(linear(), features(), config=False)
+    model, queued = linear(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "manual_seed_all", queued.append)
+        nndiag.check(model, features(), config=False)
 
-    assert len(torch.cuda._queued_calls) == queued
+    assert queued == []
 
 
 def test_what_is_random_starts_from_the_seed_in_every_batch():
@@ -428,6 +430,37 @@ def test_each_batch_meets_the_model_as_it_was():
 
     first, again = once.snapshot.layers[0].output, report.snapshot.layers[0].output
     assert again.mean == pytest.approx(first.mean)
+
+
+def test_a_gradient_that_somebody_else_writes_to_gets_its_values_back():
+    model = linear()
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    shared = model.head.weight.grad  # as a reducer's bucket is
+
+    def write(*_: Any) -> None:
+        shared.add_(1)
+
+    model.act.register_forward_hook(write)
+
+    with untouched(shared):
+        nndiag.check(model, features(), config=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
+def test_the_mode_of_a_script_is_as_it_was():
+    class Switches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.jit.script(nn.Linear(models.FEATURES, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.body.training = False
+            return self.body(x)
+
+    model = Switches()
+    nndiag.check(model, features(), config=False)
+
+    assert model.body.training
 
 
 def test_a_tensor_that_the_model_hands_out_carries_no_hook_of_ours():

@@ -154,14 +154,14 @@ class Recorder(TorchFunctionMode):
     @contextlib.contextmanager
     def _ours(self, what: str) -> Iterator[None]:
         """Our own arithmetic: no part of the model, and none of its troubles."""
-        before, self._busy = self._busy, True
+        self._busy = True
         try:
             with torch._C.DisableTorchFunction():
                 yield
         except Exception as error:
             self.not_observed[f"{what}: {_failure(error)}"] = None
         finally:
-            self._busy = before
+            self._busy = False
 
     @contextlib.contextmanager
     def attempt(self, row: Row, what: str) -> Iterator[None]:

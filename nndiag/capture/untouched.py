@@ -152,7 +152,7 @@ def _reachable(things: Iterable[object]) -> _Reachable:
 def _modules(thing: object) -> Iterator[nn.Module]:
     """A module; or, of a function, the modules it is a method of or has closed over."""
     if isinstance(thing, nn.Module):
-        yield from thing.modules()
+        yield thing
     elif isinstance(thing, functools.partial):
         for part in (thing.func, *thing.args, *thing.keywords.values()):
             yield from _modules(part)
@@ -160,7 +160,7 @@ def _modules(thing: object) -> Iterator[nn.Module]:
         cells = getattr(thing, "__closure__", None) or ()
         for part in (getattr(thing, "__self__", None), *(_content(cell) for cell in cells)):
             if isinstance(part, nn.Module):
-                yield from part.modules()
+                yield part
 
 
 def _content(cell: Any) -> Any:

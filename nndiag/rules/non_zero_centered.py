@@ -88,10 +88,12 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         layer, ratio = max(noted, key=lambda item: item[1])
         yield RULE.finding(
             noted[0][0],
-            f"{flow.plural(len(noted), 'hidden activation')} with units off zero: their means are "
-            f"up to {ratio:.2g} standard deviations from it ({layer.op}, at {layer.name})",
+            f"{flow.plural(len(noted), 'hidden activation')} with units off zero: the mean of a "
+            f"unit lies up to {ratio:.2g} of its standard deviations from it ({layer.op}, at "
+            f"{layer.name})",
             severity="note",
             against=("ratio", limit),
+            cures=(),
             evidence={"ratio": ratio, "layers": len(noted)},
         )
 

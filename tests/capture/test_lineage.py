@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracle import look, row
 from torch import nn
 
-from nndiag.capture.lineage import RESHAPED, Trail, reduced, reshaped, viewed
+from nndiag.capture.lineage import RESHAPED, Trail, joined, reduced, reshaped, viewed
 from nndiag.measure import Axes
 
 N, C = 4, 6
@@ -225,6 +225,10 @@ JOURNEYS = {
     "added to a constant": (nn.Linear(5, C), lambda x: x + 1, ROW, 1),
     "scaled per unit": (nn.Linear(5, C), lambda x: x * torch.ones(C), SERIES, 2),
     "added to a broadcast": (nn.Linear(5, C), lambda x: x + x.mean(1, keepdim=True), SERIES, 2),
+    "gated by one unit": (
+        nn.Linear(5, C), lambda x: torch.sigmoid(x[:, :1].exp()) * x, ROW, 1),
+    "times one channel": (
+        nn.Linear(5, C), lambda x: F.conv1d(x, torch.ones(1, 7, 1)) * x, SERIES, 2),
     "cast": (nn.Linear(5, C), lambda x: x.double().float().contiguous(), ROW, 1),
     "interpolated": (nn.Conv2d(3, C, 3), lambda x: F.interpolate(x, scale_factor=2), IMAGE, 1),
     "normalised": (nn.Conv2d(3, C, 3), lambda x: F.group_norm(x, 2), IMAGE, 1),
@@ -321,17 +325,166 @@ def test_what_a_backward_hook_puts_in_the_place_of_a_tensor_is_that_tensor():
     assert [node.op for node in snapshot.nodes] == ["input", "linear", "relu", "linear"]
 
 
+class Alias(torch.autograd.Function):
+    """Hands on what it got, in a tensor that nobody saw being made."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(x.detach().numpy())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def test_another_tensor_in_the_same_place_goes_on_as_the_first():
+    _, found = after(nn.Linear(5, C), Alias.apply, torch.randn(ROW))
+
+    assert len(found.output.units) == C
+    assert found.output.samples == N
+
+
 def test_what_comes_out_of_a_custom_function_goes_on_from_what_went_in():
     snapshot = look(*models.make("custom-function"))
 
     relu = row(snapshot, "/relu")
-    assert relu.unseen == ()
+    assert relu.unseen == ("per unit: it comes out of a call that is not understood",)
+    assert snapshot.nodes[snapshot.nodes[relu.node].inputs[0]].op == "?Swish"
     ancestors, todo = set(), [relu.node]
     while todo:
         node = todo.pop()
         ancestors.add(node)
         todo += snapshot.nodes[node].inputs
     assert row(snapshot, "body").node in ancestors
+
+
+def test_a_tensor_of_a_graph_of_the_callers_is_no_layers_output():
+    class Uses(nn.Module):
+        def __init__(self, context):
+            super().__init__()
+            self.body, self.context = nn.Linear(5, C), [context]
+
+        def forward(self, x):
+            return F.relu(self.body(x) + self.context[0])
+
+    context = torch.ones(C, requires_grad=True).exp()
+    snapshot = look(Uses(context), torch.randn(ROW))
+
+    assert [node.op for node in snapshot.nodes] == ["input", "linear", "relu"]
+
+
+def test_the_input_of_a_layer_is_measured_along_the_axis_that_its_weight_sums_over():
+    torch.manual_seed(0)
+    for layer, shape, axis in (
+        (nn.Linear(5, 4), (N, 7, 5), 2),
+        (nn.Conv1d(7, 4, 3), (N, 7, 5), 1),
+        (nn.Conv2d(3, 4, 3), (N, 3, 6, 6), 1),
+        (nn.Conv2d(3, 4, 3), (3, 6, 6), 0),
+        (nn.ConvTranspose2d(3, 4, 2), (N, 3, 4, 4), 1),
+    ):
+        x = torch.randn(shape)
+        entering = look(layer, x).layers[0].input
+        features = x.double().movedim(axis, 0).reshape(shape[axis], -1)
+
+        assert entering.units.mean == pytest.approx(features.mean(1).numpy(), abs=1e-6)
+        lengths = features / features.norm(dim=0)
+        assert entering.direction.vectors == features.shape[1]
+        assert entering.direction.total == pytest.approx(lengths.sum(1).numpy(), abs=1e-4)
+
+
+def test_a_batch_norm_over_time_is_measured_per_channel_of_its_own():
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.norm = nn.Linear(5, C), nn.BatchNorm1d(7)
+
+        def forward(self, x):
+            return self.norm(self.body(x))
+
+    torch.manual_seed(0)
+    model, x = Norm(), torch.randn(SERIES)
+    snapshot = look(model, x)
+
+    z = model.body(x).detach().double()
+    assert len(row(snapshot, "body").output.units) == C
+    found = row(snapshot, "norm")
+    assert found.input.units.mean == pytest.approx(z.mean((0, 2)).numpy(), abs=1e-6)
+    assert len(found.output.units) == 7
+
+
+def test_bits_that_are_read_as_other_numbers_are_other_units():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(5, C), nn.Linear(C, 3)
+
+        def forward(self, x):
+            return self.head(F.relu(self.body(x).view(torch.int32).view(torch.float32)))
+
+    assert row(look(Reads(), torch.randn(ROW)), "/relu").output.units is None
+
+
+def test_attention_weights_have_no_units():
+    class Weights(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend = nn.MultiheadAttention(C, 2, batch_first=True)
+
+        def forward(self, x):
+            out, weights = self.attend(x, x, x)
+            return out.sum() + F.relu(weights).sum()
+
+    found = row(look(Weights(), torch.randn(N, 7, C)), "/relu")
+
+    assert found.shape == (N, 7, 7)
+    assert found.output.units is None
+
+
+def test_samples_that_are_concatenated_are_no_longer_one_axis_of_them():
+    trail = Trail(0, Axes(1, 0, N))
+    alike = [(trail, torch.Size((N, C)))] * 2
+
+    assert joined(alike, torch.Size((2 * N, C)), 0) == Axes(1, None, N)
+    assert joined(alike, torch.Size((N, 2 * C)), 1) == Axes(1, 0, N)
+    assert joined(alike, torch.Size((2, N, C)), 0) == Axes(2, 1, N)
+    assert joined(alike, torch.Size((N, 2, C)), 1) == Axes(2, 0, N)
+
+
+# -- the data flow ----------------------------------------------------------------------------
+
+
+class Flows(nn.Module):
+    def __init__(self, step):
+        super().__init__()
+        self.a, self.b, self.step = nn.Linear(5, C), nn.Linear(5, C), step
+        self.gain = nn.Parameter(torch.full((C,), 1.5))
+
+    def forward(self, x):
+        return self.step(self, x)
+
+
+FLOWS = {
+    "shifted and scaled": (lambda m, x: (m.a(x) + 1) * 2 - 3, ["linear"]),
+    "a learned scale": (lambda m, x: m.a(x) * m.gain, ["linear", "mul:parameter"]),
+    "a learned shift": (lambda m, x: m.a(x) + m.gain, ["linear"]),
+    "a gate": (lambda m, x: m.a(x) * m.b(x), ["linear", "linear", "mul"]),
+    "a sum": (lambda m, x: m.a(x) + m.b(x), ["linear", "linear", "add"]),
+    "in place": (lambda m, x: m.a(x).add_(m.b(x)), ["linear", "linear", "add"]),
+    "joined": (lambda m, x: torch.cat([m.a(x), m.b(x)]), ["linear", "linear", "cat"]),
+    "reshaped and cast": (lambda m, x: m.a(x).view(-1).double(), ["linear"]),
+    "not understood": (lambda m, x: torch.erfinv(m.a(x)), ["linear", "?erfinv"]),
+    "averaged": (lambda m, x: m.a(x).mean(1), ["linear", "mean"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_nodes_are_what_joins_or_bends_paths_and_the_rest_is_looked_through(name):
+    step, ops = FLOWS[name]
+    snapshot = look(Flows(step), torch.randn(ROW), lambda out: out.nan_to_num(0).sum())
+
+    assert [node.op for node in snapshot.nodes] == ["input", *ops]
+    assert snapshot.outputs == (len(snapshot.nodes) - 1,)
+    assert all(snapshot.nodes[i].inputs for i in range(1, len(snapshot.nodes)))
 
 
 def test_samples_are_followed_into_windows_and_steps():

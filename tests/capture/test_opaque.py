@@ -64,7 +64,8 @@ MASKS = {
         {"attn_mask": hidden, "key_padding_mask": padded},
         ~(hidden | padded[:, None, None]).expand(N, H, T, T)),
     "one for each head": (
-        {"attn_mask": hidden.expand(N * H, T, T)}, ~hidden.expand(N, H, T, T)),
+        {"attn_mask": torch.stack([hidden, hidden.T]).repeat(N, 1, 1)},
+        ~torch.stack([hidden, hidden.T]).expand(N, H, T, T)),
     "additive padding": (
         {"key_padding_mask": torch.where(padded, -1e9, 0.0)},
         ~padded[:, None, None].expand(N, H, T, T)),

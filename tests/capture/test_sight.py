@@ -15,6 +15,7 @@ from oracle import look, row, rows, same_numbers
 from torch import nn
 
 import nndiag
+from nndiag.capture import recorder
 
 # Every spelling of an activation: the call, the module that computes the same, the canonical name.
 SPELLINGS = {
@@ -345,6 +346,18 @@ def test_a_weight_that_is_made_of_parameters_goes_by_the_one_of_its_shape(name, 
     assert all(p.used for p in snapshot.parameters)
 
 
+def test_a_weight_that_is_scaled_by_a_parameter_goes_by_its_own_name():
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.matrix = nn.Parameter(torch.ones(())), nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x):
+            return F.linear(x, self.gain * self.matrix)
+
+    assert row(look(Scales(), torch.randn(8, 6)), "/linear").weight.name == "matrix"
+
+
 def test_what_makes_a_weight_is_no_layer():
     for name in ("weight-norm", "spectral-norm", "own-parametrization"):
         case = models.make(name)
@@ -439,6 +452,39 @@ def test_only_what_the_rules_need_is_run(select, forwards, backwards):
     assert snapshot.has_gradients == bool(backwards)
     assert snapshot.loss.kind == ("random cotangent" if backwards else "none")
     assert snapshot.has_step == (forwards == 2)
+
+
+def test_one_tensor_is_measured_and_hooked_once_however_many_rows_it_has(monkeypatch):
+    class Act(nn.Module):
+        def forward(self, x):
+            return F.relu(x)
+
+    measured, hooked = [], []
+    measure, hook = recorder.measure, torch.Tensor.register_hook
+    monkeypatch.setattr(recorder, "measure", lambda *a: measured.append(a) or measure(*a))
+    monkeypatch.setattr(torch.Tensor, "register_hook", lambda *a: hooked.append(a) or hook(*a))
+    model = nn.Sequential(nn.Linear(6, 6), Act(), nn.Dropout(0.5).eval(), nn.Linear(6, 3))
+
+    snapshot = look(model, torch.randn(8, 6), select="ND201")
+
+    assert rows(snapshot) == ["0", "1", "1/relu", "2", "3"]
+    assert len(hooked) == 3
+    assert len(measured) == 4 + 3  # the input and three outputs, and three gradients
+
+
+def test_a_tensor_of_ones_own_class_is_not_asked_for_our_arithmetic():
+    class Logs(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            logged.append(getattr(func, "__name__", ""))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    logged = []
+    snapshot = look(models.mlp(nn.ReLU()), torch.randn(8, 6).as_subclass(Logs))
+
+    assert rows(snapshot) == ["0", "1", "2"]
+    assert {"linear", "relu"} <= set(logged)
+    assert not {"aminmax", "count_nonzero", "bincount", "isfinite", "movedim"} & set(logged)
 
 
 def test_no_activation_is_kept_alive():
