@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -159,6 +160,23 @@ def test_tensors_elsewhere_that_the_loss_depends_on_keep_their_gradients():
 
     assert weight.grad is kept
     assert torch.equal(kept, torch.full((3,), 7.0))
+
+
+NORM = nn.BatchNorm1d(3)
+
+
+def test_a_module_that_the_loss_refers_to_is_left_as_it_was():
+    here, model = nn.BatchNorm1d(3), linear()
+
+    def closed_over(output: torch.Tensor) -> torch.Tensor:
+        return here(output).square().sum()
+
+    def at_the_top(output: torch.Tensor) -> torch.Tensor:
+        return NORM(output).square().sum()
+
+    for loss in (closed_over, at_the_top, functools.partial(closed_over)):
+        with untouched(here, NORM):
+            nndiag.check(model, features(), loss_fn=loss, config=False)
 
 
 def test_a_loss_that_is_a_module_is_left_as_it_was():

@@ -87,7 +87,7 @@ def untouched(seed: int | None, *things: object) -> Iterator[Kept]:
     Python and NumPy; autograd's and autocast's settings, the deterministic flags and the default
     dtype. Gradients start empty inside, and everything random starts from ``seed``.
 
-    Of a function among ``things``, the modules that it has closed over are meant.
+    Of a function among ``things``, the modules that it refers to are meant.
     """
     with ExitStack() as undo:
         kept = Kept(seed, *things)
@@ -150,17 +150,18 @@ def _reachable(things: Iterable[object]) -> _Reachable:
 
 
 def _modules(thing: object) -> Iterator[nn.Module]:
-    """A module; or, of a function, the modules it is a method of or has closed over."""
+    """A module; or, of a function, the modules it is a method of or refers to."""
     if isinstance(thing, nn.Module):
         yield thing
     elif isinstance(thing, functools.partial):
         for part in (thing.func, *thing.args, *thing.keywords.values()):
             yield from _modules(part)
     elif callable(thing):
-        cells = getattr(thing, "__closure__", None) or ()
-        for part in (getattr(thing, "__self__", None), *(_content(cell) for cell in cells)):
-            if isinstance(part, nn.Module):
-                yield part
+        parts = [getattr(thing, "__self__", None)]
+        parts += [_content(cell) for cell in getattr(thing, "__closure__", None) or ()]
+        names = getattr(getattr(thing, "__code__", None), "co_names", ())
+        parts += [getattr(thing, "__globals__", {}).get(name) for name in names]
+        yield from (part for part in parts if isinstance(part, nn.Module))
 
 
 def _content(cell: Any) -> Any:
