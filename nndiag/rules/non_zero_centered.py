@@ -36,6 +36,8 @@ from nndiag import flow, theory
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
 
+BATCH_NORMS = frozenset(("batch_norm", "instance_norm"))
+
 RULE = Rule(
     code="ND102",
     name="non-zero-centered",
@@ -129,6 +131,15 @@ def _ratio(layer: Layer) -> float:
     return float(np.sqrt(max(square - 1 / (layer.output.samples - 1), 0.0)))
 
 
+def _centred_in_training(snapshot: Snapshot, layer: Layer) -> bool:
+    """Whether a BatchNorm behind these weights takes the mean out of their gradients.
+
+    In evaluation mode it does not, but that is not how they are trained.
+    """
+    users = flow.users(snapshot, layer.node)
+    return bool(users) and all(snapshot.nodes[n].op in BATCH_NORMS for n in users)
+
+
 def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:
     """Of the units of the weight layers that read this one: whose gradients have one sign."""
     one = of = 0
@@ -136,7 +147,7 @@ def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int
         row = snapshot.layer_at(node)
         if row is None or row.weight is None or row.weight.fan_in < limit.fan_in:
             continue
-        if flow.source_node(snapshot, row) != layer.node:
+        if flow.source_node(snapshot, row) != layer.node or _centred_in_training(snapshot, row):
             continue
         parameter = snapshot.parameter.get(row.weight.name)
         if parameter is not None:

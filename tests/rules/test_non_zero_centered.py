@@ -356,3 +356,23 @@ def test_a_layer_with_nan_is_not_judged():
     report = check(model, torch.randn(128, 48))
     assert own(report) == []
     assert [f.rule for f in report.findings if f.severity != "note"] == ["non-finite"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_before_a_batchnorm_are_not_blamed_in_evaluation_mode_either(training, seed):
+    torch.manual_seed(seed)
+    layers, width = [], 32
+    for _ in range(3):
+        layers += [nn.Linear(width, 64), nn.BatchNorm1d(64), nn.Sigmoid()]
+        width = 64
+    model = nn.Sequential(*layers, nn.Linear(64, 10))
+    x = torch.randn(256, 32)
+    for _ in range(30):
+        model(x)
+    model.train(training)
+    y = torch.zeros(256, dtype=torch.long)  # one class: without BatchNorm all rows have one sign
+    rep = nndiag.check(model, (x, y), loss_fn=nn.functional.cross_entropy, config=False)
+
+    found = {f.layer: f.severity for f in rep.findings if f.rule == "non-zero-centered"}
+    assert {found.get("2", "note"), found.get("5", "note")} == {"note"}
