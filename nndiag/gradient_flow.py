@@ -233,7 +233,7 @@ def _pooling(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> float:
 
 def _band(hidden: Sequence[flow.Link]) -> tuple[float, float]:
     """Finite-width band (Hanin & Nica 2018): where chance alone can take a healthy network."""
-    widths = [link.layer.weight.fan_in for link in hidden[1:] if link.layer.weight is not None]
+    widths = [flow.width(link.layer) for link in hidden[1:]]
     act = flow.act_of(hidden[0].activation) if hidden[0].activation is not None else None
     if not widths or act is None:
         return 1.0, 1.0

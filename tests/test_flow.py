@@ -160,3 +160,14 @@ def test_a_bypass_joins_again_and_two_heads_do_not(snapshot):
 
     two = nndiag.check(TwoHeads(), torch.randn(16, 8), config=False).snapshot
     assert not any(flow.bypassed(two, row) for row in two.layers)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "width"),
+    [(nn.Linear(8, 4), torch.randn(16, 8), 8), (nn.Conv2d(3, 5, 3), torch.randn(16, 3, 9, 9), 3)],
+    ids=["features", "channels"],
+)
+def test_the_width_of_a_layer_is_its_features_or_its_channels(layer, x, width):
+    model = nn.Sequential(nn.Identity(), layer)
+    row = nndiag.check(model, x, config=False).snapshot.by_name["1"]
+    assert flow.width(row) == width

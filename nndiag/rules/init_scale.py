@@ -273,13 +273,12 @@ def _accumulated(steps: list[_Step], sign: int) -> float:
 def _beyond_chance(accumulated: float, threshold: float, steps: list[_Step]) -> bool:
     """Whether a factor is over a threshold, and neither drawing the weights nor width explains it.
 
-    The std of k random weights varies by 1/√(2k); the signal of dense layers by the band of Hanin
-    & Nica 2020.
+    The std of k random weights varies by 1/√(2k); the signal by the band of Hanin & Nica 2020, for
+    convolutions with their channels for a width (measured: reports/calibration/conv-band.csv).
     """
     drawn = Z * math.sqrt(sum(1 / (2 * s.values) for s in steps))
-    dense = [s.link.layer.weight.fan_in for s in steps if s.link.layer.op == "linear"
-             and s.link.layer.weight is not None]  # fmt: skip
-    low, high = theory.log_norm_band(dense, steps[0].act)
+    widths = [flow.width(s.link.layer) for s in steps]
+    low, high = theory.log_norm_band(widths, steps[0].act)
     return math.log(accumulated) > max(math.log(threshold) + drawn, high, -low)
 
 
