@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,10 +47,23 @@ def measurable(tensor: Any) -> bool:
     )
 
 
-def activation(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def of_values(
+    handler: Callable[[Recorder, Call, Trail], Generator[None, Any, None]],
+) -> Handler:
+    """A handler of calls on values whose trail is known; other calls only join or bend paths."""
+
+    @wraps(handler)
+    def checked(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+        trail = rec.source(call.input) if measurable(call.input) else None
+        yield from join(rec, call) if trail is None else handler(rec, call, trail)
+
+    return checked
+
+
+@of_values
+def activation(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
     z, shaping = call.input, options(call)
-    trail = rec.source(z) if measurable(z) else None
-    if trail is None or shaping is None:
+    if shaping is None:
         yield from join(rec, call)
         return
     row = rec.row(call.op)
@@ -64,12 +78,9 @@ def activation(rec: Recorder, call: Call) -> Generator[None, Any, None]:
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
 
 
-def softmax(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+@of_values
+def softmax(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
     z = call.input
-    trail = rec.source(z) if measurable(z) else None
-    if trail is None:
-        yield from join(rec, call)
-        return
     row = rec.row(call.op)
     dim = call.bound.get("dim")
     with rec.attempt(row, "its rows"):
@@ -103,12 +114,9 @@ def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generat
     rec.finish(row, result, trails, Axes(result.dim() - 1 - spatial(op), batch, samples), "")
 
 
-def norm(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+@of_values
+def norm(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
     x = call.input
-    trail = rec.source(x) if measurable(x) else None
-    if trail is None:
-        yield from join(rec, call)
-        return
     row = rec.row(call.op)
     axes = trail.axes
     if call.op in ("batch_norm", "instance_norm", "group_norm") and x.dim() > 1:
@@ -126,12 +134,9 @@ def norm(rec: Recorder, call: Call) -> Generator[None, Any, None]:
     rec.finish(row, result, [trail], axes, "")
 
 
-def kept(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+@of_values
+def kept(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
     x = call.input
-    trail = rec.source(x) if measurable(x) else None
-    if trail is None:
-        yield from join(rec, call)
-        return
     row = rec.row(call.op)
     before = x.dim()
     result = yield
