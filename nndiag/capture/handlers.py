@@ -28,7 +28,7 @@ from nndiag.capture.lineage import (
     viewed,
 )
 from nndiag.capture.weights import running, spatial
-from nndiag.measure import Axes, measure_directions, measure_flat
+from nndiag.measure import Axes
 
 if TYPE_CHECKING:
     from nndiag.capture.recorder import Recorder
@@ -71,7 +71,7 @@ def activation(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, 
     row.input = rec.measure(z, trail.axes)
     act = theory.activation(call.op, **shaping)
     if act is not None and act.flat and not z.is_complex():
-        row.flat = rec.add(measure_flat(z, act.flat, trail.axes))
+        row.flat = rec.meter.flat(z, act.flat, trail.axes)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
     result = yield
@@ -107,7 +107,7 @@ def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generat
     if measurable(x):
         features = x.dim() - 1 - spatial(op)
         row.input = rec.measure(x, Axes(features, batch, samples))
-        row.direction = rec.add(measure_directions(x, features))
+        row.direction = rec.meter.directions(x, features)
     result = yield
     if op == "embedding_bag":
         batch, samples = 0, result.shape[0]

@@ -27,7 +27,7 @@ from nndiag.capture.handlers import HANDLERS, QUIET, hidden, measurable
 from nndiag.capture.lineage import UNKNOWN, Trail, Trails
 from nndiag.capture.locate import location
 from nndiag.capture.weights import Running, use_of
-from nndiag.measure import Axes, Pending, collect, measure
+from nndiag.measure import Axes, Meter, Pending
 from nndiag.stats import Layer, Node, TensorStats, Weight
 
 ROOT = "(root)"
@@ -39,7 +39,7 @@ NONE_CAME_TO_VIEW = f"{NONE_CAME}, or it is a view that was changed in place"
 
 @dataclass
 class Row:
-    """A layer while it is being watched; numbers are indices into ``Recorder.pending``."""
+    """A layer while it is being watched; numbers are indices into ``Recorder.numbers``."""
 
     index: int
     name: str
@@ -99,7 +99,7 @@ class Recorder(TorchFunctionMode):
         self.samples = 1
         self.rows: list[Row] = []
         self.nodes: list[Node] = []
-        self.pending: list[Pending] = []
+        self.meter = Meter()
         self.numbers: list[Any] = []
         self.not_observed: dict[str, None] = {}
         self.called: set[nn.Module] = set()
@@ -335,11 +335,12 @@ class Recorder(TorchFunctionMode):
             return grads
         found: list[int] = []
         notes["gradient", axes] = found
+        pooled = dataclasses.replace(axes, unit=None)
 
         def hook(grad: torch.Tensor) -> None:
             if self._backward:
                 with self._ours(f"the gradient at {name}"):
-                    found.append(self.add(measure(grad, axes)))
+                    found.append(self.meter.stats(grad, pooled, probe=False))
 
         handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         self._handles.append(handle)
@@ -351,12 +352,11 @@ class Recorder(TorchFunctionMode):
         notes = self.trails.notes(tensor)
         index: int | None = notes.get(axes)
         if index is None:
-            index = notes[axes] = self.add(measure(tensor, axes))
+            index = notes[axes] = self.meter.stats(tensor, axes)
         return index
 
     def add(self, pending: Pending) -> int:
-        self.pending.append(pending)
-        return len(self.pending) - 1
+        return self.meter.add(pending)
 
     def node(self, op: str, inputs: list[int], row: Row | None = None, parameter: str = "") -> int:
         index = -1 if row is None else row.index
@@ -466,7 +466,7 @@ class Recorder(TorchFunctionMode):
 
     def layers(self) -> list[Layer]:
         """All rows as plain data; waits for the device once."""
-        self.numbers = collect(self.pending)
+        self.numbers = self.meter.collect()
         seen = [row for row in self.rows if row.output is not None]
         position = {row.index: at for at, row in enumerate(seen)}
         for at, node in enumerate(self.nodes):

@@ -33,7 +33,6 @@ from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.recorder import ROOT, Recorder, has_layers, is_script, is_torch_leaf
 from nndiag.capture.untouched import Kept, untouched
 from nndiag.errors import BatchError, CaptureError, LossError, ModelError
-from nndiag.measure import readable
 from nndiag.stats import (
     Environment,
     Layer,
@@ -322,18 +321,12 @@ def _merge(
 
 def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: Tick) -> None:
     """Move every parameter by ``STEP`` of its norm against its gradient and look again."""
-    steps = [
-        (p, p.grad)
-        for p in run.named.values()
-        if p.grad is not None and p.grad.layout == torch.strided
-    ]
+    steps = [(p, p.grad, _move(run.parameters.get(name))) for name, p in run.named.items()]
     kept.reset()
     with torch.no_grad():
-        for p, grad in steps:
-            size = torch.linalg.vector_norm(readable(p))
-            length = torch.linalg.vector_norm(readable(grad))
-            move = torch.where((length > 0) & torch.isfinite(length), STEP * size / length, 0.0)
-            p.data.sub_((grad * move).to(p.dtype))
+        for p, grad, move in steps:
+            if grad is not None and grad.layout == torch.strided and move:
+                p.data.add_(grad.to(p.dtype), alpha=-move)
     del steps
     recorder = run.recorder(gradients=False, tick=tick)
     try:
@@ -349,6 +342,14 @@ def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: T
         shift = _shift(layer, after.get(name))
         if shift is not None:
             run.shifts[name] = shift
+
+
+def _move(parameter: Parameter | None) -> float:
+    """The length of the step along a parameter's gradient, in units of the gradient."""
+    if parameter is None or parameter.grad is None or not parameter.grad.norm > 0:
+        return 0.0
+    move = STEP * parameter.value.norm / parameter.grad.norm
+    return move if math.isfinite(move) else 0.0
 
 
 def _shift(before: Layer, after: Layer | None) -> Shift | None:
