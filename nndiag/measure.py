@@ -204,7 +204,6 @@ class Meter:
                         results[place] = result
         return results
 
-    @torch.no_grad()
     def _take(self, x: torch.Tensor, kind: tuple[Hashable, ...], work: _Work) -> int:
         if x.numel() > SMALL:
             return self.apart(work(x[None]))
@@ -250,7 +249,7 @@ def _stats(v: torch.Tensor, axes: Axes, histogram: bool, probe: bool, scratch: _
         finite = v.device.type == "cpu" and not counts[:, 2:4].any()
         if finite and unit is not None and len(shape) == 1 and v.shape[unit + 1] == shape[0]:
             # A sample's elements are the units.
-            (picks,) = _positions(shape, min(shape[0], PROBES), v.device)
+            (picks,) = spread(shape, min(shape[0], PROBES), v.device)
             parts += [mean[:, picks], m2[:, picks]]
         else:
             picked = _picked(samples, PROBES)[..., None]
@@ -557,24 +556,19 @@ def _picked(v: torch.Tensor, most: int) -> torch.Tensor:
     if width <= most:
         return v.flatten(2) if v.dim() > 2 else v[..., None]
     everything: Any = slice(None)
-    return v[(everything, everything, *_positions(tuple(shape), most, v.device))]
+    return v[(everything, everything, *spread(tuple(shape), most, v.device))]
 
 
 @functools.lru_cache(maxsize=256)
-def _positions(
-    shape: tuple[int, ...], count: int, device: torch.device
-) -> tuple[torch.Tensor, ...]:
-    """Different, well spread positions in a tensor of this shape, as indices for each axis.
+def spread(shape: tuple[int, ...], most: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Up to ``most`` different, well spread positions in a tensor of this shape, an index an axis.
 
-    Multiples of a step near the golden section of the size and coprime to it: also a beginning of
-    the sequence is well spread, over every axis.
+    Multiples of a step near the golden section of the size and coprime to it: an even stride would
+    meet the same few channels, or the same head, over and over.
     """
     width = math.prod(shape)
-    if count >= width:
-        flat = np.arange(width)
-    else:
-        step = round(0.618 * width)
-        while math.gcd(step, width) != 1:
-            step += 1
-        flat = np.sort(np.arange(count) * step % width)
+    step = round(0.618 * width)
+    while most < width and math.gcd(step, width) != 1:
+        step += 1
+    flat = np.sort(np.arange(most) * step % width) if most < width else np.arange(width)
     return tuple(torch.from_numpy(i).to(device) for i in np.unravel_index(flat, shape))

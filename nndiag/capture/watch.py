@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import platform
 import sys
@@ -98,8 +99,15 @@ class _Run:
     no_step: str = ""
     device: str = ""
 
-    def recorder(self, *, gradients: bool, tick: Tick) -> Recorder:
-        return Recorder(self.names, self.named, gradients=gradients, axis=self.axis, tick=tick)
+    def recorder(self, *, gradients: bool, tick: Tick, only_inputs: bool = False) -> Recorder:
+        return Recorder(
+            self.names,
+            self.named,
+            gradients=gradients,
+            only_inputs=only_inputs,
+            axis=self.axis,
+            tick=tick,
+        )
 
 
 def watch(
@@ -128,6 +136,8 @@ def watch(
             if batch is None:
                 break
             _one_batch(model, batch, run, needs, loss, kept, tick)
+            if run.batches > 1 and not gc.isenabled():  # check() put it off
+                gc.collect(1)
         else:
             run.not_observed[
                 f"only the first {max_batches} batches were looked at, however many there are "
@@ -147,7 +157,10 @@ def _one_batch(
 ) -> None:
     gradients = bool(needs & {"gradients", "step"})
     first = run.batches == 0
-    kept.reset()
+    if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
+        kept.start()
+    else:
+        kept.reset()
     recorder = run.recorder(gradients=gradients, tick=tick)
     try:
         output, inputs = _forward(model, batch, recorder)
@@ -328,18 +341,18 @@ def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: T
             if grad is not None and grad.layout == torch.strided and move:
                 p.data.add_(grad.to(p.dtype), alpha=-move)
     del steps
-    recorder = run.recorder(gradients=False, tick=tick)
+    recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     try:
         with torch.no_grad():
             _forward(model, batch, recorder)
-        after = {layer.name: layer for layer in recorder.layers()}
+        after = recorder.inputs()
     except CaptureError as error:
         run.no_step = f"the model raised after the virtual update: {error.__cause__}"
         return
     finally:
         recorder.close()
     for name, layer in run.layers.items():
-        shift = _shift(layer, after.get(name))
+        shift = _shift(layer.input, after.get(name))
         if shift is not None:
             run.shifts[name] = shift
 
@@ -352,13 +365,13 @@ def _move(parameter: Parameter | None) -> float:
     return move if math.isfinite(move) else 0.0
 
 
-def _shift(before: Layer, after: Layer | None) -> Shift | None:
-    if after is None or before.input is None or after.input is None:
+def _shift(before: TensorStats | None, after: TensorStats | None) -> Shift | None:
+    if before is None or after is None:
         return None
-    old, new = before.input.units, after.input.units
+    old, new = before.units, after.units
     if old is None or new is None or len(old) != len(new):
         return None
-    varied = old.std > 1e-6 * max(before.input.rms, 1e-30)
+    varied = old.std > 1e-6 * max(before.rms, 1e-30)
     if not varied.any():
         return None
     # Ratios of sums: in a sum of ratios one nearly dead unit outweighs all others.
