@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nndiag.measure import Axes, collect, measure, measure_directions, measure_flat
+from nndiag.measure import Axes, Meter
 from nndiag.stats import (
     DirectionStats,
     FlatStats,
@@ -28,6 +28,17 @@ from nndiag.stats import (
 )
 
 FLAT = ((-math.inf, 0.0), (1.0, math.inf))
+
+
+def measure(tensor, axes=Axes()):  # noqa: B008
+    return lambda meter: meter.stats(tensor, axes)
+
+
+def collect(measurements):
+    meter = Meter()
+    for measurement in measurements:
+        measurement(meter)
+    return meter.collect()
 
 
 def parts_and_whole(tensors, axes, function):
@@ -84,7 +95,7 @@ def test_merging_parts_is_measuring_the_whole(parts, where):
 @settings(deadline=None, max_examples=60)
 @given(parts=unlike_parts())
 def test_merging_flat_parts_is_measuring_the_whole(parts):
-    same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: measure_flat(t, FLAT, axes)))
+    same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: lambda m: m.flat(t, FLAT, axes)))
 
 
 @settings(deadline=None, max_examples=60)
@@ -92,7 +103,7 @@ def test_merging_flat_parts_is_measuring_the_whole(parts):
 def test_merging_directions_is_measuring_the_whole(parts):
     parts = [torch.cat([t, t], 1) for t in parts]  # at least two features
 
-    same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: measure_directions(t, 1)))
+    same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: lambda m: m.directions(t, 1)))
 
 
 def test_every_field_of_the_whole_is_filled_so_that_the_law_is_about_all_of_them():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import platform
 import sys
@@ -33,7 +34,6 @@ from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.recorder import ROOT, Recorder, has_layers, is_script, is_torch_leaf
 from nndiag.capture.untouched import Kept, untouched
 from nndiag.errors import BatchError, CaptureError, LossError, ModelError
-from nndiag.measure import readable
 from nndiag.stats import (
     Environment,
     Layer,
@@ -99,8 +99,15 @@ class _Run:
     no_step: str = ""
     device: str = ""
 
-    def recorder(self, *, gradients: bool, tick: Tick) -> Recorder:
-        return Recorder(self.names, self.named, gradients=gradients, axis=self.axis, tick=tick)
+    def recorder(self, *, gradients: bool, tick: Tick, only_inputs: bool = False) -> Recorder:
+        return Recorder(
+            self.names,
+            self.named,
+            gradients=gradients,
+            only_inputs=only_inputs,
+            axis=self.axis,
+            tick=tick,
+        )
 
 
 def watch(
@@ -129,6 +136,8 @@ def watch(
             if batch is None:
                 break
             _one_batch(model, batch, run, needs, loss, kept, tick)
+            if run.batches > 1 and not gc.isenabled():  # check() put it off
+                gc.collect(1)
         else:
             run.not_observed[
                 f"only the first {max_batches} batches were looked at, however many there are "
@@ -148,7 +157,10 @@ def _one_batch(
 ) -> None:
     gradients = bool(needs & {"gradients", "step"})
     first = run.batches == 0
-    kept.reset()
+    if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
+        kept.start()
+    else:
+        kept.reset()
     recorder = run.recorder(gradients=gradients, tick=tick)
     try:
         output, inputs = _forward(model, batch, recorder)
@@ -322,42 +334,44 @@ def _merge(
 
 def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: Tick) -> None:
     """Move every parameter by ``STEP`` of its norm against its gradient and look again."""
-    steps = [
-        (p, p.grad)
-        for p in run.named.values()
-        if p.grad is not None and p.grad.layout == torch.strided
-    ]
+    steps = [(p, p.grad, _move(run.parameters.get(name))) for name, p in run.named.items()]
     kept.reset()
     with torch.no_grad():
-        for p, grad in steps:
-            size = torch.linalg.vector_norm(readable(p))
-            length = torch.linalg.vector_norm(readable(grad))
-            move = torch.where((length > 0) & torch.isfinite(length), STEP * size / length, 0.0)
-            p.data.sub_((grad * move).to(p.dtype))
+        for p, grad, move in steps:
+            if grad is not None and grad.layout == torch.strided and move:
+                p.data.add_(grad.to(p.dtype), alpha=-move)
     del steps
-    recorder = run.recorder(gradients=False, tick=tick)
+    recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     try:
         with torch.no_grad():
             _forward(model, batch, recorder)
-        after = {layer.name: layer for layer in recorder.layers()}
+        after = recorder.inputs()
     except CaptureError as error:
         run.no_step = f"the model raised after the virtual update: {error.__cause__}"
         return
     finally:
         recorder.close()
     for name, layer in run.layers.items():
-        shift = _shift(layer, after.get(name))
+        shift = _shift(layer.input, after.get(name))
         if shift is not None:
             run.shifts[name] = shift
 
 
-def _shift(before: Layer, after: Layer | None) -> Shift | None:
-    if after is None or before.input is None or after.input is None:
+def _move(parameter: Parameter | None) -> float:
+    """The length of the step along a parameter's gradient, in units of the gradient."""
+    if parameter is None or parameter.grad is None or not parameter.grad.norm > 0:
+        return 0.0
+    move = STEP * parameter.value.norm / parameter.grad.norm
+    return move if math.isfinite(move) else 0.0
+
+
+def _shift(before: TensorStats | None, after: TensorStats | None) -> Shift | None:
+    if before is None or after is None:
         return None
-    old, new = before.input.units, after.input.units
+    old, new = before.units, after.units
     if old is None or new is None or len(old) != len(new):
         return None
-    varied = old.std > 1e-6 * max(before.input.rms, 1e-30)
+    varied = old.std > 1e-6 * max(before.rms, 1e-30)
     if not varied.any():
         return None
     # Ratios of sums: in a sum of ratios one nearly dead unit outweighs all others.
