@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup demo calibration test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 15
@@ -17,6 +17,9 @@ setup: $(READY) ## make .venv and install nndiag with all it needs
 
 demo: $(READY) ## train four networks, three of them sick, and diagnose them
 	$(VENV)/bin/nndiag demo --output reports/demo
+
+calibration: $(READY) ## judge the labelled faults and the healthy networks; minutes
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration
 
 test: $(READY) ## lint, check types, run the tests
 	$(RUN) ruff check
