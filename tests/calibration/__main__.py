@@ -30,8 +30,9 @@ def main(
     verdicts, labels = [], {}
     for case in track(cases, "faults", console=console):
         with silenced():
-            labels[case.name] = float(case.measure(case.build()))
-            verdicts.append(judge.verdict(case, case.build()))
+            subject = case.build()
+            verdicts.append(judge.verdict(case, subject))
+            labels[case.name] = float(case.measure(subject))  # a check leaves it as it was
     table = judge.table(cases, verdicts, labels)
     if only:
         console.print(table.drop(columns=["kind", "rule"]).to_string())

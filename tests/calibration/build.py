@@ -35,16 +35,22 @@ class Base:
         parts += [name if value is True else f"{name}{value}" for name, value in self.options]
         return "-".join(parts)
 
-    @functools.cached_property
+    @property
     def places(self) -> nets.Net:
         """A net of this shape, for the names of its layers only."""
-        return nets.net(self.architecture, self.form, act=self.act, source=self.source,
-                        **dict(self.options))  # fmt: skip
+        return _shape(replace(self, state="init", samples=0))
 
-    def build(self) -> Subject:
-        model = nets.net(self.architecture, self.form, self.state, act=self.act,
-                         source=self.source, **dict(self.options))  # fmt: skip
-        return nets.subject(model, self.architecture, self.source, self.samples)
+    def net(self, seed: int = 0) -> nets.Net:
+        return nets.net(self.architecture, self.form, self.state, act=self.act,
+                        source=self.source, seed=seed, **dict(self.options))  # fmt: skip
+
+    def build(self, seed: int = 0) -> Subject:
+        return nets.subject(self.net(seed), self.architecture, self.source, self.samples)
+
+
+@functools.cache
+def _shape(base: Base) -> nets.Net:
+    return base.net()
 
 
 def bases(
@@ -60,6 +66,32 @@ def bases(
         Base(a, form, state, act, source, tuple(options.items()), samples)
         for a, state, form in product(architectures, states, forms)
     ]
+
+
+def pick(architectures: Iterable[str], **options: Any) -> list[Base]:
+    """Two bases of each: in one form as initialised, in the other trained; by turns."""
+    found = []
+    for n, architecture in enumerate(architectures):
+        forms = ("module", "functional")
+        for k, state in enumerate(("init", "trained")):
+            found += bases(architecture, forms=[forms[(n + k) % 2]], states=[state], **options)
+    return found
+
+
+def turns(architectures: Iterable[str], start: int = 0, **options: Any) -> list[Base]:
+    """One base of each, going round the forms and states."""
+    return [
+        bases(architecture, **options)[(start + n) % 4]
+        for n, architecture in enumerate(architectures)
+    ]
+
+
+def layer(subject: Subject, name: str) -> Any:
+    return subject.model.get_submodule(name)
+
+
+USED: dict[Base, None] = {}
+NEAR: Any = {"above": (1.15,), "below": (1 / 1.15,)}
 
 
 def fault(
@@ -78,6 +110,8 @@ def fault(
         subject = base.build()
         return hurt(subject) or subject
 
+    # What the base was, for the healthy networks: see faults.BASES.
+    USED.setdefault(base)
     name = f"{kind}/{base.short}/{base.form}/{base.state}/{strength:g}"
     return Fault(name, kind, rule, base.architecture, base.form, base.state, strength, sick,
                  frozenset(where), build, measure, limit)  # fmt: skip
@@ -110,42 +144,38 @@ def graded(
     for ratios, sick in ((above, True), (below, False)):
         for ratio in ratios:
             assert reach is not None
-            hurt = functools.partial(aim, base.build, strong, measure, ratio * limit, reach)
+            hurt = _aimed(base, strong, measure, ratio * limit, reach)
             near = fault(kind, rule, base, ratio, hurt, measure, limit, where, sick=sick)
-            yield replace(near, name=near.name.rpartition("/")[0] + f"/{ratio:g} of the limit")
+            yield replace(near, name=near.name.rpartition("/")[0] + f"/{ratio:.2f} of the limit")
 
 
-def aim(
-    build: Callable[[], Subject],
+def _aimed(
+    base: Base,
     strong: Callable[[float], Hurt],
     measure: Callable[[Subject], float],
     label: float,
     reach: tuple[float, float],
-    subject: Subject,
-) -> Subject | None:
-    """Hurt it as strongly as gives this label: bisection, over the logarithm of the strength."""
+) -> Hurt:
+    """Hurt as strongly as gives this label: bisection, over the logarithm of the strength."""
 
-    def measured(log: float) -> float:
-        trial = build()
-        return measure(strong(math.exp(log))(trial) or trial)
+    @functools.cache
+    def strength() -> float:
+        def measured(log: float) -> float:
+            trial = base.build()
+            return measure(strong(math.exp(log))(trial) or trial)
 
-    low, high = sorted(map(math.log, reach), key=measured)
-    for _ in range(14):
-        middle = (low + high) / 2
-        low, high = (middle, high) if measured(middle) < label else (low, middle)
-    return strong(math.exp((low + high) / 2))(subject)
+        low, high = map(math.log, reach)
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (middle, high) if measured(middle) < label else (low, middle)
+        return math.exp((low + high) / 2)
+
+    return lambda subject: strong(strength())(subject)
 
 
 def control(base: Base) -> Healthy:
     """The base itself, unhurt, from a seed (where it is not trained)."""
     family = {"lstm": "recurrent", "encoder": "transformer", "decoder": "transformer"}
 
-    def build(seed: int) -> Subject:
-        if base.state == "trained":
-            return base.build()
-        model = nets.net(base.architecture, base.form, act=base.act, source=base.source,
-                         seed=seed, **dict(base.options))  # fmt: skip
-        return nets.subject(model, base.architecture, base.source, base.samples)
-
     name = f"{base.short}/{base.form}/{base.state}"
-    return Healthy(name, family.get(base.architecture, base.architecture), base.state, build)
+    return Healthy(name, family.get(base.architecture, base.architecture), base.state, base.build)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from calibration import faults_activations
-from calibration.build import Base
+from calibration import faults_activations, faults_gradients, faults_values, faults_weights
+from calibration.build import USED, Base
 from calibration.cases import Fault
 
-THEMES = (faults_activations,)
+THEMES = (faults_activations, faults_gradients, faults_weights, faults_values)
 
 FAULTS: list[Fault] = [case for theme in THEMES for case in theme.FAULTS]
-BASES: list[Base] = list(dict.fromkeys(base for theme in THEMES for base in theme.BASES))
+BASES: list[Base] = list(USED)
 
 # Why a case that goes wrong is left as it is, by case or kind.
 WHY: dict[str, str] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -276,15 +276,3 @@ def curves(
                 }
             )
     return pd.DataFrame(rows)
-
-
-def run(
-    cases: Sequence[Fault], tick: Callable[[int, int, str], None] = lambda *_: None
-) -> tuple[list[Verdict], dict[str, float]]:
-    """Verdicts and labels; each case is built for each of the two."""
-    verdicts, label = [], {}
-    for done, case in enumerate(cases):
-        tick(done, len(cases), case.name)
-        label[case.name] = float(case.measure(case.build()))
-        verdicts.append(verdict(case, case.build()))
-    return verdicts, label

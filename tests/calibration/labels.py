@@ -6,6 +6,7 @@ purpose: whole tensors, a loop where a loop says it, so that a reader can check 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -149,12 +150,19 @@ def one_sign_share(subject: Subject, after: str) -> float:
     return float(((rows > 0).all(1) | (rows < 0).all(1)).double().mean()) if len(rows) else 0.0
 
 
-def pooled_over_spread(subject: Subject, place: str) -> float:
-    """Std over all values, over the std across samples alone (rms over elements)."""
-    out = look(subject, place, backward=False).gave[place][0].detach().double()
-    out = out.flatten(1)
-    spread = float(out.var(0, correction=0).mean().sqrt())
-    return float(out.std(correction=0)) / spread if spread else math.inf
+def drowned(subject: Subject, places: Sequence[str]) -> float:
+    """Of what tells samples apart at the input, how many times less there is at a layer.
+
+    Both as std across samples (rms over elements) over the std of all values; at the worst layer.
+    """
+    seen = look(subject, *places, backward=False)
+    here = min(_tells_apart(seen.gave[place][0].detach()) for place in places)
+    return min(_tells_apart(subject.batch), 1.0) / here if here else math.inf
+
+
+def _tells_apart(t: Tensor) -> float:
+    t = t.double().flatten(1)
+    return float(t.var(0, correction=0).mean().sqrt() / t.std(correction=0))
 
 
 def running_mean_shift(subject: Subject, norm: str) -> float:
@@ -168,6 +176,15 @@ def running_variance_ratio(subject: Subject, norm: str) -> float:
     x, bn = _before_norm(subject, norm)
     ratio = float((x.var(0, correction=0) / bn.running_var).median())
     return max(ratio, 1 / ratio) if ratio > 0 else math.inf
+
+
+def statistics_off(subject: Subject, norms: Sequence[str], mean: float, variance: float) -> float:
+    """The larger of both, each over its limit, at the worst of these layers."""
+    return max(
+        max(running_mean_shift(subject, norm) / mean,
+            running_variance_ratio(subject, norm) / variance)
+        for norm in norms
+    )  # fmt: skip
 
 
 def _before_norm(subject: Subject, norm: str) -> tuple[Tensor, nn.Module]:
@@ -192,21 +209,32 @@ def grows(subject: Subject, first: str, last: str) -> float:
     return float(a.double().norm() / b.double().norm())
 
 
-def rounding(subject: Subject, place: str) -> float:
-    """The format's smallest number over the rms of the gradient where it is not zero."""
-    grad = look(subject, place).gave[place][0].grad
-    assert grad is not None
-    left = grad[grad != 0].double()
-    smallest = torch.finfo(grad.dtype).smallest_normal * torch.finfo(grad.dtype).eps
-    return smallest / float(left.square().mean().sqrt())
+def rounding(subject: Subject, places: Sequence[str]) -> float:
+    """The format's smallest number over the rms of the gradient where it is not zero; at the worst
+    layer that has one."""
+    seen, found = look(subject, *places), []
+    for place in places:
+        grad = seen.gave[place][0].grad
+        assert grad is not None
+        left = grad[grad != 0].double()
+        smallest = torch.finfo(grad.dtype).smallest_normal * torch.finfo(grad.dtype).eps
+        found += [smallest / float(left.square().mean().sqrt())] if len(left) else []
+    return max(found, default=math.inf)
 
 
-def without_gradient(subject: Subject) -> float:
-    """How many trainable parameters get no gradient, or one of zeros."""
-    look(subject)
-    return sum(
-        p.grad is None or not p.grad.any() for p in subject.model.parameters() if p.requires_grad
-    )
+def never_a_gradient(subject: Subject) -> float:
+    """How many trainable parameters get none but zeros, now and after each of three updates."""
+    model = subject.model
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    left = set(trainable)
+    for _ in range(4):
+        look(subject)
+        left -= {n for n in left if trainable[n].grad is not None and trainable[n].grad.any()}
+        with torch.no_grad():
+            for p in trainable.values():
+                if p.grad is not None:
+                    p -= 0.01 * p.grad
+    return len(left)
 
 
 def frozen_between(subject: Subject, layers: Sequence[str]) -> float:
@@ -221,31 +249,55 @@ def frozen_between(subject: Subject, layers: Sequence[str]) -> float:
 # -- parameters ------------------------------------------------------------------------------------
 
 
-def too_small(subject: Subject, weights: Sequence[tuple[str, float]]) -> float:
-    """By which factor weights are too small over a chain, each held against gain / root(fan-in).
+def too_small(subject: Subject, layers: Sequence[str], gain: float) -> float:
+    """By which factor weights are too small over a chain, to its worst layer.
 
-    The first layer counts by itself (its input's scale is given), the others by their product, to
-    the worst layer.
+    The first layer counts by itself (its input's scale is given), the others by their product.
     """
-    offs = [-math.log(_over_reference(subject, name, gain)) for name, gain in weights]
-    return _worst(offs)
+    return _worst([-off for off in _off(subject, layers, gain)])
 
 
-def too_large(subject: Subject, weights: Sequence[tuple[str, float]]) -> float:
-    return _worst([math.log(_over_reference(subject, name, gain)) for name, gain in weights])
+def too_large(subject: Subject, layers: Sequence[str], gain: float) -> float:
+    return _worst(_off(subject, layers, gain))
 
 
 def _worst(offs: list[float]) -> float:
-    total, reached = 0.0, offs[0]
+    total, reached = 0.0, max(offs[0], 0.0)
     for off in offs[1:]:
         total += off
         reached = max(reached, total)
     return math.exp(reached)
 
 
-def _over_reference(subject: Subject, name: str, gain: float) -> float:
-    weight = subject.model.get_parameter(name).detach().double()
-    return float(weight.square().mean().sqrt()) * math.sqrt(weight[0].numel()) / gain
+def _off(subject: Subject, layers: Sequence[str], gain: float) -> list[float]:
+    """ln of how far each layer's weights are off gain / root(fan-in), and of what they do.
+
+    What they do: the std of W x, without the bias, over gain times the rms of x. The smaller of the
+    two, where they agree; trained weights of odd scale may well do what they should. In the first
+    layer, whose input may have any scale, W x has to be off unit scale, too.
+    """
+    seen, offs = look(subject, *layers, backward=False), []
+    for number, name in enumerate(layers):
+        module = subject.model.get_submodule(name)
+        weight = module.weight.detach().double()
+        x = _read_by(module, seen.read[name])
+        made = (x @ weight.flatten(1).T).std(correction=0)
+        rms = weight.square().mean().sqrt()
+        logs = [rms * math.sqrt(weight[0].numel()) / gain, made / gain / x.square().mean().sqrt()]
+        logs += [made / gain] if number == 0 else []
+        logs = [math.log(float(t)) for t in logs]
+        agree = all(t > 0 for t in logs) or all(t < 0 for t in logs)
+        offs.append(min(logs, key=abs) if agree else 0.0)
+    return offs
+
+
+def _read_by(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """What each output value is a weighted sum of, in rows; a convolution's zero padding too."""
+    x = torch.cat([t.detach() for t in inputs]).double()
+    if isinstance(module, nn.Conv2d):
+        patches = nn.functional.unfold(x, module.kernel_size, padding=module.padding)
+        x = patches.transpose(1, 2)
+    return x.flatten(0, -2)
 
 
 def kept_equal(subject: Subject, place: str) -> float:
@@ -276,7 +328,7 @@ def nonfinite(subject: Subject) -> float:
     seen = look(subject, *leaves)
     tensors = [subject.batch, seen.loss, *subject.model.parameters()]
     tensors += [t for outs in seen.gave.values() for t in outs]
-    tensors += [t.grad for t in tensors if t.requires_grad and t.grad is not None]
+    tensors += [t.grad for t in tensors if (t.is_leaf or t.retains_grad) and t.grad is not None]
     return sum(int((~torch.isfinite(t)).sum()) for t in tensors if t.is_floating_point())
 
 
@@ -287,18 +339,23 @@ def band(widths: Sequence[int], kind: str) -> tuple[float, float]:
     """Factors that chance alone explains in a network of these widths, at 99.9 %.
 
     Hanin & Nica 2020: ln of the squared norm is about N(-b/2, b), b = f·Σ1/width, where f is
-    Var(φ²)/(E φ²)² at N(0, 1): 5 for ReLU. Here by a plain sum over a fine grid.
+    Var(φ²)/(E φ²)² at N(0, 1): 5 for ReLU.
     """
+    b = _fluctuation(kind) * sum(1 / width for width in widths)
+    reach = NormalDist().inv_cdf(0.9995) * math.sqrt(b) / 2
+    return math.exp(min(-b / 4 - reach, 0.0)), math.exp(max(-b / 4 + reach, 0.0))
+
+
+@functools.cache
+def _fluctuation(kind: str) -> float:
+    """By a plain sum over a fine grid."""
     z = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
     weight = torch.exp(-z * z / 2)
     weight /= weight.sum()
-    square = {"relu": z.relu(), "tanh": z.tanh(), "sigmoid": z.sigmoid(), "identity": z,
+    square = {"relu": z.relu(), "tanh": z.tanh(), "sigmoid": z.sigmoid(),
               "leaky_relu": torch.nn.functional.leaky_relu(z, 0.2)}[kind] ** 2  # fmt: skip
     second = float((weight * square).sum())
-    f = float((weight * (square - second) ** 2).sum()) / second**2
-    b = f * sum(1 / width for width in widths)
-    reach = NormalDist().inv_cdf(0.9995) * math.sqrt(b) / 2
-    return math.exp(min(-b / 4 - reach, 0.0)), math.exp(max(-b / 4 + reach, 0.0))
+    return float((weight * (square - second) ** 2).sum()) / second**2
 
 
 def drawn(counts: Sequence[int]) -> float:
