@@ -318,7 +318,7 @@ def only_way(snapshot: Snapshot, nodes: frozenset[int]) -> bool:
     """Whether every way from the model's inputs to its outputs goes through one of these nodes."""
     inputs = _members(_op_bits(snapshot).get("input", 0))
     lead_out = [n for n in inputs if not blocked(snapshot, n, frozenset())]
-    return bool(lead_out) and all(blocked(snapshot, n, nodes) for n in lead_out)
+    return bool(lead_out) and all(n in nodes or blocked(snapshot, n, nodes) for n in lead_out)
 
 
 def bypassed(snapshot: Snapshot, layer: Layer) -> bool:

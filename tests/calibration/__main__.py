@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from calibration import judge, page
+from calibration import judge, labels_file, page
 from calibration.build import control
+from calibration.cases import Healthy
 from calibration.faults import BASES, FAULTS, WHY
-from calibration.labels_file import LABELS, write
 from nndiag.progress import silenced
 
 
@@ -38,20 +40,38 @@ def main(
         console.print(table.drop(columns=["kind", "rule"]).to_string())
         return
     sound = []
-    for base in track(BASES, "healthy bases", console=console):
-        for seed in (0, 1, 2) if base.state == "init" else (0,):
-            with silenced():
-                case = control(base)
-                sound.append(judge.verdict(case, case.build(seed)))
-    healthy = pd.DataFrame(
-        {"network": v.name, "rules": " ".join({a.rule for a in v.alarms})} for v in sound
-    )
-    page.publish(
-        table, judge.rules(table, healthy), judge.curves(cases, verdicts, sound), healthy, WHY, folder
-    )  # fmt: skip
+    for network, seed in track([*_healthy()], "healthy", console=console):
+        with silenced():
+            sound.append(judge.verdict(network, network.build(seed)))
+    healthy = pd.concat([judge.quiet(sound), *_published(folder)])
+    curves = judge.curves(cases, verdicts, sound)
+    page.publish(table, judge.rules(table, healthy), curves, healthy, WHY, folder)
     if relabel:
-        write(cases, labels, LABELS)
+        labels_file.write(cases, labels)
     console.print(f"written to {folder}")
+
+
+def _healthy() -> Iterator[tuple[Healthy, int]]:
+    """What the faults were injected into, from three seeds; the healthy half of the corpus."""
+    for base in BASES:
+        yield from (
+            (control(base), seed) for seed in ((0,) if base.state == "trained" else (0, 1, 2))
+        )
+    if importlib.util.find_spec("calibration.healthy"):
+        from calibration.healthy import HEALTHY
+
+        yield from ((network, 0) for network in HEALTHY)
+
+
+def _published(folder: Path) -> Iterator[pd.DataFrame]:
+    """The other seeds of the healthy half, from ``healthy.csv``."""
+    path = folder / "healthy.csv"
+    if path.exists():
+        runs = pd.read_csv(path, keep_default_na=False)
+        said = runs["alarms"].map(
+            lambda text: " ".join(a.split()[1] for a in text.split("; ") if a)
+        )
+        yield pd.DataFrame({"network": runs["network"], "rules": said})[runs["seed"] != 0]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from calibration import nets
 from calibration.cases import Fault, Healthy, Subject
 
@@ -90,6 +93,24 @@ def layer(subject: Subject, name: str) -> Any:
     return subject.model.get_submodule(name)
 
 
+def trained_at(optimiser: str, rate: float, base: Base, epochs: int = 2) -> Hurt:
+    """Training for a while, at this learning rate."""
+
+    def hurt(subject: Subject) -> None:
+        subject.model.load_state_dict(_at_rate(optimiser, rate, base, epochs))
+
+    return hurt
+
+
+@functools.cache
+def _at_rate(optimiser: str, rate: float, base: Base, epochs: int) -> dict[str, Tensor]:
+    model = base.net()
+    make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimiser]
+    opt = make(model.parameters(), rate)
+    nets.train(model, base.architecture, base.source, epochs=epochs, optimiser=opt)
+    return model.state_dict()
+
+
 USED: dict[Base, None] = {}
 NEAR: Any = {"above": (1.15,), "below": (1 / 1.15,)}
 
@@ -105,6 +126,7 @@ def fault(
     where: Iterable[str],
     *,
     sick: bool = True,
+    also: Iterable[str] = (),
 ) -> Fault:
     def build() -> Subject:
         subject = base.build()
@@ -114,7 +136,7 @@ def fault(
     USED.setdefault(base)
     name = f"{kind}/{base.short}/{base.form}/{base.state}/{strength:g}"
     return Fault(name, kind, rule, base.architecture, base.form, base.state, strength, sick,
-                 frozenset(where), build, measure, limit)  # fmt: skip
+                 frozenset(where), build, measure, limit, frozenset(also))  # fmt: skip
 
 
 def graded(

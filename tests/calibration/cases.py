@@ -39,6 +39,7 @@ class Fault:
     build: Callable[[], Subject]  # the same every time
     measure: Callable[[Subject], float]
     limit: float
+    also: frozenset[str] = frozenset()  # other rules that are right to alarm, if they do
 
 
 @dataclass(frozen=True)

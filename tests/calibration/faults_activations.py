@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from calibration import labels, nets
-from calibration.build import NEAR, Base, Hurt, bases, fault, graded, layer, pick, turns
+from calibration import labels
+from calibration.build import (
+    NEAR,
+    Base,
+    Hurt,
+    bases,
+    fault,
+    graded,
+    layer,
+    pick,
+    trained_at,
+    turns,
+)
 from calibration.cases import Fault, Subject
 
 SATURATED, SATURATED_UNITS, DEAD, ONE_SIGN = 0.75, 0.40, 0.40, 0.5
@@ -261,22 +270,23 @@ def negative() -> Iterator[Fault]:
         )  # fmt: skip
 
 
-def trained_at(rate: float, architecture: str, epochs: int) -> Hurt:
-    """A network that a learning rate threw off its data."""
+def thrown() -> Iterator[Fault]:
+    """Healthy networks that too high a learning rate threw off their data."""
+    mlps, (_, cnn) = bases("mlp", states=["init"], depth=4), bases("cnn", states=["init"], depth=4)
+    lstm = bases("lstm", states=["init"])[0]
+    for base, rate in ((mlps[0], 0.3), (mlps[1], 0.1), (cnn, 0.1), (lstm, 0.3)):
+        hidden = [1] if base.architecture == "lstm" else range(4)
+        names = [base.places.places[k] for k in hidden]
+        yield fault(
+            "dead-by-rate", "dead-relu", base, rate, trained_at("adam", rate, base),
+            functools.partial(most_dead, places=names), DEAD,
+            frozenset().union(*(base.places.where(k) for k in hidden)),
+            also=("init-scale", "saturation"),  # it throws the weights far, too
+        )  # fmt: skip
 
-    def hurt(subject: Subject) -> None:
-        model: Any = subject.model
-        model.load_state_dict(_thrown(architecture, model.functional, rate, epochs))
 
-    return hurt
-
-
-@functools.cache
-def _thrown(architecture: str, functional: bool, rate: float, epochs: int) -> dict[str, Tensor]:
-    model = nets.net(architecture, "functional" if functional else "module")
-    optimiser = torch.optim.SGD(model.parameters(), rate)
-    nets.train(model, architecture, epochs=epochs, optimiser=optimiser)
-    return model.state_dict()
+def most_dead(subject: Subject, places: list[str]) -> float:
+    return max(labels.dead_share(subject, place) for place in places)
 
 
 # -- depending on nothing --------------------------------------------------------------------------
@@ -351,5 +361,5 @@ def drowned(base: Base, k: int) -> Callable[[Subject], float]:
 
 FAULTS: list[Fault] = [
     *biases(), *units(), *unscaled(), *attention(), *gates(), *off_zero(), *dead(), *negative(),
-    *collapsed(),
+    *thrown(), *collapsed(),
 ]  # fmt: skip

@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibration import labels, nets
-from calibration.build import NEAR, Base, Hurt, bases, fault, graded, layer, pick, turns
+from calibration import labels
+from calibration.build import NEAR, Base, Hurt, bases, fault, graded, layer, trained_at, turns
 from calibration.cases import Fault, Subject
 
 RUNNING_MEAN, RUNNING_VARIANCE = 2.0, 10.0
@@ -81,6 +80,14 @@ def parameters() -> Iterator[Fault]:
         yield fault("parameter-nan" if n % 2 else "parameter-inf", "non-finite", base, 1,
                     poisoned(name, math.nan if n % 2 else math.inf), labels.nonfinite, 0,
                     {name})  # fmt: skip
+
+
+def diverged() -> Iterator[Fault]:
+    """What too high a learning rate leaves of the parameters."""
+    for base in bases("mlp", states=["init"], depth=4):
+        names = {name for name, _ in base.places.named_parameters()}
+        yield fault("diverged", "non-finite", base, 2, trained_at("sgd", 2, base),
+                    labels.nonfinite, 0, names)  # fmt: skip
 
 
 def dirty(share: float) -> Hurt:
@@ -218,5 +225,5 @@ def statistics() -> Iterator[Fault]:
 
 
 FAULTS: list[Fault] = [
-    *operations(), *parameters(), *inputs(), *backward(), *halves(), *statistics(),
+    *operations(), *parameters(), *diverged(), *inputs(), *backward(), *halves(), *statistics(),
 ]  # fmt: skip

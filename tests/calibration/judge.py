@@ -102,7 +102,7 @@ def mark(case: Fault, said: Verdict) -> Marks:
             dict.fromkeys(
                 a.rule
                 for a in said.alarms
-                if not case.sick or (a.rule != case.rule and a.root != case.rule)
+                if a.rule not in case.also and (not case.sick or case.rule not in (a.rule, a.root))
             )
         ),
     )
@@ -153,6 +153,14 @@ def table(
     return pd.DataFrame(rows)
 
 
+def quiet(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row for each healthy run, with the rules that alarm."""
+    return pd.DataFrame(
+        {"network": v.name, "rules": " ".join(dict.fromkeys(a.rule for a in v.alarms))}
+        for v in verdicts
+    )
+
+
 class Share(NamedTuple):
     """So many of so many, with the exact 95 % interval of Clopper & Pearson 1934."""
 
@@ -188,8 +196,8 @@ def rules(cases: pd.DataFrame, healthy: pd.DataFrame) -> list[dict[str, Any]]:
     negatives, and the healthy ones), those where it does not.
     """
     lines = []
-    for rule in sorted(set(cases["rule"]) | set(cases["false_alarms"].str.split().explode().dropna())
-                       | set(healthy["rules"].str.split().explode().dropna())):  # fmt: skip
+    wrong = pd.concat([cases["false_alarms"], healthy["rules"]]).str.split().explode().dropna()
+    for rule in sorted({*cases["rule"], *wrong}):
         own = cases[(cases["rule"] == rule) & cases["sick"]]
         lines.append({"rule": rule, **_shares(own, cases, healthy, rule)})
     sick = cases[cases["sick"]]
@@ -238,7 +246,7 @@ def moved(threshold: Threshold, factor: float) -> float:
 
 
 def curve(report: Report) -> Curve:
-    """Whether a rule alarms when one of its thresholds is moved, the measurements being as they are."""
+    """Whether a rule alarms on the same measurements when one of its thresholds is moved."""
     found: Curve = {}
     for rule, name, threshold in thresholds():
         for factor in FACTORS:

@@ -352,7 +352,7 @@ def _fluctuation(kind: str) -> float:
     z = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
     weight = torch.exp(-z * z / 2)
     weight /= weight.sum()
-    square = {"relu": z.relu(), "tanh": z.tanh(), "sigmoid": z.sigmoid(),
+    square = {"relu": z.relu(), "tanh": z.tanh(), "sigmoid": z.sigmoid(), "identity": z,
               "leaky_relu": torch.nn.functional.leaky_relu(z, 0.2)}[kind] ** 2  # fmt: skip
     second = float((weight * square).sum())
     return float((weight * (square - second) ** 2).sum()) / second**2
