@@ -1,8 +1,9 @@
 """Trainable parameters that get no gradient: they will stay as they are.
 
 A parameter whose gradient is None does not take part in the loss: its module is never called, or
-its output is detached or thrown away. One whose gradient is exactly zero takes part, but nothing
-it does matters: everything behind it is switched off.
+its output is detached or thrown away; that is how the program is written, whatever its values. One
+whose gradient is exactly zero takes part, but nothing it does matters: everything behind it is
+switched off, or so large that the loss is flat there.
 
 Zero by construction is no fault and is not reported: what lies before a head, a residual branch or
 a scale that starts at zero (zero-initialised heads, zero-gamma BatchNorm, LoRA) learns from the
