@@ -6,8 +6,10 @@ without long training.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 
 import nndiag
 from calibration import (
+    build,
     faults_activations,
     faults_gradients,
     faults_values,
@@ -27,7 +30,7 @@ from calibration import (
     page,
 )
 from calibration.cases import Fault, Subject
-from calibration.faults import FAULTS, WHY
+from calibration.faults import FAULTS, KINDS, WHY
 from nndiag.rule import discover
 
 
@@ -105,6 +108,20 @@ def test_every_label_is_stored_and_on_its_side_of_the_limit():
 def test_limits_are_the_published_thresholds(limit, published):
     rule, _, name = published.partition(".")
     assert limit == pytest.approx(discover()[rule].RULE.thresholds[name].value)
+
+
+def test_every_kind_is_described():
+    assert set(KINDS) == {case.kind for case in FAULTS}
+
+
+@pytest.mark.parametrize("module", [labels, nets, build, faults_activations, faults_gradients,
+                                    faults_values, faults_weights])  # fmt: skip
+def test_corpus_and_labels_know_nothing_of_nndiag(module):
+    tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+    loaded = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    loaded += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    assert loaded
+    assert not [name for name in loaded if name.partition(".")[0] == "nndiag"]
 
 
 def test_what_is_said_of_cases_that_go_wrong_speaks_of_cases_there_are():
