@@ -9,7 +9,8 @@ from calibration.cases import Fault
 THEMES = (faults_activations, faults_gradients, faults_weights, faults_values)
 
 FAULTS: list[Fault] = [case for theme in THEMES for case in theme.FAULTS]
-BASES: list[Base] = list(USED)
+# Sigmoids in hidden layers are a fault of their own.
+BASES: list[Base] = [base for base in USED if base.act != "sigmoid"]
 
 # Why a case that goes wrong is left as it is, by case or kind.
 WHY: dict[str, str] = {
@@ -31,6 +32,7 @@ KINDS: dict[str, str] = {
     "gate-bias": "biases of an LSTM's candidate, up and down by turns (their size)",
     "gate-weights": "an LSTM's input weights are multiplied by a constant (the constant)",
     "sigmoid-hidden": "two or three hidden layers of sigmoids (their number)",
+    "sigmoid-shifted": "the same, with a constant taken off them (the share of their mean left)",
     "dead-bias": "biases of -100 before a ReLU (the share of units)",
     "dead-beta": "the same in a BatchNorm (the share of units)",
     "dead-sign": "weights made negative behind positive inputs (the share of units)",

@@ -193,6 +193,25 @@ def off_zero() -> Iterator[Fault]:
             )  # fmt: skip
 
 
+def recentred(left: float) -> Hurt:
+    """A constant taken off the sigmoids: of the last ones' mean, a half, this share is left."""
+
+    def hurt(subject: Subject) -> None:
+        subject.model.before[1] = lambda x: x - 0.5
+        subject.model.before[2] = lambda x: x - 0.5 * (1 - left)
+
+    return hurt
+
+
+def shifted() -> Iterator[Fault]:
+    for base in bases("mlp", states=["init"], act="sigmoid", depth=2):
+        yield from graded(
+            "sigmoid-shifted", "non-zero-centered", base, recentred,
+            functools.partial(labels.one_sign_share, after="head"), ONE_SIGN,
+            base.places.where(1), glaring=(1, 0.75), mild=(0.5, 0.35),
+        )  # fmt: skip
+
+
 # -- dead ------------------------------------------------------------------------------------------
 
 
@@ -360,6 +379,6 @@ def drowned(base: Base, k: int) -> Callable[[Subject], float]:
 
 
 FAULTS: list[Fault] = [
-    *biases(), *units(), *unscaled(), *attention(), *gates(), *off_zero(), *dead(), *negative(),
+    *biases(), *units(), *unscaled(), *attention(), *gates(), *off_zero(), *shifted(), *dead(), *negative(),
     *thrown(), *collapsed(),
 ]  # fmt: skip

@@ -48,11 +48,9 @@ class Verdict(NamedTuple):
 
     name: str
     alarms: tuple[Alarm, ...]
-    notes: tuple[str, ...]  # rules
     evidence: float  # of the case's rule: what it held against its threshold
     threshold: float
     measure: str
-    message: str
     crashed: int
     curve: Curve
 
@@ -68,11 +66,9 @@ def verdict(case: Fault | Healthy, subject: Subject, curves: bool = True) -> Ver
     return Verdict(
         case.name,
         tuple(map(Alarm.of, report.at_least("warning"))),
-        tuple(dict.fromkeys(f.rule for f in report.findings if f.severity == "note")),
         own.evidence.get(own.measure, np.nan) if own else np.nan,
         own.threshold if own and own.threshold is not None else np.nan,
         own.measure if own else "",
-        report.findings[0].message if report.findings else "",
         len(report.crashed),
         curve(report) if curves else {},
     )

@@ -14,6 +14,7 @@ import sklearn
 import torch
 
 from calibration import judge
+from calibration.faults import KINDS
 from nndiag.render import files
 from nndiag.render.markdown import escape
 from nndiag.rule import discover
@@ -90,6 +91,7 @@ def render(
         ],
         thresholds=[_threshold(part) for _, part in thresholds.groupby(["rule", "threshold"])],
         escape=escape,
+        kinds_are=KINDS,
     )  # fmt: skip
 
 

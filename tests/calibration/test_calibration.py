@@ -217,7 +217,7 @@ def test_the_fluctuation_of_a_layer_is_that_of_the_literature(kind, expected):
 
 def said(*alarms: tuple[str, str, str]) -> judge.Verdict:
     made = tuple(judge.Alarm(rule, layer, "warning", root) for rule, layer, root in alarms)
-    return judge.Verdict("", made, (), math.nan, math.nan, "", "", 0, {})
+    return judge.Verdict("", made, math.nan, math.nan, "", 0, {})
 
 
 def case(sick: bool = True) -> Fault:
