@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,13 +36,12 @@ MOST_UNITS = 16_384
 MOST_DIRECTIONS = 4_096
 # In values: a tensor up to SMALL waits until there are GATHERED of its kind; a CPU takes a larger
 # one in blocks of about BLOCK (a megabyte).
-SMALL, GATHERED, BLOCK = 8_192, 32_768, 262_144
+SMALL, GATHERED, BLOCK = 8_192, 65_536, 262_144
 # Sizes whose squares and their sums neither underflow nor overflow in float32.
 SAFE = 1e-15, 1e15
 
 
-@dataclass(frozen=True)
-class Axes:
+class Axes(NamedTuple):
     """Which axis of a tensor runs over units and which over independent samples.
 
     ``batch``: the axis that runs over samples, or None; on that axis the sample index is the
@@ -415,8 +414,8 @@ def _power_of_two(x: torch.Tensor) -> torch.Tensor:
 
 
 def _binned(width: int) -> int:
-    """How many of a sample's values go into the histogram: a sixteenth of them, 16 to 256."""
-    return min(256, max(16, width // 16))
+    """How many of a sample's values go into the histogram: a 32nd of them, 16 to 256."""
+    return min(256, max(16, width // 32))
 
 
 def _histogram(values: torch.Tensor) -> Any:

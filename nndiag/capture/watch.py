@@ -398,7 +398,9 @@ def _snapshot(
     asked = bool(needs & {"gradients", "step"})
     because = run.no_gradients or ("" if asked else "no selected rule asks for them")
     layers = [
-        dataclasses.replace(layer, shift=run.shifts.get(layer.name))
+        dataclasses.replace(layer, shift=run.shifts[layer.name])
+        if layer.name in run.shifts
+        else layer
         for layer in run.layers.values()
     ]
     never, direct = _never_called(run)
