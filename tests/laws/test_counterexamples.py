@@ -8,6 +8,20 @@ from subjects import HE, SUBJECTS, check, mlp
 from torch import nn
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.05, 0.3, 1.0])
+def test_a_head_that_starts_constant_is_no_fault(dtype, value):
+    """The softmax's gradients cancel in it: to exactly zero, or to what rounding leaves."""
+    subject = SUBJECTS["he-mlp"]
+    model = subject.model()
+    nn.init.constant_(model[8].weight, value)
+    x, y = subject.data()
+
+    report = check(model.to(dtype), (x.to(dtype), y))
+
+    assert report.ok
+
+
 def test_bare_parameters_that_never_run_are_one_part_where_they_are_held_together():
     class Held(nn.Module):
         def __init__(self):
