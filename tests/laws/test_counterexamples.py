@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from subjects import HE, SUBJECTS, check, mlp
+from subjects import HE, SUBJECTS, XAVIER, check, mlp
 from torch import nn
+from verdict import leading
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -20,6 +23,20 @@ def test_a_head_that_starts_constant_is_no_fault(dtype, value):
     report = check(model.to(dtype), (x.to(dtype), y))
 
     assert report.ok
+
+
+@pytest.mark.parametrize("layer", [2, 18])
+def test_one_large_layer_does_not_make_up_for_many_small_ones(layer):
+    """Nine layers lose a factor 2.4 each, and one gains ten."""
+    subject = SUBJECTS["deep-default-relu"]
+    model = subject.model()
+    with torch.no_grad():
+        model[layer].weight.mul_(10)
+
+    report = check(model, subject.data())
+
+    assert leading(report) == "init-scale"
+    assert "too small" in report.findings[0].message
 
 
 def test_bare_parameters_that_never_run_are_one_part_where_they_are_held_together():
@@ -45,3 +62,17 @@ def test_parts_that_never_run_do_not_explain_one_another(put):
 
     roots = {f.layer.removeprefix("0.") for f in report.findings if f.cause is None}
     assert {"left.weight", "right.0.weight"} <= roots
+
+
+def test_weights_whose_effect_on_the_gradient_is_no_number_are_too_large():
+    """Each of five saturated layers multiplies it by the root of 1e120."""
+    model = mlp(nn.Tanh, XAVIER, depth=6).double()
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.mul_(1e120)
+    x, y = SUBJECTS["he-mlp"].data()
+
+    report = check(model, (x.double(), y))
+
+    assert leading(report) == "init-scale"
+    assert math.isfinite(report.findings[0].evidence["accumulated"])
