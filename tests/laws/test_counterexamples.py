@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from subjects import HE, SUBJECTS, XAVIER, check, mlp
+from subjects import CLASSES, FEATURES, HE, SUBJECTS, XAVIER, check, mlp
 from torch import nn
-from verdict import leading
+from verdict import leading, verdict
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -23,6 +23,20 @@ def test_a_head_that_starts_constant_is_no_fault(dtype, value):
     report = check(model.to(dtype), (x.to(dtype), y))
 
     assert report.ok
+
+
+@pytest.mark.parametrize("n", [50, 100, 127])
+def test_equal_samples_do_not_vary_in_float64_either(n):
+    """Their mean is off by rounding, which is no variation."""
+    model = SUBJECTS["tanh-mlp"].model().double()
+    x = torch.randn(
+        1, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    ).repeat(n, 1)
+
+    report = check(model, (x, torch.arange(n) % CLASSES))
+
+    assert report.ok
+    assert ("signal-collapse", "(model)") in verdict(report).unjudged
 
 
 @pytest.mark.parametrize("layer", [2, 18])
