@@ -10,6 +10,8 @@ from subjects import CLASSES, FEATURES, HE, SUBJECTS, XAVIER, check, mlp
 from torch import nn
 from verdict import leading, verdict
 
+from nndiag.stats import TensorStats
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.05, 0.3, 1.0])
@@ -90,3 +92,9 @@ def test_weights_whose_effect_on_the_gradient_is_no_number_are_too_large():
 
     assert leading(report) == "init-scale"
     assert math.isfinite(report.findings[0].evidence["accumulated"])
+
+
+def test_the_square_of_a_number_may_be_none():
+    stats = TensorStats(1, 1, 0, 0, 0, mean=1e200, m2=0.0, min=1e200, max=1e200)
+
+    assert stats.second_moment == math.inf
