@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from subjects import CLASSES, FEATURES, HE, SUBJECTS, XAVIER, check, mlp
+import torch.nn.functional as F
+from subjects import CLASSES, FEATURES, HE, SUBJECTS, WIDTH, XAVIER, check, mlp
 from torch import nn
 from verdict import leading, verdict
 
@@ -98,3 +99,37 @@ def test_the_square_of_a_number_may_be_none():
     stats = TensorStats(1, 1, 0, 0, 0, mean=1e200, m2=0.0, min=1e200, max=1e200)
 
     assert stats.second_moment == math.inf
+
+
+def test_a_call_and_the_module_around_it_are_one_origin():
+    """Both rows show the one tensor that is not finite first."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((WIDTH, FEATURES), 1e38))
+
+        def forward(self, x):
+            return F.linear(x, self.weight)
+
+    model = nn.Sequential(Own(), nn.Linear(WIDTH, CLASSES))
+
+    report = check(model, SUBJECTS["he-mlp"].data())
+
+    assert [f.layer for f in report.at_least("warning") if f.rule == "non-finite"] == ["0/linear"]
+
+
+def test_a_module_that_makes_it_infinite_is_told_where_its_calls_are_finite():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((WIDTH, FEATURES), 1e20))
+
+        def forward(self, x):
+            return F.linear(x, self.weight) * 1e30
+
+    model = nn.Sequential(Own(), nn.Linear(WIDTH, CLASSES))
+
+    report = check(model, SUBJECTS["he-mlp"].data())
+
+    assert [f.layer for f in report.at_least("warning") if f.rule == "non-finite"] == ["0"]
