@@ -1,0 +1,184 @@
+"""What is timed: a training step with nothing on it, and with each tool looking on.
+
+A tool attaches itself to a workload for as long as its context is open and yields the step to be
+timed: forward, loss, backward, and whatever the tool needs to have its numbers for that step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import nndiag
+from benchmarks.workloads import Workload
+from nndiag.capture.recorder import Recorder
+from nndiag.measure import Axes, collect, measure
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Tool:
+    attach: Callable[[Workload], AbstractContextManager[Step]]
+    looks_at: str
+    package: str = "nndiag"  # not installed: the tool's cell stays empty
+
+
+TOOLS: dict[str, Tool] = {}
+
+
+def tool(
+    name: str, looks_at: str, package: str = "nndiag"
+) -> Callable[[Callable[[Workload], Iterator[Step]]], Callable[[Workload], Iterator[Step]]]:
+    def add(
+        function: Callable[[Workload], Iterator[Step]],
+    ) -> Callable[[Workload], Iterator[Step]]:
+        TOOLS[name] = Tool(contextlib.contextmanager(function), looks_at, package)
+        return function
+
+    return add
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@tool("bare", "nothing")
+def bare(work: Workload) -> Iterator[Step]:
+    yield work.step
+
+
+# -- the floor ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def hooked(work: Workload, look: Callable[[torch.Tensor], object]) -> Iterator[None]:
+    """A hook on every leaf module's output, and one on that output's gradient."""
+
+    def forward(module: Any, args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            look(output)
+            if output.requires_grad:
+                output.register_hook(backward)
+
+    def backward(grad: torch.Tensor) -> None:
+        look(grad)
+
+    handles = [leaf.register_forward_hook(forward) for leaf in work.leaves()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+TENSORS = "every leaf module's output and its gradient"
+
+
+@tool("no-op hooks", TENSORS)
+def no_op(work: Workload) -> Iterator[Step]:
+    with hooked(work, lambda tensor: None):
+        yield work.step
+
+
+@tool("one sum per tensor", TENSORS)
+def floor(work: Workload) -> Iterator[Step]:
+    with hooked(work, lambda tensor: tensor.detach().sum()):
+        yield work.step
+
+
+# -- nndiag ------------------------------------------------------------------------------------
+
+
+@tool("nndiag measure in plain hooks", TENSORS)
+def measured(work: Workload) -> Iterator[Step]:
+    pending: list[Any] = []
+
+    def look(tensor: torch.Tensor) -> None:
+        unit = work.unit if tensor.dim() > work.unit else tensor.dim() - 1
+        pending.append(measure(tensor, Axes(unit, 0, len(tensor))))
+
+    def step() -> list[Any]:
+        pending.clear()
+        work.step()
+        return collect(pending)
+
+    with hooked(work, look):
+        yield step
+
+
+@tool("nndiag statistics", "every layer's and call's input, output, gradient, in nndiag's capture")
+def statistics(work: Workload) -> Iterator[Step]:
+    names = {module: name for name, module in work.model.named_modules()}
+    parameters = dict(work.model.named_parameters())
+
+    def step() -> list[Any]:
+        work.model.zero_grad(set_to_none=True)
+        recorder = Recorder(names, parameters, gradients=True)
+        recorder.add_input("input", work.x, len(work.x))
+        with recorder.watching():
+            output = work.model(work.x)
+        loss = work.loss_fn(output, work.target)
+        with recorder.backward():
+            loss.backward()
+        layers = recorder.layers()
+        recorder.close()
+        return layers
+
+    yield step
+
+
+@tool("nndiag check", "all that, the parameters, a virtual update, and every rule's verdict")
+def check(work: Workload) -> Iterator[Step]:
+    yield lambda: nndiag.check(work.model, work.batch, loss_fn=work.loss_fn, config=False)
+
+
+# -- peers -------------------------------------------------------------------------------------
+
+
+@tool("fastai ActivationStats", "every leaf module's output; no gradients", "fastai")
+def fastai(work: Workload) -> Iterator[Step]:
+    from fastai.callback.hook import ActivationStats, Hooks
+
+    stats = ActivationStats(with_hist=True)
+    leaves = [leaf for leaf in work.leaves()]
+    with Hooks(leaves, stats.hook) as hooks:
+
+        def step() -> list[Any]:
+            work.step()
+            return hooks.stored
+
+        yield step
+
+
+@tool("wandb.watch", "histograms of every parameter and its gradient; no activations", "wandb")
+def wandb(work: Workload) -> Iterator[Step]:
+    import wandb
+
+    os.environ["WANDB_SILENT"] = "true"
+    with tempfile.TemporaryDirectory() as folder:
+        run = wandb.init(mode="offline", dir=folder, project="benchmark")
+        run.watch(work.model, log="all", log_freq=1)
+
+        def step() -> None:
+            work.model.zero_grad(set_to_none=True)
+            loss = work.loss_fn(work.model(work.x), work.target)
+            loss.backward()
+            run.log({"loss": loss.item()})
+
+        try:
+            yield step
+        finally:
+            run.unwatch(work.model)
+            run.finish(quiet=True)
