@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks import paired
 from benchmarks.tools import TOOLS
-from benchmarks.workloads import RECIPES
+from benchmarks.workloads import RECIPES, make
 
 
 def main(
@@ -27,12 +27,11 @@ def main(
     torch.set_num_threads(threads)
     chosen = [t for t in TOOLS if t != "bare" and (not tool or t.startswith(tuple(tool)))]
     for name in workload or RECIPES:
-        found = paired.summary(paired.compare(name, chosen, rounds=rounds, seconds=seconds))
-        show(found)
+        rows = paired.compare(make(name), chosen, rounds=rounds, seconds=seconds)
+        show(name, paired.summary(rows))
 
 
-def show(found: pd.DataFrame) -> None:
-    name = found["workload"][0]
+def show(name: str, found: pd.DataFrame) -> None:
     table = Table("tool", "CPU / bare", "quartiles", "wall / bare", "CPU ms", "bare", title=name)
     for row in found.itertuples():
         if row.rounds == 0:

@@ -7,8 +7,8 @@ timed: forward, loss, backward, and whatever the tool needs to have its numbers 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.metadata
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -124,7 +124,6 @@ def statistics(work: Workload) -> Iterator[Step]:
     parameters = dict(work.model.named_parameters())
 
     def step() -> list[Any]:
-        work.model.zero_grad(set_to_none=True)
         recorder = Recorder(names, parameters, gradients=True)
         recorder.add_input("input", work.x, len(work.x))
         with recorder.watching():
@@ -134,6 +133,7 @@ def statistics(work: Workload) -> Iterator[Step]:
             loss.backward()
         layers = recorder.layers()
         recorder.close()
+        work.model.zero_grad(set_to_none=True)
         return layers
 
     yield step
@@ -147,38 +147,70 @@ def check(work: Workload) -> Iterator[Step]:
 # -- peers -------------------------------------------------------------------------------------
 
 
-@tool("fastai ActivationStats", "every leaf module's output; no gradients", "fastai")
+@tool("fastai ActivationStats", "every leaf module's output, without gradients", "fastai")
 def fastai(work: Workload) -> Iterator[Step]:
     from fastai.callback.hook import ActivationStats, Hooks
 
-    stats = ActivationStats(with_hist=True)
-    leaves = [leaf for leaf in work.leaves()]
-    with Hooks(leaves, stats.hook) as hooks:
+    stats = ActivationStats(with_hist=True, include_paramless=True)
+    with Hooks(work.leaves(), stats.hook, stats.is_forward, stats.detach, stats.cpu) as hooks:
 
         def step() -> list[Any]:
             work.step()
-            return hooks.stored
+            return list(hooks.stored)
 
         yield step
 
 
-@tool("wandb.watch", "histograms of every parameter and its gradient; no activations", "wandb")
+@tool("wandb.watch", "histograms of parameters and their gradients, no activations", "wandb")
 def wandb(work: Workload) -> Iterator[Step]:
     import wandb
 
-    os.environ["WANDB_SILENT"] = "true"
+    quiet = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True)
     with tempfile.TemporaryDirectory() as folder:
-        run = wandb.init(mode="offline", dir=folder, project="benchmark")
+        run = wandb.init(mode="offline", dir=folder, project="benchmark", settings=quiet)
         run.watch(work.model, log="all", log_freq=1)
 
         def step() -> None:
-            work.model.zero_grad(set_to_none=True)
             loss = work.loss_fn(work.model(work.x), work.target)
             loss.backward()
             run.log({"loss": loss.item()})
+            work.model.zero_grad(set_to_none=True)
 
         try:
             yield step
         finally:
             run.unwatch(work.model)
-            run.finish(quiet=True)
+            run.finish()
+
+
+def _traced(work: Workload, then: Callable[[Any], object]) -> Iterator[Step]:
+    import torchlens
+    from torchlens.options import CaptureOptions
+
+    work = copy.deepcopy(work)  # what it leaves on a model must not slow the bare steps
+
+    def step() -> None:
+        trace = torchlens.trace(work.model, work.x, capture=CaptureOptions(save_grads=True))
+        output = trace[trace.output_layers[0]].out
+        trace.log_backward(work.loss_fn(output, work.target))
+        then(trace)
+        work.model.zero_grad(set_to_none=True)
+
+    try:
+        yield step
+    finally:
+        # It leaves torch's functions wrapped, for other traces and for everybody else.
+        small = torch.nn.Linear(1, 1), torch.zeros(1, 1)
+        torchlens.trace(*small, capture=CaptureOptions(unwrap_when_done=True))
+
+
+@tool("torchlens", "keeps every operation's output and gradient", "torchlens")
+def torchlens(work: Workload) -> Iterator[Step]:
+    yield from _traced(work, lambda trace: None)
+
+
+@tool("torchlens with its audit", "the same, and its audit_trace", "torchlens")
+def torchlens_audit(work: Workload) -> Iterator[Step]:
+    from torchlens.debug import audit_trace
+
+    yield from _traced(work, audit_trace)

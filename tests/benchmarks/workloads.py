@@ -32,8 +32,8 @@ class Workload:
 
     def step(self) -> None:
         """The bare forward, loss and backward that everything is measured against."""
-        self.model.zero_grad(set_to_none=True)
         self.loss_fn(self.model(self.x), self.target).backward()
+        self.model.zero_grad(set_to_none=True)
 
     def leaves(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if not any(m.children())]
@@ -113,8 +113,8 @@ def gpt() -> Workload:
 
 
 def next_token(output: Any, tokens: torch.Tensor) -> torch.Tensor:
-    logits = output.logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    logits = output if isinstance(output, torch.Tensor) else output.logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def tiny() -> Workload:
