@@ -20,7 +20,7 @@ import torch
 import nndiag
 from benchmarks.workloads import Workload
 from nndiag.capture.recorder import Recorder
-from nndiag.measure import Axes, collect, measure
+from nndiag.measure import Axes, Meter
 
 Step = Callable[[], object]
 
@@ -103,16 +103,17 @@ def floor(work: Workload) -> Iterator[Step]:
 
 @tool("nndiag measure in plain hooks", TENSORS)
 def measured(work: Workload) -> Iterator[Step]:
-    pending: list[Any] = []
+    meter = Meter()
 
     def look(tensor: torch.Tensor) -> None:
         unit = work.unit if tensor.dim() > work.unit else tensor.dim() - 1
-        pending.append(measure(tensor, Axes(unit, 0, len(tensor))))
+        meter.stats(tensor, Axes(unit, 0, len(tensor)))
 
     def step() -> list[Any]:
-        pending.clear()
+        nonlocal meter
+        meter = Meter()
         work.step()
-        return collect(pending)
+        return meter.collect()
 
     with hooked(work, look):
         yield step
