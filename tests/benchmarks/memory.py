@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from benchmarks.paired import reason
-from benchmarks.tools import TOOLS
+from benchmarks.tools import TOOLS, Step
 from benchmarks.workloads import make
 
 MIB = 2**20
@@ -34,6 +34,7 @@ def compare(workload: str, tools: list[str], *, processes: int) -> pd.DataFrame:
     """A row for each tool: the medians over the processes, and the ratio of those medians."""
     rows = []
     bare = statistics.median(apart(workload, "bare") for _ in range(processes))
+    parameters = sum(p.nbytes for p in make(workload).model.parameters()) / MIB
     for tool in tools:
         try:
             peaks = [apart(workload, tool) for _ in range(processes)]
@@ -43,7 +44,7 @@ def compare(workload: str, tools: list[str], *, processes: int) -> pd.DataFrame:
         median = statistics.median(peaks)
         rows.append((tool, median, bare, median / bare, max(peaks) - min(peaks), None))
     columns = ["tool", "peak_mib", "bare_mib", "ratio", "spread_mib", "why_not"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(parameters_mib=parameters)
 
 
 def apart(workload: str, tool: str) -> float:
@@ -61,19 +62,20 @@ def apart(workload: str, tool: str) -> float:
 
 
 def peak(workload: str, tool: str) -> float:
-    libc = ctypes.CDLL("libc.so.6")
-    found = []
+    """The peak in MiB of a step of this process."""
     with TOOLS[tool].attach(make(workload)) as step:
         step()
         step()
-        for _ in range(REPEATS):
-            gc.collect()
-            libc.malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            before = resident("VmRSS")
-            step()
-            found.append((resident("VmHWM") - before) / MIB)
-    return statistics.median(found)
+        return statistics.median(peak_of(step) for _ in range(REPEATS))
+
+
+def peak_of(step: Step) -> float:
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    step()
+    return (resident("VmHWM") - before) / MIB
 
 
 def resident(line: str) -> int:

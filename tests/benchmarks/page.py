@@ -12,7 +12,7 @@ import pandas as pd
 
 from benchmarks import linearity
 from benchmarks.tools import TOOLS
-from benchmarks.workloads import GOALS, RECIPES, make
+from benchmarks.workloads import GOALS, RECIPES
 
 STATISTICS, CHECK = "nndiag statistics", "nndiag check"
 
@@ -32,8 +32,7 @@ def render(folder: Path) -> str:
     speed = pd.read_csv(folder / "speed.csv")
     memory = pd.read_csv(folder / "memory.csv")
     growth = dict(iter(pd.read_csv(folder / "linearity.csv").groupby("grows_with")))
-    parameters = {name: parameters_mib(name) for name in RECIPES}
-    verdicts = list(judge(speed, memory, parameters))
+    verdicts = list(judge(speed, memory))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -50,7 +49,7 @@ def render(folder: Path) -> str:
         bare_ms=speed.groupby("workload")["bare_cpu_ms"].median(),
         peak=_cells(memory, _peak),
         bare_mib=memory.groupby("workload")["bare_mib"].median(),
-        parameters=parameters,
+        parameters=memory.groupby("workload")["parameters_mib"].first(),
         gaps=_gaps(speed) | _gaps(memory),
         growth=growth,
         exponents={
@@ -64,9 +63,7 @@ def render(folder: Path) -> str:
     )
 
 
-def judge(
-    speed: pd.DataFrame, memory: pd.DataFrame, parameters: dict[str, float]
-) -> Iterator[Verdict]:
+def judge(speed: pd.DataFrame, memory: pd.DataFrame) -> Iterator[Verdict]:
     times = speed.set_index(["workload", "tool"])["cpu_ratio"]
     peaks = memory.set_index(["workload", "tool"])
     for name, goal in GOALS.items():
@@ -75,8 +72,8 @@ def judge(
         yield _ratio(name, "whole check, time", goal.check, checked)
         yield _ratio(name, "statistics, peak memory", goal.memory, peaks["ratio"][name, STATISTICS])
         # What the statistics may take, and one copy of the parameters.
-        most = goal.memory * peaks["bare_mib"][name, CHECK] + parameters[name]
-        peak = peaks["peak_mib"][name, CHECK]
+        check = peaks.loc[(name, CHECK)]
+        most, peak = goal.memory * check["bare_mib"] + check["parameters_mib"], check["peak_mib"]
         what = "whole check, peak memory"
         yield Verdict(name, what, f"≤ {most:.1f} MiB", f"{peak:.1f} MiB", bool(peak <= most))
 
@@ -105,7 +102,3 @@ def _gaps(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         for row in table.itertuples()
         if not pd.isna(row.why_not)
     }
-
-
-def parameters_mib(workload: str) -> float:
-    return sum(p.nbytes for p in make(workload).model.parameters()) / 2**20

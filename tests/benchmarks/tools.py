@@ -121,23 +121,27 @@ def measured(work: Workload) -> Iterator[Step]:
 
 @tool("nndiag statistics", "every layer's and call's input, output, gradient, in nndiag's capture")
 def statistics(work: Workload) -> Iterator[Step]:
-    names = {module: name for name, module in work.model.named_modules()}
-    parameters = dict(work.model.named_parameters())
-
     def step() -> list[Any]:
-        recorder = Recorder(names, parameters, gradients=True)
-        recorder.add_input("input", work.x, len(work.x))
-        with recorder.watching():
-            output = work.model(work.x)
-        loss = work.loss_fn(output, work.target)
-        with recorder.backward():
-            loss.backward()
+        recorder = record(work)
         layers = recorder.layers()
         recorder.close()
         work.model.zero_grad(set_to_none=True)
         return layers
 
     yield step
+
+
+def record(work: Workload) -> Recorder:
+    """What a check does in its first forward and its backward; numbers are not collected yet."""
+    names = {module: name for name, module in work.model.named_modules()}
+    recorder = Recorder(names, dict(work.model.named_parameters()), gradients=True)
+    recorder.add_input("input", work.x, len(work.x))
+    with recorder.watching():
+        output = work.model(work.x)
+    loss = work.loss_fn(output, work.target)
+    with recorder.backward():
+        loss.backward()
+    return recorder
 
 
 @tool("nndiag check", "all that, the parameters, a virtual update, and every rule's verdict")
