@@ -6,10 +6,10 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup demo test benchmarks clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 15
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 	@echo "  (another interpreter: make PYTHON=python3.12 setup)"
 
 setup: $(READY) ## make .venv and install nndiag with all it needs
@@ -24,6 +24,10 @@ test: $(READY) ## lint, check types, run the tests
 	$(RUN) mypy
 # One thread a worker: the tests' tensors are small, and threads of two workers fight for cores.
 	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+
+# What other tools cost is measured where they are: $(VENV)/bin/pip install -e ".[benchmarks]"
+benchmarks: $(READY) ## measure what nndiag costs in time and memory; remakes reports/benchmarks
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) benchmarks
 
 clean: ## remove caches, builds and the demo's reports (.venv stays)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist reports/demo

@@ -605,4 +605,5 @@ def spread(shape: tuple[int, ...], most: int, device: torch.device) -> tuple[tor
     while most < width and math.gcd(step, width) != 1:
         step += 1
     flat = np.sort(np.arange(most) * step % width) if most < width else np.arange(width)
-    return tuple(torch.from_numpy(i).to(device) for i in np.unravel_index(flat, shape))
+    places = np.unravel_index(flat, shape)
+    return tuple(torch.from_numpy(i).to(device, non_blocking=True) for i in places)

@@ -119,9 +119,8 @@ def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor
     """
     k, _, width = rows.shape
     generator = torch.Generator("cpu").manual_seed(0)
-    direction = torch.randn(width + 1, generator=generator, dtype=torch.float32, device="cpu").to(
-        rows.device, rows.dtype
-    )
+    direction = torch.randn(width + 1, generator=generator, dtype=torch.float32, device="cpu")
+    direction = direction.to(rows.device, rows.dtype, non_blocking=True)
     key = rows @ direction[:-1]
     if bias is not None:
         key = key + bias[:, :, 0] * direction[-1]
