@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup demo test peers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 15
@@ -24,6 +24,12 @@ test: $(READY) ## lint, check types, run the tests
 	$(RUN) mypy
 # One thread a worker: the tests' tensors are small, and threads of two workers fight for cores.
 	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+
+peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs them; minutes)
+	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[peers]"
+# Its metadata ask for torch < 2; it runs on today's.
+	$(RUN) pip install --quiet --no-deps torcheck==1.0.1
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.peers
 
 clean: ## remove caches, builds and the demo's reports (.venv stays)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist reports/demo
