@@ -18,6 +18,7 @@ import random
 import textwrap
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
@@ -65,39 +66,42 @@ def usable(subject: Subject) -> bool:
     return floats and isinstance(subject.target, torch.Tensor) and subject.loss_fn is not None
 
 
-def faulty(faults: Iterable[Fault], most: int = FAULTY) -> list[Fault]:
-    """Of every kind one fault, in the corpus' order; then a second of each in another architecture.
+def fits(what: Fault | Healthy) -> bool:
+    return usable(Case(what.name, what).build())
 
-    Sick ones only, the strongest of their kind (which the corpus lists first), at initialisation if
-    the kind has that; the architectures of a kind in turn, module and functional by turns. It ends
-    at ``most``, but no kind is left out.
+
+def faulty(faults: Iterable[Fault], most: int = FAULTY) -> list[Fault]:
+    """Rules take turns, and within a rule its kinds; then each kind again in another architecture.
+
+    Sick ones only. Of the architectures of a kind the one that has had the fewest so far; module
+    and functional by turns; at initialisation if there is that; the strongest, which the corpus
+    lists first.
     """
-    kinds: dict[str, list[Fault]] = {}
+    rules: dict[str, dict[str, list[Fault]]] = {}
     for fault in faults:
         if fault.sick:
-            kinds.setdefault(fault.kind, []).append(fault)
+            rules.setdefault(fault.rule, {}).setdefault(fault.kind, []).append(fault)
+    turns = itertools.zip_longest(*([*kinds.values()] * 2 for kinds in rules.values()))
     chosen: list[Fault] = []
-    for turn in (0, 1):
-        for n, cases in enumerate(kinds.values()):
-            if turn and len(chosen) >= most:
-                break
-            architectures = list(dict.fromkeys(case.architecture for case in cases))
-            taken = {c.architecture for c in chosen if c.kind == cases[0].kind}
-            if turn and not taken:
-                continue  # none of this kind was usable
-            for k in range(len(architectures)):
-                architecture = architectures[(n + turn + k) % len(architectures)]
-                if architecture in taken:
-                    continue
-                form = ("module", "functional")[len(chosen) % 2]
-                first = min(
-                    (case for case in cases if case.architecture == architecture),
-                    key=lambda case: (case.state != "init", case.form != form),
-                )
-                if usable(first.build()):
-                    chosen.append(first)
-                    break
+    for cases in itertools.chain.from_iterable(turns):
+        if cases is not None and len(chosen) < most:
+            chosen += _one(cases, chosen)
     return chosen
+
+
+def _one(cases: Sequence[Fault], chosen: Sequence[Fault]) -> list[Fault]:
+    """The next case of a kind, in an architecture that it has not been taken in, if there is."""
+    form = ("module", "functional")[len(chosen) % 2]
+    had = Counter(case.architecture for case in chosen)
+    taken = {case.architecture for case in chosen if case.kind == cases[0].kind}
+    for architecture in sorted({case.architecture: 0 for case in cases}, key=had.__getitem__):
+        first = min(
+            (case for case in cases if case.architecture == architecture),
+            key=lambda case: (case.state != "init", case.form != form),
+        )
+        if architecture not in taken and fits(first):
+            return [first]
+    return []
 
 
 def sound(networks: Iterable[Healthy], most: int = SOUND) -> list[Healthy]:
@@ -109,7 +113,7 @@ def sound(networks: Iterable[Healthy], most: int = SOUND) -> list[Healthy]:
         random.Random(0).shuffle(family)
     turns = itertools.zip_longest(*families.values())
     ordered = (n for n in itertools.chain.from_iterable(turns) if n is not None)
-    return list(itertools.islice((n for n in ordered if usable(n.build(0))), most))
+    return list(itertools.islice((n for n in ordered if fits(n)), most))
 
 
 def corpus() -> list[Case]:
@@ -353,6 +357,7 @@ def page(rows: pd.DataFrame) -> str:
         meanings=peers_kinds.MEANINGS,
         table=peers_kinds.TABLE,
         accepted=peers_kinds.ACCEPTED,
+        accepted_of=peers_kinds.ACCEPTED_OF,
         runs=int((~parts[0]["sick"]).sum()),
         date=datetime.date.today().isoformat(),
         torch=torch.__version__,

@@ -25,6 +25,7 @@ MEANINGS = {
     "updates": "updates too small or too large for the weights",
     "alike": "units that compute the same",
     "collapsed": "outputs that hardly depend on the input",
+    "mixed": "samples of a batch that change each other's outputs",
     "not finite": "NaN or infinity",
     "shift": "inputs of a layer whose distribution moves",
     "loss": "a loss that starts too high or too low",
@@ -63,7 +64,8 @@ TABLE: dict[str, list[tuple[str, str]]] = {
         (r"^frozen_params:", "other"),
         (r"^overfit_batch: (the loss became|gradients became)", "not finite"),
         (r"^overfit_batch:", "not learning"),
-        (r"^(forward|eval_determinism|optimizer_coverage|batch_independence|loss):", "other"),
+        (r"^batch_independence:", "mixed"),
+        (r"^(forward|eval_determinism|optimizer_coverage|loss):", "other"),
     ],
     "torchdiag": [
         (r"neurons dead$", "dead"),
@@ -95,7 +97,7 @@ TABLE: dict[str, list[tuple[str, str]]] = {
         (r"^TA103:", "no gradient"),
         (r"^TA104:", "no gradient"),
         (r"^TA105:", "dead"),
-        (r"^TA405:", "weights"),
+        (r"^TA405:", "dead"),
         (r"^TA500:", "unused"),
         (r"^TA", "other"),
     ],
@@ -127,6 +129,9 @@ TABLE: dict[str, list[tuple[str, str]]] = {
     ],
 }
 
+SMALL = frozenset({"weights", "vanishing", "no gradient", "unchanged", "updates", "collapsed"})
+LARGE = frozenset({"weights", "exploding", "saturation", "dead", "updates", "loss"})
+
 # Our rule -> what counts as naming a fault of that rule. A loss that does not fall is an alarm
 # and a right one, but names no cause.
 ACCEPTED: dict[str, frozenset[str]] = {
@@ -139,13 +144,25 @@ ACCEPTED: dict[str, frozenset[str]] = {
     "exploding-gradient": frozenset({"exploding", "weights", "updates"}),
     "no-gradient": frozenset({"no gradient", "unchanged", "unused", "frozen"}),
     "frozen-layer": frozenset({"frozen", "unchanged", "no gradient"}),
-    "init-scale": frozenset(
-        {"weights", "vanishing", "exploding", "saturation", "dead", "updates", "loss", "collapsed"}
-    ),
+    "init-scale": SMALL | LARGE,
     "symmetry": frozenset({"alike", "collapsed", "no gradient", "unchanged", "dead", "weights"}),
     "signal-collapse": frozenset({"collapsed", "dead", "alike", "vanishing"}),
     "non-finite": frozenset({"not finite"}),
     "covariate-shift": frozenset({"shift", "loss", "saturation", "off-centre"}),
+}
+
+# Kinds of which more is known, or more would be right, than the rule says.
+ACCEPTED_OF: dict[str, frozenset[str]] = {
+    **dict.fromkeys(
+        ("weights-small", "normal-0.01", "he-without-root", "xavier-for-relu", "torch-default"),
+        SMALL,
+    ),
+    **dict.fromkeys(
+        ("weights-large", "normal-1", "gain-doubled", "tanh-weights-large", "tanh-normal-1"), LARGE
+    ),
+    "loss-tiny": ACCEPTED["vanishing-gradient"] | {"loss"},
+    "batch-blended": ACCEPTED["signal-collapse"] | {"mixed"},
+    "one-for-all": ACCEPTED["signal-collapse"] | {"mixed"},
 }
 
 
@@ -159,7 +176,8 @@ def meaning(tool: str, message: str) -> str:
 
 def names(fault: Fault, meant: Iterable[str], strict: bool = False) -> bool:
     """Whether one of these meanings is a right answer; if strict, only that of our own rule is."""
-    right = {meaning("nndiag", f"{fault.rule}:")} if strict else ACCEPTED[fault.rule]
+    own = frozenset({meaning("nndiag", f"{fault.rule}:")})
+    right = own if strict else ACCEPTED_OF.get(fault.kind, ACCEPTED[fault.rule])
     return not right.isdisjoint(meant)
 
 

@@ -24,12 +24,21 @@ def tokens():
     return floats()._replace(batch=torch.arange(128))
 
 
-def fault(
-    kind, architecture, form="module", state="init", *, sick=True, build=floats, strength=1.0
-):
-    name = f"{kind}/{architecture}/{form}/{state}/{strength:g}"
-    return Fault(name, kind, "dead-relu", architecture, form, state, strength, sick,
-                 frozenset({"0"}), build, lambda subject: 1.0, 0.5)  # fmt: skip
+def fault(kind, architecture, form="module", state="init", *, build=floats, **options):
+    strength = options.pop("strength", 1.0)
+    return Fault(
+        name=f"{kind}/{architecture}/{form}/{state}/{strength:g}",
+        kind=kind,
+        architecture=architecture,
+        form=form,
+        state=state,
+        strength=strength,
+        build=build,
+        measure=lambda subject: 1.0,
+        limit=0.5,
+        where=frozenset({"0"}),
+        **{"rule": "dead-relu", "sick": True} | options,
+    )
 
 
 def network(name, family, build=lambda seed: floats()):
@@ -44,16 +53,21 @@ def chosen(faults, most=40):
 
 
 def test_of_each_kind_one_and_then_a_second_in_another_architecture():
-    faults = [fault(kind, a) for kind in "xy" for a in ("mlp", "cnn", "lstm")]
+    faults = [fault(kind, a) for kind in "xy" for a in ("mlp", "cnn")]
     assert chosen(faults) == [
-        "x/mlp/module/init/1", "y/cnn/module/init/1", "x/cnn/module/init/1", "y/lstm/module/init/1"
+        "x/mlp/module/init/1", "y/cnn/module/init/1", "x/cnn/module/init/1", "y/mlp/module/init/1"
     ]  # fmt: skip
 
 
-def test_it_ends_at_the_number_but_leaves_no_kind_out():
-    faults = [fault(kind, a) for kind in "uvwxyz" for a in ("mlp", "cnn")]
-    assert len(chosen(faults, most=8)) == 8
-    assert {name[0] for name in chosen(faults, most=2)} == set("uvwxyz")
+def test_the_architecture_that_has_had_the_fewest_is_next():
+    faults = [fault("x", "mlp"), fault("y", "mlp"), *(fault("z", a) for a in ("mlp", "cnn"))]
+    assert [name.split("/")[1] for name in chosen(faults)] == ["mlp", "mlp", "cnn", "mlp"]
+
+
+def test_rules_take_turns_so_that_one_with_many_kinds_does_not_outweigh():
+    many = [fault(kind, "mlp", rule="non-finite") for kind in "uvwxyz"]
+    few = [fault("a", "mlp"), fault("b", "mlp", rule="symmetry")]
+    assert [name[0] for name in chosen([*many, *few], most=5)] == ["u", "a", "b", "v", "w"]
 
 
 def test_module_and_functional_take_turns():
@@ -86,14 +100,15 @@ def test_healthy_families_take_turns():
     assert [n.family for n in peers.sound(networks, most=5)] == ["a", "b", "a", "b", "a"]
 
 
-def test_the_real_corpus_is_what_the_page_says():
+def test_the_real_corpus_is_what_the_page_says(monkeypatch):
     faults = pytest.importorskip("calibration.faults").FAULTS
+    # Some are trained first, which takes its time; all but the decoder's tokens are floats.
+    monkeypatch.setattr(peers, "fits", lambda case: case.architecture != "decoder")
     cases = peers.faulty(faults)
-    sick = {case.kind for case in faults if case.sick}
     assert all(case.sick for case in cases)
-    assert len({(case.kind, case.architecture) for case in cases}) == len(cases)
-    assert len(cases) <= max(peers.FAULTY, len(sick))
-    assert {case.rule for case in faults} <= set(peers_kinds.ACCEPTED)
+    assert len({(case.kind, case.architecture) for case in cases}) == len(cases) == peers.FAULTY
+    assert {case.rule for case in cases} == {case.rule for case in faults}
+    assert set(peers_kinds.ACCEPTED_OF) <= {case.kind for case in faults}
 
 
 # -- judging ---------------------------------------------------------------------------------------
@@ -270,7 +285,7 @@ RECORDED = [
     ("torcheck", "Module net's output contains NaN", "not finite"),
     ("torch-audit", "TA102: Global gradient norm (101.96) exceeds threshold (100.0).", "exploding"),
     ("torch-audit", "TA105: 100.0% of neurons are dead (outputting 0).", "dead"),
-    ("torch-audit", "TA405: Layer 'convs.1' has 32 dead filters (near-zero weights).", "weights"),
+    ("torch-audit", "TA405: Layer 'convs.1' has 32 dead filters (near-zero weights).", "dead"),
     ("torch-audit", "TA500: Layer defined but NEVER called (Zombie).", "unused"),
     ("torch-audit", "TA301: Input values range from 0.0 to 255.0. Expected approx", "other"),
     ("neural-observatory", "activation_statistics: High saturation 54% — many activations near ±1 "
@@ -305,8 +320,14 @@ def test_what_a_message_means(name, message, meant):
 def test_every_tool_has_messages_and_every_message_a_meaning():
     assert {t.name.partition(" ")[0] for t in TOOLS} == set(peers_kinds.TABLE)
     said = {meant for lines in peers_kinds.TABLE.values() for _, meant in lines}
-    accepted = set().union(*peers_kinds.ACCEPTED.values())
+    accepted = set().union(*peers_kinds.ACCEPTED.values(), *peers_kinds.ACCEPTED_OF.values())
     assert said | accepted == set(peers_kinds.MEANINGS)
+
+
+def test_too_small_is_not_too_large():
+    small, large = (fault(k, "mlp", rule="init-scale") for k in ("weights-small", "weights-large"))
+    assert peers_kinds.names(large, {"exploding"})
+    assert not peers_kinds.names(small, {"exploding"})
 
 
 def test_every_rule_that_can_alarm_is_read():
