@@ -11,6 +11,7 @@ import copy
 import datetime
 import itertools
 import logging
+import math
 import multiprocessing
 import os
 import platform
@@ -19,7 +20,7 @@ import textwrap
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -188,35 +189,33 @@ def find(cases: Sequence[tuple[str, int]]) -> Iterator[Case]:
 
 
 class Worker:
-    """A tool's process; another one is begun when it hangs or dies."""
+    """A process that answers questions; another one is begun when it hangs or dies."""
 
-    def __init__(self, tool: Tool, cases: Sequence[Case]) -> None:
-        self.tool, self.cases = tool, [(case.name, case.seed) for case in cases]
+    def __init__(self, target: Callable[..., None], *args: Any) -> None:
+        self.target, self.args = target, args
         self.process: multiprocessing.process.BaseProcess | None = None
 
-    def answer(self, case: Case) -> Answer:
-        if self.process is None:
-            self.begin()
-        self.pipe.send(case.name)
+    def answer(self, question: str) -> Answer:
         try:
+            if self.process is None:
+                self.begin()
+            self.pipe.send(question)
             if self.pipe.poll(PATIENCE):
                 answer: Answer = self.pipe.recv()
                 return answer
-            crash, seconds = f"no answer in {PATIENCE:.0f} s", PATIENCE
-        except EOFError:
-            crash, seconds = "the process died", float("nan")
+            crash, seconds = f"no answer in {PATIENCE:g} s", PATIENCE
+        except (EOFError, OSError):
+            crash, seconds = "the process died", math.nan
         self.end()
         return Answer(Verdict([], []), 0, seconds, crash)
 
     def begin(self) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(
-            target=work, args=(self.tool.name, self.cases, theirs), daemon=True
-        )
+        self.process = spawn.Process(target=self.target, args=(*self.args, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.pipe.recv()
+        self.pipe.recv()  # it is ready
 
     def end(self) -> None:
         if self.process is not None:
@@ -228,10 +227,10 @@ class Worker:
 def run(tools: Sequence[Tool], cases: Sequence[Case], progress: Progress) -> pd.DataFrame:
     rows = []
     for done, tool in enumerate(tools):
-        worker = Worker(tool, cases)
+        worker = Worker(work, tool.name, [(case.name, case.seed) for case in cases])
         for n, case in enumerate(cases):
             progress.update(done * len(cases) + n, len(tools) * len(cases), tool.name)
-            rows.append(row(tool, case, worker.answer(case)))
+            rows.append(row(tool, case, worker.answer(case.name)))
         worker.end()
     return pd.DataFrame(rows)
 

@@ -1,5 +1,8 @@
 """The comparison with other tools: which cases, how they are scored, what messages mean."""
 
+import os
+import time
+
 import pandas as pd
 import pytest
 import torch
@@ -141,6 +144,29 @@ def test_a_crash_is_no_verdict():
     answer = peers.judge(tool(fail), floats())
     assert answer.crash == "ValueError: no such layer"
     assert answer.verdict == Verdict([], [])
+
+
+def moody(pipe):
+    pipe.send("ready")
+    while True:
+        question = pipe.recv()
+        if question == "die":
+            os._exit(1)
+        if question == "hang":
+            time.sleep(60)
+        pipe.send(peers.Answer(Verdict([question], []), 0, 0.0, ""))
+
+
+def test_a_tool_that_hangs_or_dies_is_told_as_such_and_begun_anew(monkeypatch):
+    worker = peers.Worker(moody)
+    died = worker.answer("die")
+    again = worker.answer("hello")
+    monkeypatch.setattr(peers, "PATIENCE", 0.1)
+    hung = worker.answer("hang")
+    assert worker.process is None
+
+    assert (died.crash, hung.crash) == ("the process died", "no answer in 0.1 s")
+    assert again.verdict.alarms == ["hello"]
 
 
 def test_layers_are_counted_not_their_parameters():
