@@ -18,6 +18,9 @@ setup: $(READY) ## make .venv and install nndiag with all it needs
 demo: $(READY) ## train four networks, three of them sick, and diagnose them
 	$(VENV)/bin/nndiag demo --output reports/demo
 
+calibration: $(READY) ## judge the labelled faults and the healthy networks; minutes
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration
+
 test: $(READY) ## lint, check types, run the tests
 	$(RUN) ruff check
 	$(RUN) ruff format --check

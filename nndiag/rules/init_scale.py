@@ -10,7 +10,7 @@ what they measurably do must be off, in the same direction: sound propagation wi
 as in trained networks, is at most a note. The severity follows the accumulated factor at the worst
 layer of a chain: up to 16 a note, beyond it a warning, beyond 1000 an error. So torch's default
 nn.Linear init with ReLU (2.4 times too small) is a note up to four hidden layers. Layers that
-saturate for the size of their weights are a warning.
+saturate for the size of their weights, rather than for their biases, are a warning.
 
 A note at most: where the signal also gets past the layers, as by a residual sum or a gate, or where
 a normalisation follows, the scale does not accumulate; that of an output layer is a choice. What a
@@ -92,6 +92,7 @@ class _Step:
     reference_std: float
     slope: float
     saturated: float  # share of the activation's values
+    saturated_by_weights: float  # what the weights would make it without the biases
     saturated_anyway: float  # what it would be with the reference weights
 
     @property
@@ -165,6 +166,7 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
         reference,
         slope,
         activation.flat.share if activation is not None and activation.flat is not None else 0.0,
+        theory.moments(act, made).flat_share,
         theory.moments(act, act.gain * math.sqrt(arriving)).flat_share,
     )
 
@@ -206,7 +208,10 @@ def _judge_direction(
     off = [s for s in steps if s.off * sign > 0.67 * worst]
     saturated = max(
         s.saturated
-        if s.saturating and s.counts == s.off and s.saturated_anyway < limit.saturated
+        if s.saturating
+        and s.counts == s.off
+        and s.saturated_anyway < limit.saturated
+        and s.saturated_by_weights > s.saturated / 2  # else biases do most of it
         else 0.0
         for s in off
     )
@@ -289,7 +294,7 @@ def _beyond_chance(accumulated: float, threshold: float, steps: list[_Step]) -> 
     convolutions with their channels for a width (measured: reports/calibration/conv-band.csv).
     """
     drawn = Z * math.sqrt(sum(1 / (2 * s.values) for s in steps))
-    widths = [flow.width(s.link.layer) for s in steps]
+    widths = [flow.width(s.link.layer) for s in steps[1:]]  # an input's width is not drawn
     low, high = theory.log_norm_band(widths, steps[0].act)
     return math.log(accumulated) > max(math.log(threshold) + drawn, high, -low)
 

@@ -47,6 +47,9 @@ RULE = Rule(
         "saturation",
         "vanishing-gradient",
         "no-gradient",
+        # Outputs so large, or so sure of themselves, that the loss's slope rounds to zero.
+        "init-scale",
+        "signal-collapse",
     ),
     cures=(
         Prescription(
@@ -81,6 +84,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"none of the {len(trainable)} trainable parameters gets a gradient",
             severity="error",
             evidence={"parameters": len(trainable)},
+            suspects=() if all(map(_none, trainable)) else None,
         )
         return
     users = _users(snapshot, without)
@@ -100,7 +104,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                     severity, why = "note", why + " in this run, its neighbours in the list were"
                 elif snapshot.environment is not None and snapshot.environment.mode == "eval":
                     severity, why = "note", why + " in evaluation mode"
-            yield RULE.finding(p, why, severity=severity, location=location)
+            # Values make gradients zero; None is how the program is written.
+            yield RULE.finding(p, why, severity=severity, location=location, suspects=(RULE.name,))
         elif not _by_construction(snapshot, p, rows, stops):
             cancels = _cancels(snapshot, p, rows)
             yield RULE.finding(

@@ -8,6 +8,8 @@ two inputs apart.
 
 Held against the model's own input: where the inputs barely differ, nor need the outputs. Judged
 from 8 samples on, and only where everything goes through the layer; beside it the signal may pass.
+What a later layer still shows was not lost before it: a few units of large bias outweigh the others
+in one layer's spread, no more.
 
 Sick::
 
@@ -108,8 +110,12 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         # An output layer alone did not lose the signal: a zero head, or one of large biases.
         if not collapsed and not flow.leads_on(snapshot, layer):
             continue
-        if share < limit.share and flow.only_path(snapshot, layer.node):
+        if not flow.only_path(snapshot, layer.node):
+            continue
+        if share < limit.share:
             collapsed.append((layer, share))
+        elif share > math.sqrt(limit.share):  # half way back: it was not gone, unless into rounding
+            collapsed = [(x, s) for x, s in collapsed if s < limit.gone]
     if collapsed:
         yield _finding(collapsed, limit)
 

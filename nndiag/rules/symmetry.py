@@ -105,7 +105,8 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
         text += "the same weights and bias" + ("" if constant else " as another")
     kept = p.duplicate_kept if known else 0
     lost = kept >= max(limit.share * units, 2) and p.zero_units < same
-    one = constant and not _grouped(layer, p) and flow.only_path(snapshot, layer.node)
+    calls = frozenset(x.node for x in snapshot.layers if x.weight and x.weight.name == p.name)
+    one = constant and not _grouped(layer, p) and flow.only_way(snapshot, calls)
     severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
     if not known:
         text += "; whether gradients keep them equal was not seen"
