@@ -283,9 +283,10 @@ def _assembled(
     if n.shape[1] == 1:
         total, pooled, within = n[:, 0], mean[:, 0], m2[:, 0]
     else:
-        total = n.sum(1)
-        pooled = (n * mean).sum(1) / np.maximum(total, 1)
-        within = m2.sum(1) + (n * (mean - pooled[:, None]) ** 2).sum(1)
+        with np.errstate(over="ignore"):  # of float64 beyond 1e154
+            total = n.sum(1)
+            pooled = (n * mean).sum(1) / np.maximum(total, 1)
+            within = m2.sum(1) + (n * (mean - pooled[:, None]) ** 2).sum(1)
     rows = zip(counts.tolist(), total.tolist(), pooled.tolist(), within.tolist(), strict=True)
     bins = rest.pop(0) if histogram else None
     return [

@@ -132,6 +132,7 @@ class Recorder(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.meter = Meter()
         self.numbers: list[Any] = []
+        self.memories: dict[str, Running] = {}  # of BatchNorms, by row
         self.not_observed: dict[str, None] = {}
         self.called: set[nn.Module] = set()
         self.finished: set[nn.Module] = set()
@@ -541,7 +542,10 @@ class Recorder(TorchFunctionMode):
         facts: dict[str, float] = {}
         for f in row.facts:
             found = numbers[f]
-            facts |= found.compare(entering) if isinstance(found, Running) else found
+            if isinstance(found, Running):
+                self.memories[row.name] = found
+            else:
+                facts |= found
         return Layer(
             name=row.name,
             kind=row.kind,
