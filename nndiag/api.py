@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def check(
         stream: Iterable[Batch] = [Batch(given.args, given.kwargs, target)]
     else:
         stream = batches(batch, model)
-    with Progress("checking") as progress:
+    with _collecting_later(), Progress("checking") as progress:
         snapshot = watch(
             model,
             stream,
@@ -88,3 +90,18 @@ def check(
         )
         judgement = rule.judge(snapshot, chosen.select, chosen.ignore, chosen.thresholds)
     return Report(snapshot, judgement.findings, judgement.outcomes, judgement.unjudged)
+
+
+@contextlib.contextmanager
+def _collecting_later() -> Iterator[None]:
+    """No garbage collection inside: a check makes many small objects that all stay for a while,
+    which makes Python look through everything that torch has loaded, several times over.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -11,15 +11,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nndiag import measure
 from nndiag.measure import (
+    BLOCK,
+    GATHERED,
     MOST_DIRECTIONS,
     MOST_UNITS,
     PROBES,
+    SMALL,
     Axes,
-    collect,
-    measure,
-    measure_directions,
-    measure_flat,
+    Meter,
     readable,
 )
 from nndiag.stats import Histogram
@@ -29,8 +30,21 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int
 
 
 def stats_of(tensor, axes=None, **options):
-    axes = Axes() if axes is None else axes
-    return collect([measure(tensor, axes, **options)])[0]
+    meter = Meter()
+    meter.stats(tensor, Axes() if axes is None else axes, **options)
+    return meter.collect()[0]
+
+
+def flat_of(tensor, flat, axes=None):
+    meter = Meter()
+    meter.flat(tensor, flat, Axes() if axes is None else axes)
+    return meter.collect()[0]
+
+
+def directions_of(tensor, unit):
+    meter = Meter()
+    meter.directions(tensor, unit)
+    return meter.collect()[0]
 
 
 def double(tensor):
@@ -48,6 +62,23 @@ def naive_bins(values):
         k = int((edges[:-1] <= size).sum()) if size >= edges[0] else 0
         counts[Histogram.SIDE + (k if value > 0 else -k)] += 1
     return counts
+
+
+def binned(x, axes):
+    """The values that the histogram counts: a 32nd of each sample's, 16 to 256, spread."""
+    samples = [x.reshape(-1)]
+    if axes.batch is not None:
+        samples = np.moveaxis(x, axes.batch, 0).reshape(axes.samples, -1)
+    width = len(samples[0])
+    return np.concatenate([s[spread(width, min(256, max(16, width // 32)))] for s in samples])
+
+
+def spread(width, count):
+    """Different multiples, modulo the width, of a step coprime to it, near its golden section."""
+    if count >= width:
+        return list(range(width))
+    step = next(s for s in itertools.count(round(0.618 * width)) if math.gcd(s, width) == 1)
+    return sorted(k * step % width for k in range(count))
 
 
 def check_against_numpy(tensor, axes):
@@ -79,7 +110,8 @@ def check_against_numpy(tensor, axes):
         assert all(map(math.isnan, (stats.mean, stats.min, stats.max, stats.std)))
         assert stats.m2 == 0
     # Bins are those of float32: that is what the values are read as.
-    rounded = finite.astype(np.float32).astype(np.float64)
+    seen = binned(x, axes)
+    rounded = seen[np.isfinite(seen)].astype(np.float32).astype(np.float64)
     assert stats.histogram.counts.tolist() == naive_bins(rounded).tolist()
     if axes.unit is not None:
         per_unit = np.moveaxis(x, axes.unit, 0).reshape(x.shape[axes.unit], -1)
@@ -185,7 +217,7 @@ def test_edges_belong_to_the_bin_above_them():
     just_below = np.nextafter(edges.astype(np.float32), np.float32(0))
     x = torch.from_numpy(np.concatenate([edges, -edges, just_below, [0.0, -0.0]]))
 
-    counts = stats_of(x).histogram.counts
+    counts = stats_of(x, Axes(None, 0, len(x))).histogram.counts
 
     assert counts.tolist() == naive_bins(x.tolist()).tolist()
     assert counts[Histogram.SIDE] == 3  # two zeros and what lies just below the smallest edge
@@ -195,7 +227,7 @@ def test_bins_agree_with_numpys_histogram():
     x = torch.randn(5000, generator=torch.Generator().manual_seed(0)).abs()
     edges = Histogram.edges()
 
-    counts = stats_of(x).histogram.counts[Histogram.SIDE + 1 :]
+    counts = stats_of(x, Axes(None, 0, len(x))).histogram.counts[Histogram.SIDE + 1 :]
 
     expected = np.histogram(double(x), edges)[0]
     assert counts[:-1].tolist() == expected[:-1].tolist()
@@ -233,7 +265,7 @@ def test_the_probe_follows_fixed_elements_across_samples(shape, batch, samples):
 
     values = np.moveaxis(double(x), batch, 0).reshape(samples, -1)
     width = values.shape[1]
-    picked = [k * width // min(width, PROBES) for k in range(min(width, PROBES))]
+    picked = spread(width, PROBES)
     assert probe.samples == samples
     assert math.prod(probe.shape) == width
     assert probe.mean == pytest.approx(values[:, picked].mean(0), abs=1e-6)
@@ -252,6 +284,109 @@ def test_what_is_not_finite_is_not_followed():
     assert stats_of(x, Axes(None, 0, 2)).probe.mean.tolist() == [2.0, 1.0]
 
 
+# -- small tensors together, large ones in blocks -----------------------------------------------
+
+
+def test_small_tensors_of_one_kind_measured_together_are_what_they_are_alone():
+    generator = torch.Generator().manual_seed(0)
+    xs = [torch.randn(8, 4, 3, generator=generator) * 10.0**k for k in range(-20, 20)]
+    xs[3][0, 0, 0], xs[5][1, 2, 0], xs[7][:] = math.nan, -math.inf, 0
+    axes, flat = Axes(1, 0, 8), ((-math.inf, 0.0), (2.0, math.inf))
+    meter = Meter()
+    for x in xs:
+        meter.stats(x, axes)
+        meter.stats(x[0])  # another kind in between
+        meter.flat(x, flat, axes)
+        meter.directions(x, 1)
+
+    results = meter.collect()
+
+    for x, stats, part, found, direction in zip(
+        xs, *(results[k::4] for k in range(4)), strict=True
+    ):
+        assert_same(stats, stats_of(x, axes))
+        assert_same(part, stats_of(x[0]))
+        assert_same(found, flat_of(x, flat, axes))
+        assert_same(direction, directions_of(x, 1))
+
+
+def assert_same(a, b, size=0.0):
+    size = np.nan_to_num(np.max(getattr(a, "std", size)))
+    for name, value in vars(a).items():
+        other = getattr(b, name)
+        if hasattr(value, "__dict__"):
+            assert_same(value, other, size)
+        elif value is None:
+            assert other is None
+        else:
+            near = 1e-6 * size if name == "mean" else 0
+            np.testing.assert_allclose(value, other, rtol=1e-5, atol=near, err_msg=name)
+
+
+def test_more_than_a_group_holds_are_all_there():
+    xs = [torch.full((64,), float(k)) for k in range(2 * GATHERED // 64 + 3)]
+    meter = Meter()
+
+    places = [meter.stats(x) for x in xs]
+
+    results = meter.collect()
+    assert places == list(range(len(xs))) == [stats.mean for stats in results]
+
+
+@pytest.mark.parametrize(
+    ("shape", "unit"),
+    [
+        ((3 * BLOCK,), None),
+        ((1, 3 * BLOCK), 0),
+        ((3 * BLOCK, 1), 1),
+        ((1, 5, BLOCK), 1),
+        ((40, 7, 2000), 1),
+        ((40, 7, 2000), 2),
+        ((7, 40, 2000), 0),
+        ((2, 3, 2, BLOCK // 2 + 1), None),
+    ],
+)
+@pytest.mark.parametrize("odd", [0.0, math.nan, math.inf, 1e30, 1e-30])
+def test_a_large_tensor_in_blocks_is_numpys(shape, unit, odd):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+    x.view(-1)[[0, -1, x.numel() // 2]] = odd
+
+    check_against_numpy(x, Axes(unit))
+
+    values = double(x)
+    found = flat_of(x, ((-math.inf, 0.0), (4.0, 5.0)), Axes(unit))
+    inside = (values <= 0) | ((values >= 4) & (values <= 5))
+    assert found.flat == inside.sum()
+    if unit is not None:
+        others = tuple(a for a in range(x.dim()) if a != unit)
+        assert found.open.tolist() == (~inside.all(others)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "unit"), [((900, 400), 1), ((4, 400, 900), 1), ((4, 90, 1000), 2)]
+)
+def test_directions_of_a_large_tensor_are_numpys(shape, unit):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.2
+    x[0] = 0
+
+    found = directions_of(x, unit)
+
+    vectors = np.moveaxis(double(x), unit, -1).reshape(-1, shape[unit])
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert found.vectors == (lengths > 0).sum()
+    total = (vectors / np.where(lengths > 0, lengths, 1)).sum(0)
+    np.testing.assert_allclose(found.total, total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(200, 5), (200_000, 5), (20, 5, 20_000)])
+def test_a_first_value_far_from_the_rest_spoils_no_spread(shape):
+    # Deviations are taken from the first value: this is the worst it can be.
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[0] = 1e4
+
+    check_against_numpy(x, Axes(1))
+
+
 # -- flat parts -------------------------------------------------------------------------------
 
 
@@ -261,7 +396,7 @@ def test_flat_values_and_open_units_are_those_of_a_loop(tensor, unit, where):
     axis = where % tensor.dim()
     flat = ((-math.inf, -0.5), (0.25, 0.75), (1.5, math.inf))
 
-    found = collect([measure_flat(tensor, flat, Axes(axis if unit else None, None, 3))])[0]
+    found = flat_of(tensor, flat, Axes(axis if unit else None, None, 3))
 
     x = double(tensor)
     inside = np.zeros(x.shape, bool)
@@ -281,7 +416,7 @@ def test_flat_values_and_open_units_are_those_of_a_loop(tensor, unit, where):
 def test_the_ends_of_a_flat_part_belong_to_it():
     x = torch.tensor([0.0, -0.0, 1.0, 0.5])
 
-    assert collect([measure_flat(x, ((-math.inf, 0.0), (1.0, 1.0)))])[0].flat == 3
+    assert flat_of(x, ((-math.inf, 0.0), (1.0, 1.0))).flat == 3
 
 
 # -- directions -------------------------------------------------------------------------------
@@ -294,7 +429,7 @@ def test_the_ends_of_a_flat_part_belong_to_it():
 def test_the_mean_cosine_is_that_over_all_pairs(shape, unit, magnitude):
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.4) * magnitude
 
-    found = collect([measure_directions(x, unit)])[0]
+    found = directions_of(x, unit)
 
     vectors = np.moveaxis(double(x), unit, -1).reshape(-1, shape[unit])
     unit_length = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -306,15 +441,15 @@ def test_the_mean_cosine_is_that_over_all_pairs(shape, unit, magnitude):
 def test_zero_vectors_and_vectors_that_are_not_finite_have_no_direction():
     x = torch.tensor([[1.0, 0.0], [0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0], [2.0, 0.0]])
 
-    found = collect([measure_directions(x, 1)])[0]
+    found = directions_of(x, 1)
 
     assert found.vectors == 2
     assert found.mean_cosine == pytest.approx(1.0)
 
 
 def test_too_wide_or_too_narrow_vectors_are_left_out():
-    assert collect([measure_directions(torch.ones(4, 1), 1)]) == [None]
-    assert collect([measure_directions(torch.ones(2, MOST_DIRECTIONS + 1), 1)]) == [None]
+    assert directions_of(torch.ones(4, 1), 1) is None
+    assert directions_of(torch.ones(2, MOST_DIRECTIONS + 1), 1) is None
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -343,12 +478,19 @@ def test_everything_crosses_from_the_device_in_one_transfer(monkeypatch):
     moves = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: moves.append(x.numel()) or cpu(x))
+    monkeypatch.setattr(measure, "_is_here", lambda _: False)
 
-    results = collect([measure(torch.full((3,), float(k))) for k in range(5)])
+    meter = Meter()
+    for k in range(5):
+        meter.stats(torch.full((3,), float(k)))
+        meter.stats(torch.full((SMALL + k,), float(k)))
+        meter.flat(torch.full((3, k + 1), float(k)), ((0.0, 1.0),), Axes(1))
+    results = meter.collect()
 
     assert len(moves) == 1
-    assert [r.mean for r in results] == [0, 1, 2, 3, 4]
-    assert collect([]) == []
+    assert [r.mean for r in results[::3]] == [r.mean for r in results[1::3]] == [0, 1, 2, 3, 4]
+    assert [r.flat for r in results[2::3]] == [3, 6, 0, 0, 0]
+    assert Meter().collect() == []
 
 
 def test_the_tensor_is_left_as_it_was():
@@ -362,15 +504,19 @@ def test_the_tensor_is_left_as_it_was():
     assert math.copysign(1, x[1]) == -1
 
 
-def test_the_masked_arithmetic_that_spares_a_gpu_from_waiting_gives_the_same(monkeypatch):
-    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)) + 100
-    clean = stats_of(x, Axes(1))
-    with monkeypatch.context() as patch:
-        patch.setattr("nndiag.measure.math.isfinite", lambda _: False)  # as if not asked
-        masked = stats_of(x, Axes(1))
+@settings(deadline=None, max_examples=60)
+@given(tensor=tensors(), unit=st.booleans(), where=st.integers(0, 3))
+def test_what_spares_a_gpu_from_waiting_gives_the_same(tensor, unit, where):
+    axes = Axes(where % tensor.dim() if unit else None, 0, len(tensor))
+    flat = ((-math.inf, -0.5), (0.25, 0.75))
+    here = stats_of(tensor, axes), flat_of(tensor, flat, axes), directions_of(tensor, 0)
 
-    assert masked.mean == pytest.approx(clean.mean)
-    assert masked.units.m2 == pytest.approx(clean.units.m2)
-    assert masked.histogram.counts.tolist() == clean.histogram.counts.tolist()
-    assert (masked.min, masked.max, masked.zeros) == (clean.min, clean.max, clean.zeros)
-    assert (masked.nan, masked.inf) == (0, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_is_here", lambda _: False)
+        check_against_numpy(tensor, axes)
+        there = stats_of(tensor, axes), flat_of(tensor, flat, axes), directions_of(tensor, 0)
+
+    for a, b in zip(here, there, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert_same(a, b)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nndiag.measure import Axes, collect, measure, measure_directions, measure_flat
+from nndiag.measure import Axes, Meter
 from nndiag.stats import (
     DirectionStats,
     FlatStats,
@@ -30,11 +30,22 @@ from nndiag.stats import (
 FLAT = ((-math.inf, 0.0), (1.0, math.inf))
 
 
+def measure(tensor, axes=Axes()):  # noqa: B008
+    return lambda meter: meter.stats(tensor, axes)
+
+
+def collect(measurements):
+    meter = Meter()
+    for measurement in measurements:
+        measurement(meter)
+    return meter.collect()
+
+
 def parts_and_whole(tensors, axes, function):
     """The same measurement of each part, merged, and of all together."""
-    parts = collect([function(t, dataclasses.replace(axes, samples=len(t))) for t in tensors])
+    parts = collect([function(t, axes._replace(samples=len(t))) for t in tensors])
     whole = torch.cat(list(tensors))
-    [expected] = collect([function(whole, dataclasses.replace(axes, samples=len(whole)))])
+    [expected] = collect([function(whole, axes._replace(samples=len(whole)))])
     merged = parts[0]
     for part in parts[1:]:
         merged = merge_parts(merged, part)
@@ -84,7 +95,7 @@ def test_merging_parts_is_measuring_the_whole(parts, where):
 @settings(deadline=None, max_examples=60)
 @given(parts=unlike_parts())
 def test_merging_flat_parts_is_measuring_the_whole(parts):
-    same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: measure_flat(t, FLAT, axes)))
+    same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: lambda m: m.flat(t, FLAT, axes)))
 
 
 @settings(deadline=None, max_examples=60)
@@ -92,7 +103,7 @@ def test_merging_flat_parts_is_measuring_the_whole(parts):
 def test_merging_directions_is_measuring_the_whole(parts):
     parts = [torch.cat([t, t], 1) for t in parts]  # at least two features
 
-    same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: measure_directions(t, 1)))
+    same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: lambda m: m.directions(t, 1)))
 
 
 def test_every_field_of_the_whole_is_filled_so_that_the_law_is_about_all_of_them():
@@ -124,7 +135,7 @@ def test_one_part_that_is_all_nan_does_not_spoil_the_mean():
 def test_the_order_of_merging_does_not_matter(order):
     tensors = [torch.randn(n, 4) + n for n in (3, 8, 20)]
     axes = Axes(1, 0)
-    parts = collect([measure(t, dataclasses.replace(axes, samples=len(t))) for t in tensors])
+    parts = collect([measure(t, axes._replace(samples=len(t))) for t in tensors])
 
     first, second, third = (parts[k] for k in order)
 

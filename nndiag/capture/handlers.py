@@ -8,7 +8,6 @@ the call itself: whatever goes wrong here, the model runs as it would without us
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from nndiag.capture.lineage import (
     viewed,
 )
 from nndiag.capture.weights import running, spatial
-from nndiag.measure import Axes, measure_directions, measure_flat
+from nndiag.measure import Axes
 
 if TYPE_CHECKING:
     from nndiag.capture.recorder import Recorder
@@ -68,10 +67,10 @@ def activation(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, 
         return
     row = rec.row(call.op)
     row.options = shaping
-    row.input = rec.measure(z, trail.axes)
-    act = theory.activation(call.op, **shaping)
+    rec.entering(row, z, trail.axes)
+    act = None if rec.only_inputs else theory.activation(call.op, **shaping)
     if act is not None and act.flat and not z.is_complex():
-        row.flat = rec.add(measure_flat(z, act.flat, trail.axes))
+        row.flat = rec.meter.flat(z, act.flat, trail.axes)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
     result = yield
@@ -83,8 +82,8 @@ def softmax(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, Non
     z = call.input
     row = rec.row(call.op)
     dim = call.bound.get("dim")
-    with rec.attempt(row, "its rows"):
-        row.facts.append(rec.add(opaque.one_hot_rows(call.op, z, -1 if dim is None else dim)))
+    dim = -1 if dim is None else dim
+    rec.look_into(row, "its rows", lambda: (opaque.one_hot_rows(call.op, z, dim), ""))
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
 
@@ -106,8 +105,9 @@ def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generat
     batch, samples = trail.axes.batch, trail.axes.samples
     if measurable(x):
         features = x.dim() - 1 - spatial(op)
-        row.input = rec.measure(x, Axes(features, batch, samples))
-        row.direction = rec.add(measure_directions(x, features))
+        rec.entering(row, x, Axes(features, batch, samples))
+        if not rec.only_inputs:
+            row.direction = rec.meter.directions(x, features)
     result = yield
     if op == "embedding_bag":
         batch, samples = 0, result.shape[0]
@@ -120,16 +120,17 @@ def norm(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
     row = rec.row(call.op)
     axes = trail.axes
     if call.op in ("batch_norm", "instance_norm", "group_norm") and x.dim() > 1:
-        axes = replace(axes, unit=1)
+        axes = axes._replace(unit=1)
     elif axes.unit is None and call.op in ("layer_norm", "rms_norm"):
-        axes = replace(axes, unit=x.dim() - 1)
-    row.input = rec.measure(x, axes)
+        axes = axes._replace(unit=x.dim() - 1)
+    rec.entering(row, x, axes)
     if call.op == "batch_norm":
         training = bool(call.bound.get("training", False))
         row.options = {"training": float(training)}
         mean, variance = call.bound.get("running_mean"), call.bound.get("running_var")
         if not training and mean is not None and variance is not None:
-            row.facts.append(rec.add(running(mean, variance, rec.batches_tracked())))
+            memory = running(mean, variance, rec.batches_tracked())
+            rec.look_into(row, "its running statistics", lambda: (memory, ""))
     result = yield
     rec.finish(row, result, [trail], axes, "")
 
@@ -157,12 +158,7 @@ def attention(rec: Recorder, call: Call) -> Generator[None, Any, None]:
     trail = rec.trail_of(query) or trails[0]
     axes = Axes(None, trail.axes.batch, trail.axes.samples)
     why = HEADS
-    with rec.attempt(row, "its attention weights"):
-        facts, hidden = opaque.attention_rows(call.op, call.bound)
-        if facts is not None:
-            row.facts.append(rec.add(facts))
-        else:
-            row.unseen.append(f"its attention weights: {hidden}")
+    rec.look_into(row, "its attention weights", lambda: opaque.attention_rows(call.op, call.bound))
     if call.op == "multi_head_attention_forward":
         row.unseen.append("its projections run inside one call: their outputs are not seen")
         axes, why = rec.along(query, trail, 1, unit=query.dim() - 1), ""
@@ -177,15 +173,10 @@ def recurrent(rec: Recorder, call: Call) -> Generator[None, Any, None]:
         yield from unknown(rec, call)
         return
     row = rec.row(call.op)
-    axes = replace(trail.axes, unit=x.dim() - 1)
+    axes = trail.axes._replace(unit=x.dim() - 1)
     if x.dim() == 3:
         axes = rec.along(x, trail, 0 if call.args[-1] else 1, unit=2)
-    with rec.attempt(row, "its gates"):
-        facts, why = opaque.gates(call.op, call.args)
-        if facts is not None:
-            row.facts.append(rec.add(facts))
-        if why:
-            row.unseen.append(why)
+    rec.look_into(row, "its gates", lambda: opaque.gates(call.op, call.args))
     result = yield
     rec.finish(row, result, [trail], axes, "")
     for state in list(tensors_in(result))[1:]:  # (layers, samples, units)
@@ -301,7 +292,7 @@ def reduce(rec: Recorder, call: Call) -> Generator[None, Any, None]:
         return
     dim, keepdim = call.bound.get("dim"), bool(call.bound.get("keepdim", False))
     moved = reduced(trail, before, dim, keepdim)
-    rec.trails[result] = replace(moved, node=rec.node(call.op, [trail.node]))
+    rec.trails[result] = moved._replace(node=rec.node(call.op, [trail.node]))
 
 
 def unknown(rec: Recorder, call: Call) -> Generator[None, Any, None]:

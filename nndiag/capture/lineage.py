@@ -8,12 +8,11 @@ ends the lineage, with the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from nndiag.measure import Axes
 
@@ -22,21 +21,33 @@ RESHAPED = "a reshape merged or split its unit axis"
 UNKNOWN = "it comes out of a call that is not understood"
 
 
-@dataclass(frozen=True)
-class Trail:
+class Trail(NamedTuple):
     """What is known about one live tensor: the node that made it and its axes."""
 
     node: int
-    axes: Axes = field(default_factory=Axes)
+    axes: Axes = Axes()
     why_no_units: str = NO_UNITS
 
 
-@dataclass
-class _Notes:
-    """What was already found out about a tensor's values, valid for one version of them."""
+Value = TypeVar("Value")
 
-    version: int
-    found: dict[Any, Any] = field(default_factory=dict)
+
+class TensorMap(Generic[Value]):
+    """Something about each of many live tensors. Holds none of them alive.
+
+    Torch's own WeakTensorKeyDictionary does the same at thirty times the price of a lookup.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
+
+    def get(self, tensor: torch.Tensor) -> Value | None:
+        known = self._known.get(id(tensor))
+        # Another tensor may live where one died.
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    def __setitem__(self, tensor: torch.Tensor, value: Value) -> None:
+        self._known[id(tensor)] = weakref.ref(tensor), value
 
 
 # Where autograd's nodes keep the trails of the tensors they made.
@@ -53,8 +64,9 @@ class Trails:
 
     def __init__(self) -> None:
         self._first = next_function()
-        self._trails: MutableMapping[torch.Tensor, Trail] = WeakTensorKeyDictionary()
-        self._notes: MutableMapping[torch.Tensor, _Notes] = WeakTensorKeyDictionary()
+        self._trails: TensorMap[Trail] = TensorMap()
+        # What was found out about the values of a tensor, and about which version of them.
+        self._notes: TensorMap[tuple[int, dict[Any, Any]]] = TensorMap()
 
     def __getitem__(self, tensor: torch.Tensor) -> Trail | None:
         return self._trails.get(tensor)
@@ -91,9 +103,9 @@ class Trails:
         """A notebook on the tensor's present values; empty again once they change."""
         notes = self._notes.get(tensor)
         now = version(tensor)
-        if notes is None or notes.version != now or now < 0:
-            notes = self._notes[tensor] = _Notes(now)
-        return notes.found
+        if notes is None or notes[0] != now or now < 0:
+            notes = self._notes[tensor] = now, {}
+        return notes[1]
 
 
 def next_function() -> int:
@@ -241,7 +253,7 @@ def _axis(output: torch.Tensor, stride: int) -> int | None:
 def reduced(trail: Trail, shape: torch.Size, dims: Any, keepdim: bool) -> Trail:
     """Axes after a mean over ``dims``."""
     if dims is None:
-        return replace(trail, axes=Axes(None, None, trail.axes.samples))
+        return trail._replace(axes=Axes(None, None, trail.axes.samples))
     gone = {d % len(shape) for d in (dims if isinstance(dims, (tuple, list)) else [dims])}
 
     def moved(axis: int | None) -> int | None:
@@ -250,4 +262,4 @@ def reduced(trail: Trail, shape: torch.Size, dims: Any, keepdim: bool) -> Trail:
         return axis if keepdim else axis - sum(d < axis for d in gone)
 
     axes = Axes(moved(trail.axes.unit), moved(trail.axes.batch), trail.axes.samples)
-    return replace(trail, axes=axes)
+    return trail._replace(axes=axes)

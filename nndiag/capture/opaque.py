@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nndiag import theory
-from nndiag.measure import Pending, readable, wide
+from nndiag.measure import Pending, readable, spread, wide
 
 # A softmax row whose largest entry is p has slope at most p (1 - p); 5 % of its maximum 1/4 is
 # reached at p = 0.9873 (the same 5 % as for every other activation).
@@ -61,12 +61,12 @@ def attention_rows(op: str, bound: Mapping[str, Any]) -> tuple[Pending | None, s
     """Rows of the attention weights for a fixed sample of queries; or why they are not known."""
     query, key = bound["input"], bound["key"]
     if query.is_nested or key.is_nested:
-        return None, "nested tensors are not looked into"
+        return None, "its attention weights: nested tensors are not looked into"
     with torch.autocast(query.device.type, enabled=False):
         if op == "scaled_dot_product_attention":
             return _fused(query, key, bound), ""
         if bound.get("bias_k") is not None or bound.get("add_zero_attn"):
-            return None, "keys are added inside the call"
+            return None, "its attention weights: keys are added inside the call"
         return _multi_head(query, key, bound), ""
 
 
@@ -124,8 +124,8 @@ def _sampled(
     q, k = query.detach().float(), key.detach().float()
     length, source = q.shape[-2], k.shape[-2]
     lead = q.shape[:-2]
-    heads = _spread(math.prod(lead), HEADS, q.device)
-    rows = _spread(length, ROWS, q.device)
+    heads = spread((math.prod(lead),), HEADS, q.device)[0]
+    rows = spread((length,), ROWS, q.device)[0]
     q = q.reshape(-1, *q.shape[-2:])[heads][:, rows]
     k = k.reshape(-1, *k.shape[-2:])[heads]
     scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else float(scale))
@@ -137,13 +137,6 @@ def _sampled(
     if causal:
         visible = visible & (torch.arange(source, device=q.device) <= rows[:, None])
     return _count_rows(scores, visible)
-
-
-def _spread(size: int, most: int, device: torch.device) -> torch.Tensor:
-    """A fixed sample of at most ``most`` of ``size`` positions, evenly spread."""
-    if size <= most:
-        return torch.arange(size, device=device)
-    return (torch.arange(most, device=device) * size + size // 2) // most
 
 
 @torch.no_grad()
@@ -174,7 +167,7 @@ def _layers(kind: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
     if len(weights) != per * layers * directions:
         return None, "its gates are not recomputed for an LSTM with projections"
     batch = 0 if rest[0] else 1
-    picked = _spread(x.shape[batch], SEQUENCES, x.device)
+    picked = spread((x.shape[batch],), SEQUENCES, x.device)[0]
     own = [w.detach() for w in weights]
     x = x.detach().to(own[0].dtype).index_select(batch, picked)
     states = [

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
-from nndiag.measure import Pending, collect, measure, readable, wide
+from nndiag.measure import SMALL, Meter, Pending, readable, wide
 from nndiag.stats import Layer, Parameter, Weight, merge_parts
 
 # Comparing rows of a weight sorts them: beyond this size it would dominate a check.
@@ -25,18 +26,20 @@ def measure_parameters(
 ) -> dict[str, Parameter]:
     """All parameters with this batch's gradients, merged with what is known of earlier batches."""
     use = {layer.weight.name: layer.weight for layer in layers if layer.weight is not None}
-    pending: dict[tuple[str, str], Pending] = {}
+    meter = Meter()
+    places: dict[tuple[str, str], int] = {}
     for name, p in named.items():
         weight = use.get(name)
         bias = None if weight is None or weight.bias is None else named.get(weight.bias)
         try:
-            parts = _parts(p, weight, bias, value=name not in known)
+            parts = _parts(meter, p, weight, bias, value=name not in known)
         except Exception as error:  # a subclass of Tensor that knows no arithmetic
             failure = f"nndiag could not measure it ({type(error).__name__}: {error})"
             not_observed[f"{name}: {failure}"] = None
             continue
-        pending.update({(name, what): part for what, part in parts.items()})
-    numbers = dict(zip(pending, collect(list(pending.values())), strict=True))
+        places.update({(name, what): place for what, place in parts.items()})
+    results = meter.collect()
+    numbers = {key: results[place] for key, place in places.items()}
     found = dict(known)
     for name, p in named.items():
         value = known[name].value if name in known else numbers.get((name, "value"))
@@ -56,16 +59,21 @@ def measure_parameters(
 
 
 def _parts(
-    p: nn.Parameter, weight: Weight | None, bias: torch.Tensor | None, *, value: bool
-) -> dict[str, Pending]:
+    meter: Meter,
+    p: nn.Parameter,
+    weight: Weight | None,
+    bias: torch.Tensor | None,
+    *,
+    value: bool,
+) -> dict[str, int]:
     parts = {}
     if value:
-        parts["value"] = measure(p, histogram=False)
+        parts["value"] = meter.stats(p, histogram=False)
     if p.grad is not None:
-        parts["gradient"] = measure(p.grad, histogram=False)
+        parts["gradient"] = meter.stats(p.grad, histogram=False)
     if p.dim() >= 2 and 0 < p.numel() <= MOST_COMPARED and p.layout == torch.strided:
         axis = 0 if weight is None else weight.unit_axis
-        parts["rows"] = _compare_rows(p, p.grad, axis, bias)
+        parts["rows"] = _compare_rows(meter, p, p.grad, axis, bias)
     return parts
 
 
@@ -81,48 +89,89 @@ def _merged(known: Parameter, here: Parameter) -> Parameter:
 
 @torch.no_grad()
 def _compare_rows(
-    p: torch.Tensor, grad: torch.Tensor | None, axis: int, bias: torch.Tensor | None
-) -> Pending:
-    """Which units (rows) of a weight are equal, and what their gradients look like.
+    meter: Meter, p: torch.Tensor, grad: torch.Tensor | None, axis: int, bias: torch.Tensor | None
+) -> int:
+    """Which units (rows) of a weight are equal, and what their gradients look like."""
+    parts = [_rows(p, axis)]
+    if bias is not None and bias.numel() == len(parts[0]):
+        parts.append(_rows(bias, 0).to(parts[0].dtype))
+    graded = grad is not None
+    if grad is not None:
+        parts.append(_rows(grad, axis).to(parts[0].dtype))
+    widths = [part.shape[1] for part in parts]
+
+    def compare(*parts: torch.Tensor) -> Pending:
+        rows, *rest = parts
+        grads = rest.pop() if graded else None
+        return _compared(rows, rest[0] if rest else None, grads)
+
+    if len(parts[0]) * sum(widths) > SMALL:
+        return meter.apart(compare(*(part[None] for part in parts)))
+    kind = ("rows", graded, *widths)
+    return meter.together(torch.cat(parts, 1), kind, lambda v: compare(*torch.split(v, widths, 2)))
+
+
+def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor | None) -> Pending:
+    """Of k weights: rows (k, units, fan_in), biases (k, units, 1), gradients of the rows.
 
     Equal rows have equal projections on a fixed direction, so after sorting by it they are
     neighbours; those are then compared exactly.
     """
-    rows = _rows(p, axis)
-    whole = rows
-    if bias is not None and bias.numel() == rows.shape[0]:
-        whole = torch.cat([rows, _rows(bias, 0).to(rows.dtype)], 1)
+    k, _, width = rows.shape
     generator = torch.Generator("cpu").manual_seed(0)
-    direction = torch.randn(
-        whole.shape[1], generator=generator, dtype=torch.float32, device="cpu"
-    ).to(whole.device, whole.dtype)
-    order = torch.argsort(whole @ direction, stable=True)
-    if grad is not None:
+    direction = torch.randn(width + 1, generator=generator, dtype=torch.float32, device="cpu")
+    direction = direction.to(rows.device, rows.dtype, non_blocking=True)
+    key = rows @ direction[:-1]
+    if bias is not None:
+        key = key + bias[:, :, 0] * direction[-1]
+    order = key.argsort(dim=1, stable=True)
+    if grads is not None:
         # Among equal rows, those with equal gradients become neighbours.
-        first = torch.argsort(_rows(grad, axis) @ direction[: rows.shape[1]])
-        order = first[torch.argsort((whole @ direction)[first], stable=True)]
-    ordered = whole[order]
-    equal = (ordered[1:] == ordered[:-1]).all(1)
-    zero = (rows == 0).all(1).sum()
-    kept = one_sign = graded = zero.new_zeros(())
-    if grad is not None:
-        g = _rows(grad, axis)
-        nonzero = (g != 0).any(1)
-        one_sign = (nonzero & ((g >= 0).all(1) | (g <= 0).all(1))).sum()
-        graded = nonzero.sum()
-        ordered = g[order]
-        size = torch.linalg.vector_norm(ordered, dim=1)
-        gap = torch.linalg.vector_norm(ordered[1:] - ordered[:-1], dim=1)
-        kept = _members(equal & (gap <= 1e-4 * torch.maximum(size[1:], size[:-1])))
-    counts = torch.stack([_members(equal), kept, zero, one_sign, graded])
-    return Pending(wide(counts), lambda v: dict(zip(_ROW_FACTS, map(int, v), strict=True)))
+        first = (grads @ direction[:-1]).argsort(dim=1)
+        order = first.gather(1, key.gather(1, first).argsort(dim=1, stable=True))
+    sorted_key = key.gather(1, order)
+    # Equal rows may differ in the last bits of their projections; others seldom differ so little.
+    near = sorted_key.diff(dim=1) <= 1e-5 * key.abs().amax(1, keepdim=True)
+    if rows.device.type != "cpu":  # asking which would make it wait: all of them
+        near = torch.ones_like(near)
+        at, here = (torch.arange(n, device=rows.device) for n in near.shape)
+        at, here = at.repeat_interleave(len(here)), here.repeat(len(at))
+    else:
+        at, here = near.nonzero(as_tuple=True)
+    one, other = order[at, here], order[at, here + 1]
+    equal = (rows[at, one] == rows[at, other]).all(1)
+    if bias is not None:
+        equal &= bias[at, one, 0] == bias[at, other, 0]
+    zero = ((rows.amin(2) == 0) & (rows.amax(2) == 0)).sum(1)
+    kept = one_sign = graded = torch.zeros_like(zero)
+    if grads is not None:
+        low, high = grads.amin(2), grads.amax(2)
+        nonzero = ~((low == 0) & (high == 0))  # NaN is not zero
+        one_sign = (nonzero & ((low >= 0) | (high <= 0))).sum(1)
+        graded = nonzero.sum(1)
+        # By the largest: squares of a vanished gradient would be zero, and any two alike.
+        largest = torch.maximum(-low.amin(1), high.amax(1)).clamp(min=torch.finfo(low.dtype).tiny)
+        a, b = (grads[at, unit] / largest[at, None] for unit in (one, other))
+        size = torch.maximum(*(torch.linalg.vector_norm(g, dim=1) for g in (a, b)))
+        alike = torch.linalg.vector_norm(a - b, dim=1) <= 1e-4 * size
+        kept = _members(near, at, here, equal & alike)
+    counts = torch.stack([_members(near, at, here, equal), kept, zero, one_sign, graded], 1)
+
+    def read(values: np.ndarray) -> list[dict[str, int]]:
+        return [dict(zip(_ROW_FACTS, map(int, row), strict=True)) for row in values.reshape(k, -1)]
+
+    return Pending(wide(counts).reshape(-1), read)
 
 
 def _rows(x: torch.Tensor, axis: int) -> torch.Tensor:
     return readable(x).movedim(axis, 0).reshape(x.shape[axis], -1)
 
 
-def _members(equal: torch.Tensor) -> torch.Tensor:
-    """How many elements have an equal neighbour."""
-    no = equal.new_zeros(1)
-    return (torch.cat([equal, no]) | torch.cat([no, equal])).sum()
+def _members(
+    like: torch.Tensor, at: torch.Tensor, here: torch.Tensor, equal: torch.Tensor
+) -> torch.Tensor:
+    """How many of k orders' elements have an equal neighbour; those at ``here`` and the next."""
+    pairs = torch.zeros_like(like)
+    pairs[at, here] = equal
+    no = pairs.new_zeros(len(pairs), 1)
+    return (torch.cat([pairs, no], 1) | torch.cat([no, pairs], 1)).sum(1)

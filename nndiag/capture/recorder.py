@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +20,14 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from nndiag.batch import has_samples, tensors_in
 from nndiag.capture.calls import Call, understood
 from nndiag.capture.handlers import HANDLERS, QUIET, hidden, measurable
-from nndiag.capture.lineage import UNKNOWN, Trail, Trails
+from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails
 from nndiag.capture.locate import location
 from nndiag.capture.weights import Running, use_of
-from nndiag.measure import Axes, Pending, collect, measure
+from nndiag.measure import Axes, Meter, Pending
 from nndiag.stats import Layer, Node, TensorStats, Weight
 
 ROOT = "(root)"
@@ -39,7 +39,7 @@ NONE_CAME_TO_VIEW = f"{NONE_CAME}, or it is a view that was changed in place"
 
 @dataclass
 class Row:
-    """A layer while it is being watched; numbers are indices into ``Recorder.pending``."""
+    """A layer while it is being watched; numbers are indices into ``Recorder.numbers``."""
 
     index: int
     name: str
@@ -74,9 +74,38 @@ class Scope:
     muted: bool = False  # inside such a leaf
 
 
+class _Ours:
+    """``with``: our own arithmetic, no part of the model, and none of its troubles.
+
+    A class, since it is entered several times a layer, and a generator costs thrice as much.
+    """
+
+    __slots__ = ("gradients", "guard", "rec", "what")
+
+    def __init__(self, rec: Recorder, what: str) -> None:
+        self.rec, self.what = rec, what
+
+    def __enter__(self) -> None:
+        self.rec._busy = True
+        self.guard = torch._C.DisableTorchFunction()
+        self.guard.__enter__()
+        self.rec.with_gradients = self.gradients = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        torch._C._set_grad_enabled(self.gradients)
+        self.guard.__exit__(kind, error, trace)
+        self.rec._busy = False
+        if error is None or not isinstance(error, Exception):
+            return False
+        self.rec.not_observed[f"{self.what}: {_failure(error)}"] = None
+        return True
+
+
 class Recorder(TorchFunctionMode):
     """Records one batch. Use as ``with recorder.watching(): model(...)``, then ``backward``.
 
+    ``only_inputs``: nothing is wanted but each unit's moments in what enters the layers.
     ``axis`` is the one that the inputs' samples lie along; ``axis_found`` what the model turned
     out to think (1, if it holds a recurrent or attention layer that is not batch_first).
     """
@@ -87,6 +116,7 @@ class Recorder(TorchFunctionMode):
         parameters: Mapping[str, nn.Parameter],
         *,
         gradients: bool,
+        only_inputs: bool = False,
         axis: int = 0,
         tick: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -94,20 +124,22 @@ class Recorder(TorchFunctionMode):
         self.names = names
         self.parameters = parameters
         self.gradients = gradients
+        self.only_inputs = only_inputs
         self.axis = self.axis_found = axis
         self.tick = tick
         self.samples = 1
         self.rows: list[Row] = []
         self.nodes: list[Node] = []
-        self.pending: list[Pending] = []
+        self.meter = Meter()
         self.numbers: list[Any] = []
+        self.memories: dict[str, Running] = {}  # of BatchNorms, by row
         self.not_observed: dict[str, None] = {}
         self.called: set[nn.Module] = set()
         self.finished: set[nn.Module] = set()
         self.used: set[str] = set()
         self.failed: tuple[BaseException, Scope] | None = None  # and the innermost module it left
         self.trails = Trails()
-        self._made_of: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
+        self._made_of: TensorMap[str] = TensorMap()
         for name, parameter in parameters.items():
             self._made_of[parameter] = name
         self._calls: Counter[nn.Module] = Counter()
@@ -116,6 +148,7 @@ class Recorder(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._busy = False
         self._backward = False
+        self.with_gradients = True  # whether the model runs with gradients on
 
     # -- scopes -------------------------------------------------------------------------------
 
@@ -151,25 +184,23 @@ class Recorder(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
 
-    @contextlib.contextmanager
-    def _ours(self, what: str) -> Iterator[None]:
-        """Our own arithmetic: no part of the model, and none of its troubles."""
-        self._busy = True
-        try:
-            with torch._C.DisableTorchFunction():
-                yield
-        except Exception as error:
-            self.not_observed[f"{what}: {_failure(error)}"] = None
-        finally:
-            self._busy = False
+    def _ours(self, what: str) -> _Ours:
+        return _Ours(self, what)
 
-    @contextlib.contextmanager
-    def attempt(self, row: Row, what: str) -> Iterator[None]:
-        """Arithmetic that a row can do without."""
+    def look_into(
+        self, row: Row, what: str, look: Callable[[], tuple[Pending | None, str]]
+    ) -> None:
+        """Numbers that a row can do without; or why they are not seen."""
+        if self.only_inputs:
+            return
         try:
-            yield
+            found, why = look()
         except Exception as error:
-            row.unseen.append(f"{what}: {_failure(error)}")
+            found, why = None, f"{what}: {_failure(error)}"
+        if found is not None:
+            row.facts.append(self.meter.add(found))
+        if why:
+            row.unseen.append(why)
 
     def _elsewhere(self) -> bool:
         """In our own arithmetic, another thread, or a backward (a checkpoint's recomputation)."""
@@ -221,10 +252,11 @@ class Recorder(TorchFunctionMode):
                 self._finish_module(scope, args, output)
 
     def _finish_module(self, scope: Scope, args: Any, output: Any) -> None:
-        tensors = list(tensors_in(output))
-        sources = [t for t in map(self.trail_of, tensors_in(args)) if t is not None]
-        for x in tensors:
-            if self.trail_of(x) is None:
+        tensors = [output] if isinstance(output, torch.Tensor) else list(tensors_in(output))
+        unknown = [x for x in tensors if self.trail_of(x) is None]
+        if unknown:
+            sources = [t for t in map(self.trail_of, tensors_in(args)) if t is not None]
+            for x in unknown:
                 self.give(x, "?", sources)
         if is_script(scope.module):
             self.not_observed[f"{scope.name or ROOT}: a ScriptModule; its inside is not seen"] = (
@@ -244,12 +276,14 @@ class Recorder(TorchFunctionMode):
         if scope.leaf and row.node < 0:
             # Identity and its like: no call inside, yet a layer of its own.
             row.op = type(scope.module).__name__.lower()
-            trail = dataclasses.replace(trail, node=self.node(row.op, [trail.node], row))
+            made = self.node(row.op, [trail.node], row)
+            trail = Trail(made, trail.axes, trail.why_no_units)
             self.trails[x] = trail
         if row.node < 0:
             row.node = trail.node
-            if self.nodes[row.node].layer < 0:
-                self.nodes[row.node] = dataclasses.replace(self.nodes[row.node], layer=row.index)
+            node = self.nodes[row.node]
+            if node.layer < 0:
+                self.nodes[row.node] = Node(node.op, node.inputs, row.index, node.parameter)
         if len(outputs) > 1 and not scope.leaf:
             row.unseen.append(f"only the first of its {len(outputs)} outputs is measured")
         self._measure_output(row, x, trail.axes)
@@ -272,7 +306,10 @@ class Recorder(TorchFunctionMode):
         plan: Generator[None, Any, None] | None = None
         with self._ours(where):
             call = Call(op, category, func, args, kwargs)
-            self.used.update(n for x in call.tensors if (n := self.parameter(x)) is not None)
+            for x in call.tensors:
+                name = self._made_of.get(x)
+                if name is not None:
+                    self.used.add(name)
             handler = hidden if scope is not None and scope.muted else HANDLERS[category]
             begun = handler(self, call)
             next(begun)
@@ -298,7 +335,7 @@ class Recorder(TorchFunctionMode):
         return row
 
     def _new_row(self, name: str, kind: str) -> Row:
-        row = Row(len(self.rows), name, kind, location())
+        row = Row(len(self.rows), name, kind, None if self.only_inputs else location())
         self.rows.append(row)
         self.tick(name)
         return row
@@ -306,7 +343,7 @@ class Recorder(TorchFunctionMode):
     def finish(self, row: Row, result: Any, trails: list[Trail], axes: Axes, why: str) -> None:
         """A call is over: its outputs get a trail, and a row of its own gets its numbers."""
         row.node = self.node(row.op, list(dict.fromkeys(t.node for t in trails)), row)
-        tensors = list(tensors_in(result))
+        tensors = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
         for x in tensors:
             alike = x.shape == tensors[0].shape
             rest = Axes(None, None, axes.samples)
@@ -316,6 +353,8 @@ class Recorder(TorchFunctionMode):
             self._measure_output(row, outputs[0], axes)
 
     def _measure_output(self, row: Row, tensor: torch.Tensor, axes: Axes) -> None:
+        if self.only_inputs:
+            return
         row.shape = tuple(tensor.shape)
         row.dtype = str(tensor.dtype).removeprefix("torch.")
         row.output = self.measure(tensor, axes)
@@ -325,7 +364,7 @@ class Recorder(TorchFunctionMode):
             row.why_no_gradient = NONE_CAME_TO_VIEW if tensor._is_view() else NONE_CAME
             row.grads = self._gradients(row.name, tensor, axes)
         else:
-            row.why_no_gradient = FROZEN if torch.is_grad_enabled() else GRADIENTS_OFF
+            row.why_no_gradient = FROZEN if self.with_gradients else GRADIENTS_OFF
 
     def _gradients(self, name: str, tensor: torch.Tensor, axes: Axes) -> list[int]:
         """Where the measurements of a tensor's gradient will be: one hook a tensor and version."""
@@ -335,11 +374,12 @@ class Recorder(TorchFunctionMode):
             return grads
         found: list[int] = []
         notes["gradient", axes] = found
+        pooled = Axes(None, axes.batch, axes.samples)
 
         def hook(grad: torch.Tensor) -> None:
             if self._backward:
                 with self._ours(f"the gradient at {name}"):
-                    found.append(self.add(measure(grad, axes)))
+                    found.append(self.meter.stats(grad, pooled, probe=False))
 
         handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         self._handles.append(handle)
@@ -347,16 +387,20 @@ class Recorder(TorchFunctionMode):
 
     # -- numbers, trails, names ---------------------------------------------------------------
 
+    def entering(self, row: Row, tensor: torch.Tensor, axes: Axes) -> None:
+        """Measure what enters a layer."""
+        if not self.only_inputs or axes.unit is not None:
+            row.input = self.measure(tensor, axes)
+
     def measure(self, tensor: torch.Tensor, axes: Axes) -> int:
         notes = self.trails.notes(tensor)
         index: int | None = notes.get(axes)
         if index is None:
-            index = notes[axes] = self.add(measure(tensor, axes))
+            all_of_it = not self.only_inputs
+            index = notes[axes] = self.meter.stats(
+                tensor, axes, histogram=all_of_it, probe=all_of_it
+            )
         return index
-
-    def add(self, pending: Pending) -> int:
-        self.pending.append(pending)
-        return len(self.pending) - 1
 
     def node(self, op: str, inputs: list[int], row: Row | None = None, parameter: str = "") -> int:
         index = -1 if row is None else row.index
@@ -400,7 +444,7 @@ class Recorder(TorchFunctionMode):
         """Axes of a layer that takes its samples from ``axis``, whatever we thought they were."""
         axes = trail.axes
         if x.dim() < 3 or axes.batch == axis:
-            return dataclasses.replace(axes, unit=unit)
+            return axes._replace(unit=unit)
         if axes.batch is not None:
             self.axis_found = axis
             return Axes(unit, axis, x.shape[axis])
@@ -418,8 +462,9 @@ class Recorder(TorchFunctionMode):
         if tensor.is_nested or tensor.is_meta:
             self.not_observed[f"{name}: {_why_not([tensor])}"] = None
             return None
-        with self._ours(name):
-            index = self.measure(tensor, axes)
+        if not self.only_inputs:
+            with self._ours(name):
+                index = self.measure(tensor, axes)
         return index
 
     def parameter(self, tensor: torch.Tensor) -> str | None:
@@ -436,7 +481,7 @@ class Recorder(TorchFunctionMode):
                 self._made_of[out] = name
 
     def weight_use(self, call: Call, x: torch.Tensor, weight: Any, bias: Any) -> Weight | None:
-        if not isinstance(weight, torch.Tensor):
+        if not isinstance(weight, torch.Tensor) or self.only_inputs:
             return None
         name = self.parameter(weight) or self._own_name(weight, "weight")
         its_bias = None
@@ -464,16 +509,22 @@ class Recorder(TorchFunctionMode):
 
     # -- the result ---------------------------------------------------------------------------
 
+    def inputs(self) -> dict[str, TensorStats]:
+        """What entered the layers, by their names."""
+        numbers = self.meter.collect()
+        return {row.name: numbers[row.input] for row in self.rows if row.input is not None}
+
     def layers(self) -> list[Layer]:
         """All rows as plain data; waits for the device once."""
-        self.numbers = collect(self.pending)
+        self.numbers = self.meter.collect()
         seen = [row for row in self.rows if row.output is not None]
         position = {row.index: at for at, row in enumerate(seen)}
         for at, node in enumerate(self.nodes):
             # Of several calls inside one layer of torch's own, the last is the layer's.
             mine = node.layer >= 0 and self.rows[node.layer].node == at
             layer = position.get(node.layer, -1) if mine else -1
-            self.nodes[at] = dataclasses.replace(node, layer=layer)
+            if layer != node.layer:
+                self.nodes[at] = Node(node.op, node.inputs, layer, node.parameter)
         return [self._layer(row) for row in seen]
 
     def _layer(self, row: Row) -> Layer:
@@ -491,7 +542,10 @@ class Recorder(TorchFunctionMode):
         facts: dict[str, float] = {}
         for f in row.facts:
             found = numbers[f]
-            facts |= found.compare(entering) if isinstance(found, Running) else found
+            if isinstance(found, Running):
+                self.memories[row.name] = found
+            else:
+                facts |= found
         return Layer(
             name=row.name,
             kind=row.kind,
@@ -537,7 +591,7 @@ def is_script(module: nn.Module) -> bool:
 
 def has_layers(module: nn.Module) -> bool:
     """Whether a module has children other than those that make its weights."""
-    return any(name != "parametrizations" for name, _ in module.named_children())
+    return any(m is not None and n != "parametrizations" for n, m in module._modules.items())
 
 
 # Modules of torch.nn that call other modules, or have no forward of their class's own (compiled
@@ -547,9 +601,13 @@ _SCOPES = ("container", "transformer", "adaptive", "module")
 
 def is_torch_leaf(module: nn.Module) -> bool:
     """One of torch.nn's own layers with its own forward: one row, its inside belongs to it."""
-    if is_script(module):
-        return False
-    home = getattr(type(module).forward, "__module__", "") or ""
+    kind: Any = type(module)  # mypy does not take a class of modules for hashable
+    return not is_script(module) and _has_torchs_forward(kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_torchs_forward(kind: type) -> bool:
+    home = getattr(getattr(kind, "forward", None), "__module__", "") or ""
     if not home.startswith(("torch.nn.modules.", "torch.ao.nn.")):
         return False
     return home.rpartition(".")[2] not in _SCOPES

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from types import ModuleType
@@ -36,8 +36,8 @@ class Kept:
             *(functools.partial(put, get()) for get, put in self.found.generators),
             *_settings(),
             *(_array(a) for a in self.found.arrays),
-            *(_tensor(t) for t in self.found.tensors),
-            *(_container(c) for c in self.found.containers),
+            _tensors(self.found.tensors),
+            _containers(self.found.containers),
             *(_attributes(thing) for thing in self.found.objects),
             # FSDP would believe that its parameters are still gathered.
             *(thing.reshard for thing in self.found.objects if _is_sharded(thing)),
@@ -53,16 +53,9 @@ class Kept:
                 seed(self._seed)
 
     def restore(self) -> None:
-        """Everything as it was. A step that fails keeps no other from being taken."""
+        """Everything as it was."""
         torch.clear_autocast_cache()  # it holds parameters as they are now
-        failure: Exception | None = None
-        for step in reversed(self._undo):
-            try:
-                step()
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        _all(reversed(self._undo))
 
     def reset(self) -> None:
         self.restore()
@@ -130,23 +123,31 @@ def _reachable(things: Iterable[object]) -> _Reachable:
                 todo.append((thing.grad, depth))
         elif isinstance(thing, nn.Module):
             found.objects.append(thing)
-            todo += [(value, 1) for value in vars(thing).values()]
+            for value in vars(thing).values():
+                if value.__class__ in _EMPTY_MAYBE and not value:  # most of a module's dicts
+                    found.containers.append(value)
+                elif value.__class__ not in _ATOMS:
+                    todo.append((value, 1))
             if isinstance(thing, torch.jit.ScriptModule):
                 todo += [(value, 1) for value in (*thing.parameters(), *thing.buffers())]
         elif isinstance(thing, _CONTAINERS):
             found.containers.append(thing)
             values = thing.values() if isinstance(thing, dict) else thing
-            todo += [(value, depth + 1) for value in values if not _atom(value)]
+            todo += [(value, depth + 1) for value in values if value.__class__ not in _ATOMS]
         elif isinstance(thing, np.ndarray):
             found.arrays.append(thing)
         elif isinstance(thing, tuple):
-            todo += [(value, depth) for value in thing if not _atom(value)]
+            todo += [(value, depth) for value in thing if value.__class__ not in _ATOMS]
         elif (state := _own_state(thing)) is not None:
             found.generators.append(state)
         elif hasattr(thing, "__dict__") and not _foreign(thing):
             found.objects.append(thing)
             todo += [(value, depth + 1) for value in vars(thing).values()]
     return found
+
+
+_ATOMS = frozenset((type(None), str, bytes, bool, int, float, complex, type))
+_EMPTY_MAYBE = frozenset((dict, OrderedDict, set, list))
 
 
 def _modules(thing: object) -> Iterator[nn.Module]:
@@ -169,10 +170,6 @@ def _content(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # not assigned yet
         return None
-
-
-def _atom(value: object) -> bool:
-    return value is None or isinstance(value, (str, bytes, int, float, type))
 
 
 # Of the standard library, only what is there to hold other people's attributes.
@@ -202,31 +199,59 @@ def _own_state(thing: object) -> tuple[Callable[[], Any], Callable[[Any], object
     return None
 
 
+def _tensors(tensors: Iterable[torch.Tensor]) -> Undo:
+    undo = [_tensor(t) for t in tensors]
+
+    def restore() -> None:
+        with torch.no_grad():
+            _all(reversed(undo))
+
+    return restore
+
+
+def _all(steps: Iterable[Undo]) -> None:
+    """A step that fails keeps no other from being taken."""
+    failure: Exception | None = None
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
 def _tensor(tensor: torch.Tensor) -> Undo:
     # The alias survives even if the model swaps the tensor's storage (``tensor.data = …``).
     alias, copy = tensor.detach(), tensor.detach().clone()
-    requires_grad, grad = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
-    hooks = dict(tensor._backward_hooks or {})
-    counting = not tensor.is_inference()
-    counter = _unsafe_preserve_version_counter(tensor) if counting else None
+    leaf, requires_grad = tensor.is_leaf, tensor.requires_grad
+    grad = tensor.grad if leaf else None
+    hooks = dict(tensor._backward_hooks) if tensor._backward_hooks else None
+    inference = tensor.is_inference()
+    counter = None if inference else _unsafe_preserve_version_counter(tensor)
+
+    def values() -> None:
+        if not _same_storage(tensor, alias):
+            tensor.data = alias
+        if not _same_bits(tensor, copy):
+            # Through .data, so that a graph the caller still holds stays valid.
+            _put(tensor.data, copy)
 
     def restore() -> None:
-        with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
-            if not _same_storage(tensor, alias):
-                tensor.data = alias
-            if not _same_bits(tensor, copy):
-                # Through .data, so that a graph the caller still holds stays valid.
-                _put(tensor.data, copy)
-        if counter is not None:
+        if counter is None:
+            with torch.inference_mode():
+                values()
+        else:
+            values()
             counter.__exit__()
-        if tensor.is_leaf:
+        if leaf:
             if tensor.requires_grad != requires_grad:
                 tensor.requires_grad_(requires_grad)
             tensor.grad = grad
-        if dict(tensor._backward_hooks or {}) != hooks:
-            assert tensor._backward_hooks is not None
-            tensor._backward_hooks.clear()
-            tensor._backward_hooks.update(hooks)
+        now = tensor._backward_hooks
+        if (now or hooks) and now is not None and dict(now) != hooks:
+            now.clear()
+            now.update(hooks or {})
 
     return restore
 
@@ -241,13 +266,15 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """NaN is NaN and -0 is not 0; False, too, where bits cannot be compared."""
+    """NaN is NaN and -0 is not 0; False, too, where bits cannot be compared without waiting."""
     if hasattr(a, "to_local"):  # a DTensor
         a, b = a.to_local(), b.to_local()  # type: ignore[attr-defined]
     kind = _BITS.get(a.element_size())
     if kind is None or a.layout != torch.strided or a.is_nested or a.is_quantized:
         return False
-    return a.is_meta or torch.equal(a.detach().view(kind), b.view(kind))
+    if a.is_meta or a.device.type != "cpu":  # an accelerator is quicker to write than to ask
+        return a.is_meta
+    return torch.equal(a.detach().view(kind), b.view(kind))
 
 
 def _put(tensor: torch.Tensor, values: torch.Tensor) -> None:
@@ -287,16 +314,20 @@ def _array(array: np.ndarray) -> Undo:
     return restore
 
 
-def _container(container: Any) -> Undo:
-    before = _items(container)
+def _containers(containers: Iterable[Any]) -> Undo:
+    kept = [(c, _items(c) if c else None) for c in containers]
 
     def restore() -> None:
-        if not _same(_items(container), before):
-            container.clear()
-            if isinstance(container, (list, deque)):
-                container.extend(before)
-            else:
-                container.update(before)
+        for container, before in kept:
+            if before is None:
+                if container:
+                    container.clear()
+            elif not _same(_items(container), before):
+                container.clear()
+                if isinstance(container, (list, deque)):
+                    container.extend(before)
+                else:
+                    container.update(before)
 
     return restore
 
@@ -366,7 +397,7 @@ def _settings() -> Iterator[Undo]:
             )
     for name, hooks in vars(torch_module).items():
         if name.startswith("_global_") and isinstance(hooks, dict):
-            yield _container(hooks)
+            yield _containers([hooks])
 
 
 def _setting(get: Callable[[], Any], put: Callable[[Any], object]) -> Undo:

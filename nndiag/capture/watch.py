@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import platform
 import sys
@@ -32,8 +33,8 @@ from nndiag.capture.locate import raised_at
 from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.recorder import ROOT, Recorder, has_layers, is_script, is_torch_leaf
 from nndiag.capture.untouched import Kept, untouched
+from nndiag.capture.weights import Running
 from nndiag.errors import BatchError, CaptureError, LossError, ModelError
-from nndiag.measure import readable
 from nndiag.stats import (
     Environment,
     Layer,
@@ -96,11 +97,19 @@ class _Run:
     no_gradients: str = ""
     backward_error: str = ""
     shifts: dict[str, Shift] = field(default_factory=dict)
+    memories: dict[str, Running] = field(default_factory=dict)
     no_step: str = ""
     device: str = ""
 
-    def recorder(self, *, gradients: bool, tick: Tick) -> Recorder:
-        return Recorder(self.names, self.named, gradients=gradients, axis=self.axis, tick=tick)
+    def recorder(self, *, gradients: bool, tick: Tick, only_inputs: bool = False) -> Recorder:
+        return Recorder(
+            self.names,
+            self.named,
+            gradients=gradients,
+            only_inputs=only_inputs,
+            axis=self.axis,
+            tick=tick,
+        )
 
 
 def watch(
@@ -129,6 +138,8 @@ def watch(
             if batch is None:
                 break
             _one_batch(model, batch, run, needs, loss, kept, tick)
+            if run.batches > 1 and not gc.isenabled():  # check() put it off
+                gc.collect(1)
         else:
             run.not_observed[
                 f"only the first {max_batches} batches were looked at, however many there are "
@@ -148,7 +159,10 @@ def _one_batch(
 ) -> None:
     gradients = bool(needs & {"gradients", "step"})
     first = run.batches == 0
-    kept.reset()
+    if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
+        kept.start()
+    else:
+        kept.reset()
     recorder = run.recorder(gradients=gradients, tick=tick)
     try:
         output, inputs = _forward(model, batch, recorder)
@@ -312,6 +326,7 @@ def _merge(
             else:  # a branch that only this batch took
                 run.nodes.append(Node(layer.op, (), len(run.layers)))
                 run.layers[layer.name] = dataclasses.replace(layer, node=len(run.nodes) - 1)
+    run.memories.update(recorder.memories)
     run.not_observed.update(recorder.not_observed)
     run.called |= recorder.called
     run.used |= recorder.used
@@ -322,42 +337,47 @@ def _merge(
 
 def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: Tick) -> None:
     """Move every parameter by ``STEP`` of its norm against its gradient and look again."""
-    steps = [
-        (p, p.grad)
-        for p in run.named.values()
-        if p.grad is not None and p.grad.layout == torch.strided
-    ]
+    steps = [(p, p.grad, _move(run.parameters.get(name))) for name, p in run.named.items()]
     kept.reset()
     with torch.no_grad():
-        for p, grad in steps:
-            size = torch.linalg.vector_norm(readable(p))
-            length = torch.linalg.vector_norm(readable(grad))
-            move = torch.where((length > 0) & torch.isfinite(length), STEP * size / length, 0.0)
-            p.data.sub_((grad * move).to(p.dtype))
+        for p, grad, move in steps:
+            if grad is not None and grad.layout == torch.strided and move is not None:
+                largest, share = move
+                # Two factors: of a vanished gradient one alone would be beyond float32.
+                p.data.add_((grad / largest).to(p.dtype), alpha=-share)
     del steps
-    recorder = run.recorder(gradients=False, tick=tick)
+    recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     try:
         with torch.no_grad():
             _forward(model, batch, recorder)
-        after = {layer.name: layer for layer in recorder.layers()}
+        after = recorder.inputs()
     except CaptureError as error:
         run.no_step = f"the model raised after the virtual update: {error.__cause__}"
         return
     finally:
         recorder.close()
     for name, layer in run.layers.items():
-        shift = _shift(layer, after.get(name))
+        shift = _shift(layer.input, after.get(name))
         if shift is not None:
             run.shifts[name] = shift
 
 
-def _shift(before: Layer, after: Layer | None) -> Shift | None:
-    if after is None or before.input is None or after.input is None:
+def _move(parameter: Parameter | None) -> tuple[float, float] | None:
+    """The step along a parameter's gradient: what to divide that by, and what to multiply it by."""
+    if parameter is None or parameter.grad is None or not 0 < parameter.grad.norm < math.inf:
         return None
-    old, new = before.input.units, after.input.units
+    largest = max(abs(parameter.grad.min), abs(parameter.grad.max))
+    share = STEP * parameter.value.norm * (largest / parameter.grad.norm)
+    return (largest, share) if math.isfinite(share) else None
+
+
+def _shift(before: TensorStats | None, after: TensorStats | None) -> Shift | None:
+    if before is None or after is None:
+        return None
+    old, new = before.units, after.units
     if old is None or new is None or len(old) != len(new):
         return None
-    varied = old.std > 1e-6 * max(before.input.rms, 1e-30)
+    varied = old.std > 1e-6 * max(before.rms, 1e-30)
     if not varied.any():
         return None
     # Ratios of sums: in a sum of ratios one nearly dead unit outweighs all others.
@@ -383,10 +403,7 @@ def _snapshot(
 ) -> Snapshot:
     asked = bool(needs & {"gradients", "step"})
     because = run.no_gradients or ("" if asked else "no selected rule asks for them")
-    layers = [
-        dataclasses.replace(layer, shift=run.shifts.get(layer.name))
-        for layer in run.layers.values()
-    ]
+    layers = [_completed(layer, run) for layer in run.layers.values()]
     never, direct = _never_called(run)
     observed = dict(run.not_observed)
     for name in direct:
@@ -424,6 +441,15 @@ def _snapshot(
             mode=_mode(model),
         ),
     )
+
+
+def _completed(layer: Layer, run: _Run) -> Layer:
+    """With what only the whole run can tell."""
+    shift, memory = run.shifts.get(layer.name), run.memories.get(layer.name)
+    if shift is None and memory is None:
+        return layer
+    facts = layer.facts if memory is None else layer.facts | memory.compare(layer.input)
+    return dataclasses.replace(layer, shift=shift, facts=facts)
 
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)

@@ -44,7 +44,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nndiag import flow, theory
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag.rule import SEVERITIES, Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -78,6 +78,7 @@ RULE = Rule(
 
 
 Z = 3.29  # two-sided 99.9 % of a normal distribution
+LARGEST = 700.0  # e to this power is still a number
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     arriving = layer.input.second_moment * weight.coverage
     reference = act.gain / math.sqrt(weight.fan_in)
     made = _made_by_weights(snapshot, layer)
-    if not (arriving > 0 and parameter.value.rms > 0 and made > 0):
+    if not all(0 < size < math.inf for size in (arriving, parameter.value.rms, made)):
         return None  # symmetry and signal-collapse speak of weights of zero and of dead inputs
     logs = [
         math.log(parameter.value.rms / reference),
@@ -186,14 +187,25 @@ def _made_by_weights(snapshot: Snapshot, layer: Layer) -> float:
 
 def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | None:
     steps = _steps(snapshot, chain)
-    if not steps:
+    both = [_judge_direction(snapshot, chain, steps, sign, limit) for sign in (1, -1)]
+    found = [f for f in both if f is not None]
+    # One large layer among small ones does not make up for them, nor the other way round.
+    return max(
+        found, key=lambda f: (-SEVERITIES.index(f.severity), f.evidence["times"]), default=None
+    )
+
+
+def _judge_direction(
+    snapshot: Snapshot, chain: flow.Chain, steps: list[_Step], sign: int, limit: Limits
+) -> Finding | None:
+    """Weights that are too large (``sign`` = 1) or too small (-1)."""
+    worst = max((s.off * sign for s in steps), default=0.0)
+    if worst <= 0:
         return None
-    worst = max((s.off for s in steps), key=abs)
-    sign = 1 if worst > 0 else -1
     accumulated = _accumulated(steps, sign)
-    if math.exp(abs(worst)) <= limit.times and accumulated <= limit.accumulated:
+    if math.exp(worst) <= limit.times and accumulated <= limit.accumulated:
         return None
-    off = [s for s in steps if s.off * sign > 0.67 * abs(worst)]
+    off = [s for s in steps if s.off * sign > 0.67 * worst]
     saturated = max(
         s.saturated
         if s.saturating
@@ -267,7 +279,7 @@ def _accumulated(steps: list[_Step], sign: int) -> float:
             math.log(max(before.slope, 1e-30)) + math.log(after.weight_std / after.reference_std)
             for before, after in itertools.pairwise(steps)
         )
-        return math.exp(max(backward, *(s.counts for s in steps), 0.0))
+        return math.exp(min(max(backward, *(s.counts for s in steps), 0.0), LARGEST))
     total, reached = 0.0, max(sign * steps[0].counts, 0.0)
     for step in steps[1:]:
         total += sign * step.counts

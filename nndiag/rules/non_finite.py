@@ -111,7 +111,9 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
     origins = [
         layer
         for layer in snapshot.layers
-        if layer.output.nonfinite and not flow.ancestors(snapshot, layer.node) & sick
+        if layer.output.nonfinite
+        and not flow.ancestors(snapshot, layer.node) & sick
+        and not _told_within(snapshot, layer)
     ]
     for layer in origins:
         behind = flow.descendants(snapshot, layer.node) & sick
@@ -130,6 +132,12 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
             f"the loss ({snapshot.loss.kind}) is {snapshot.loss.value}, though every layer's "
             "output is finite",
         )
+
+
+def _told_within(snapshot: Snapshot, layer: Layer) -> bool:
+    """Whether it is a module around the call that made it: that has a row of its own."""
+    call = snapshot.layer_at(layer.node)
+    return call is not None and call is not layer and call.output.nonfinite > 0
 
 
 def _spreads(snapshot: Snapshot, name: str, sick: set[int]) -> bool:

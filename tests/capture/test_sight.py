@@ -15,7 +15,7 @@ from oracle import look, row, rows, same_numbers
 from torch import nn
 
 import nndiag
-from nndiag.capture import recorder
+from nndiag.measure import Meter
 
 # Every spelling of an activation: the call, the module that computes the same, the canonical name.
 SPELLINGS = {
@@ -460,8 +460,8 @@ def test_one_tensor_is_measured_and_hooked_once_however_many_rows_it_has(monkeyp
             return F.relu(x)
 
     measured, hooked = [], []
-    measure, hook = recorder.measure, torch.Tensor.register_hook
-    monkeypatch.setattr(recorder, "measure", lambda *a: measured.append(a) or measure(*a))
+    stats, hook = Meter.stats, torch.Tensor.register_hook
+    monkeypatch.setattr(Meter, "stats", lambda *a, **k: measured.append(a) or stats(*a, **k))
     monkeypatch.setattr(torch.Tensor, "register_hook", lambda *a: hooked.append(a) or hook(*a))
     model = nn.Sequential(nn.Linear(6, 6), Act(), nn.Dropout(0.5).eval(), nn.Linear(6, 3))
 
@@ -469,7 +469,8 @@ def test_one_tensor_is_measured_and_hooked_once_however_many_rows_it_has(monkeyp
 
     assert rows(snapshot) == ["0", "1", "1/relu", "2", "3"]
     assert len(hooked) == 3
-    assert len(measured) == 4 + 3  # the input and three outputs, and three gradients
+    activations, parameters = 4 + 3, 4 * 2  # the input, three outputs, three gradients
+    assert len(measured) == activations + parameters
 
 
 def test_a_tensor_of_ones_own_class_is_not_asked_for_our_arithmetic():

@@ -12,7 +12,8 @@ from oracle import look, plain, row, rows, same_numbers
 from torch import nn
 
 import nndiag
-from nndiag.capture import handlers, opaque, parameters, recorder
+from nndiag.capture import opaque, recorder
+from nndiag.measure import Meter
 
 
 class Ours(Exception):
@@ -33,8 +34,8 @@ def failing(function, when):
 
 def test_a_layer_that_cannot_be_measured_costs_that_layer_and_no_more(monkeypatch):
     case = models.make("called-twice")
-    measure = failing(recorder.measure, lambda x, *_: x.shape == (models.N, 3))
-    monkeypatch.setattr(recorder, "measure", measure)
+    stats = failing(Meter.stats, lambda meter, x, *_: x.shape == (models.N, 3))
+    monkeypatch.setattr(Meter, "stats", stats)
 
     snapshot = look(*case)
 
@@ -47,7 +48,7 @@ def test_a_layer_that_cannot_be_measured_costs_that_layer_and_no_more(monkeypatc
 def test_a_function_that_cannot_be_measured_still_hands_its_result_on(monkeypatch):
     torch.manual_seed(0)
     model, x = models.Functional(), torch.randn(9, 6)
-    monkeypatch.setattr(handlers, "measure_flat", failing(handlers.measure_flat, lambda *_: True))
+    monkeypatch.setattr(Meter, "flat", failing(Meter.flat, lambda *_: True))
 
     snapshot = look(model, x)
 
@@ -70,14 +71,8 @@ def test_a_fault_after_the_call_costs_that_call_and_no_more(monkeypatch):
 
 def test_a_gradient_that_cannot_be_measured_does_not_break_the_backward(monkeypatch):
     case = models.make("called-twice")
-    real = recorder.measure
-
-    def measure(x, axes):
-        if torch._C._current_graph_task_id() != -1:
-            raise Ours("on purpose")
-        return real(x, axes)
-
-    monkeypatch.setattr(recorder, "measure", measure)
+    in_backward = failing(Meter.stats, lambda *_: torch._C._current_graph_task_id() != -1)
+    monkeypatch.setattr(Meter, "stats", in_backward)
     snapshot = look(*case)
 
     assert snapshot.has_gradients
@@ -103,8 +98,8 @@ def test_what_cannot_be_recomputed_is_unseen_and_its_layer_is_there(monkeypatch)
 
 def test_a_parameter_that_cannot_be_measured_costs_that_parameter(monkeypatch):
     case = models.make("called-twice")
-    measure = failing(parameters.measure, lambda x, *_: tuple(x.shape) == (3, 8))
-    monkeypatch.setattr(parameters, "measure", measure)
+    stats = failing(Meter.stats, lambda meter, x, *_: tuple(x.shape) == (3, 8))
+    monkeypatch.setattr(Meter, "stats", stats)
 
     snapshot = look(*case)
 

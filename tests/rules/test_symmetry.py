@@ -419,3 +419,16 @@ def test_the_boundary_lies_at_a_tenth_of_the_units(kept, expected):
                         64, 1, outputs=(2,), has_gradients=True)  # fmt: skip
     [found] = rule.judge(snapshot, NAME).findings
     assert (found.layer, found.severity, found.threshold) == ("a", expected, 0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20])
+def test_units_with_different_gradients_differ_however_small_those_are(scale):
+    torch.manual_seed(0)
+    model, (x, y) = mlp(nn.Tanh), data()
+    nn.init.constant_(model[2].weight, 0.05)  # what follows tells its units apart
+
+    report = nndiag.check(
+        model, x, y, lambda output, y: scale * F.cross_entropy(output, y), select=NAME, config=False
+    )
+
+    assert [(f.layer, f.severity) for f in report.findings] == [("2", "warning")]

@@ -1,0 +1,308 @@
+"""The calibration's healthy half: networks that nothing is wrong with, and what is said of them.
+
+Remade by ``PYTHONPATH=tests python -m calibration.healthy``; writes ``healthy.csv`` (a row for
+each run) and ``healthy.md`` into ``reports/calibration``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+import torch
+import typer
+import zoo
+from scipy import stats
+from torch import nn
+
+import nndiag
+from calibration.cases import Healthy, Subject
+from nndiag import theory
+from nndiag.progress import Progress, silenced
+from nndiag.render import files
+from nndiag.render.markdown import escape
+from nndiag.report import Report
+from nndiag.rule import SEVERITIES, discover
+
+SEEDS = (0, 1, 2)
+FOLDER = Path(__file__).parents[2] / "reports" / "calibration"
+
+
+@dataclass(frozen=True)
+class Network(Healthy):
+    """A healthy network, and where it normalises.
+
+    "pre": what enters a residual branch; "post": the sum of branch and skip; "both"; "inside":
+    between weights and activation; "none".
+    """
+
+    norm: str
+
+
+# -- at initialisation -----------------------------------------------------------------------------
+
+# family -> where it normalises -> names in the zoo
+KINDS = {
+    "mlp": {
+        "none": """mlp-1-relu mlp-1-gelu mlp-1-silu mlp-1-tanh mlp-1-elu mlp-2-relu mlp-2-gelu
+            mlp-2-silu mlp-2-tanh mlp-2-elu mlp-3-relu mlp-3-gelu mlp-3-silu mlp-3-tanh mlp-3-elu
+            mlp-4-relu mlp-4-gelu mlp-4-silu mlp-4-tanh mlp-4-elu mlp-2-leakyrelu mlp-2-mish
+            mlp-2-softplus mlp-2-hardswish mlp-2-prelu mlp-regression mlp-dropout mlp-eval-mode
+            mlp-float64 mlp-bfloat16 logistic-regression binary-sigmoid-output he-relu-10
+            he-relu-20 xavier-tanh-10 xavier-uniform-gain-tanh-8 orthogonal-tanh-20
+            truncated-normal-relu self-normalising siren weight-norm-mlp orthogonal-parametrized
+            zero-init-head lora-mlp adapter-bottleneck maxout""",
+        "inside": "mlp-batchnorm-deep mlp-layernorm-deep checkpointed-mlp",
+    },
+    "residual": {
+        "pre": "residual-mlp-20 resnet-preactivation densenet",
+        "inside": """resnet resnet-zero-gamma resnet-eval-fresh resnet-frozen-backbone
+            squeeze-excite mobilenet resnet-bottleneck regnet mobilenet-v2""",
+        "none": "fixup conv1d-tcn highway-20",
+    },
+    "cnn": {
+        "none": "lenet mnist-example text-cnn spatial-transformer",
+        "inside": "vgg-batchnorm conv3d pixel-cnn",
+    },
+    "u-net": {"inside": "unet", "pre": "diffusion-unet diffusion-unet-no-zero-head"},
+    "convnext, mixer": {"pre": "layer-scale mlp-mixer convnext poolformer focalnet"},
+    "autoencoder": {"none": "autoencoder conv-autoencoder tied-autoencoder vae"},
+    "gan": {
+        "inside": "dcgan-generator dcgan-discriminator wgan-critic",
+        "none": "spectral-norm-critic",
+    },
+    "recurrent": {
+        "none": """lstm lstm-time-first lstm-bidirectional-2 gru gru-bidirectional-2-time-first
+            rnn-tanh rnn-relu-2 lstm-regression gru-cell-loop lstm-packed
+            lstm-language-model-tied"""
+    },
+    "transformer encoder": {
+        "pre": "transformer-encoder-prenorm lora-transformer modernbert",
+        "post": """transformer-encoder-postnorm transformer-encoder-eval bert bert-masked
+            bert-tokens roberta albert distilbert electra deberta-v2 mpnet roformer convbert""",
+    },
+    "transformer decoder": {
+        "pre": """nano-gpt gpt2 gpt-neo gpt-neox gptj llama mistral qwen2 gemma phi opt bloom falcon
+            mixtral phimoe""",
+        "post": "transformer-decoder",
+        "both": "gemma2",
+    },
+    "encoder-decoder": {
+        "pre": "t5 t5-gated switch pegasus whisper",
+        "post": "transformer-seq2seq bart marian",
+    },
+    "vision transformer": {
+        "pre": "vit deit beit swin segformer mobilevit adaptive-norm-zero",
+        "post": "vision-transformer-zero-head swinv2",
+    },
+    "speech": {"post": "wav2vec2 hubert", "pre": "spectrogram-transformer", "both": "wavlm"},
+    "several inputs": {"pre": "clip siglip vilt blip git"},
+    "time series": {"inside": "patchtst"},
+    "state space": {"pre": "mamba rwkv"},
+    "graph": {"none": "graph-convolution"},
+    "embeddings": {
+        "none": "embedding-bag-classifier embedding-bag-sparse two-tower skip-gram",
+        "inside": "tabular-embeddings",
+    },
+    "several heads": {"none": "multi-task ppo-actor-critic"},
+    "mixture of experts": {"post": "mixture-of-experts"},
+    "siamese": {"none": "siamese-contrastive", "inside": "bootstrap-your-own-latent"},
+    "physics": {"none": "physics-informed fourier-operator"},
+}
+
+
+def at_init() -> Iterator[Network]:
+    for family, norms in KINDS.items():
+        for norm, names in norms.items():
+            for name in names.split():
+                yield Network(name, family, "init", functools.partial(_grown, name), norm)
+
+
+def _grown(name: str, seed: int) -> Subject:
+    return Subject(*zoo.make(name, seed))
+
+
+HEALTHY: list[Network] = [*at_init()]
+
+
+# -- judged ----------------------------------------------------------------------------------------
+
+
+class Said(NamedTuple):
+    """One finding, as the tables need it."""
+
+    severity: str
+    rule: str
+    layer: str
+    message: str
+
+
+def judge_healthy(
+    progress: Progress | None = None, networks: Sequence[Network] | None = None
+) -> pd.DataFrame:
+    """A row for each network, seed and mode; the column ``said`` holds what was found."""
+    runs = [(network, seed) for network in networks or HEALTHY for seed in SEEDS]
+    rows: list[dict[str, Any]] = []
+    for done, (network, seed) in enumerate(runs):
+        if progress is not None:
+            progress.update(done, len(runs), network.name)
+        subject = network.build(seed)
+        for mode in _modes(network, subject.model):
+            subject.model.train(mode == "train")
+            with silenced():
+                report = nndiag.check(*subject, config=False, seed=seed)
+            rows.append(_row(network, subject, seed, mode, report))
+    return pd.DataFrame(rows)
+
+
+def _modes(network: Network, model: nn.Module) -> tuple[str, ...]:
+    """Fresh networks as they come; running statistics mean nothing before any training."""
+    return ("train" if model.training else "eval",)
+
+
+def _row(
+    network: Network, subject: Subject, seed: int, mode: str, report: Report
+) -> dict[str, Any]:
+    count = Counter(f.severity for f in report.findings)
+    snapshot = report.snapshot
+    return {
+        "network": network.name,
+        "family": network.family,
+        "state": network.state,
+        "source": _source(subject.model),
+        "norm": network.norm,
+        "activations": " ".join(sorted({a.op for a in snapshot.layers if _bends(a.op)})),
+        "parameters": sum(p.numel() for p in subject.model.parameters()),
+        "samples": snapshot.samples,
+        "seed": seed,
+        "mode": mode,
+        "crashed": len(report.crashed),
+        **{f"{severity}s": count[severity] for severity in SEVERITIES},
+        "said": tuple(Said(f.severity, f.rule, f.layer, f.message) for f in report.findings),
+    }
+
+
+def _bends(op: str) -> bool:
+    return op != "linear" and theory.activation(op) is not None
+
+
+def _source(model: nn.Module) -> str:
+    """Whose code the network is."""
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    libraries = packages - {"torch", "zoo", "calibration"}
+    if libraries:
+        return " ".join(sorted(libraries))
+    return "torch.nn" if any(isinstance(m, _WHOLE) for m in model.modules()) else "own recipe"
+
+
+# Architectures that torch.nn brings whole.
+_WHOLE = (
+    nn.RNNBase, nn.RNNCellBase, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
+    nn.MultiheadAttention,
+)  # fmt: skip
+
+
+# -- published -------------------------------------------------------------------------------------
+
+
+def upper_bound(alarms: int, trials: int, confidence: float = 0.95) -> float:
+    """The largest rate that is not yet unlikely (Clopper & Pearson 1934, one-sided)."""
+    if alarms == trials:
+        return 1.0
+    return float(stats.beta.ppf(confidence, alarms + 1, trials - alarms))
+
+
+def publish(runs: pd.DataFrame, folder: Path = FOLDER) -> None:
+    """``healthy.csv`` and ``healthy.md``, both or none."""
+    files.write({folder / "healthy.csv": _csv(runs), folder / "healthy.md": _page(runs)})
+
+
+def _csv(runs: pd.DataFrame) -> str:
+    """The runs, with a column of notes for each rule and the alarms in words."""
+    table = runs.drop(columns="said")
+    for rule in discover():
+        table[rule] = [
+            sum(f.severity == "note" and f.rule == rule for f in said) for said in runs["said"]
+        ]
+    table["alarms"] = [
+        "; ".join(f"{f.severity} {f.rule} {f.layer}" for f in said if f.severity != "note")
+        for said in runs["said"]
+    ]
+    return str(table.to_csv(index=False))
+
+
+def _page(runs: pd.DataFrame) -> str:
+    runs = runs.assign(alarm=(runs["errors"] + runs["warnings"] + runs["crashed"]) > 0)
+    return (
+        jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+        .from_string(Path(__file__).with_name("healthy.md.j2").read_text("utf-8"))
+        .render(
+            runs=runs,
+            seeds=len(SEEDS),
+            torch=torch.__version__,
+            states=[_state(name, part) for name, part in runs.groupby("state", sort=False)],
+            everything=_state("all", runs),
+            sources=runs.groupby("source")["network"].nunique().sort_values(ascending=False),
+            alarms=[
+                (run, f)
+                for run in runs.itertuples()
+                for f in run.said
+                if f.severity != "note"
+            ],
+            networks=[_network(part) for _, part in runs.groupby("network", sort=False)],
+            escape=escape,
+        )
+    )  # fmt: skip
+
+
+def _state(name: Any, runs: pd.DataFrame) -> dict[str, Any]:
+    by_network = runs.groupby("network")["alarm"].any()
+    return {
+        "name": name,
+        "networks": len(by_network),
+        "networks_alarmed": int(by_network.sum()),
+        "network_bound": upper_bound(int(by_network.sum()), len(by_network)),
+        "runs": len(runs),
+        "runs_alarmed": int(runs["alarm"].sum()),
+        "run_bound": upper_bound(int(runs["alarm"].sum()), len(runs)),
+    }
+
+
+def _network(runs: pd.DataFrame) -> dict[str, Any]:
+    """What one network is, and its notes: how many of its runs have each."""
+    notes = Counter(
+        {(f.rule, f.layer): 0 for said in runs["said"] for f in said if f.severity == "note"}
+    )
+    for said in runs["said"]:
+        notes.update({(f.rule, f.layer) for f in said if f.severity == "note"})
+    by_rule: dict[str, list[str]] = {}
+    for (rule, layer), count in notes.items():
+        share = "" if count == len(runs) else f" ({count} of {len(runs)})"
+        by_rule.setdefault(rule, []).append(f"{escape(layer)}{share}")
+    return {"is": runs.iloc[0], "runs": len(runs), "notes": by_rule}
+
+
+def main(folder: Path = FOLDER) -> None:
+    """Judge every healthy network and write what was said of them."""
+    quieten()
+    torch.set_num_threads(1)
+    with Progress("judging") as progress:
+        runs = judge_healthy(progress)
+    publish(runs, folder)
+
+
+def quieten() -> None:
+    """transformers remarks on missing kernels for each of its models."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+
+
+if __name__ == "__main__":
+    typer.run(main)
