@@ -7,6 +7,7 @@ each run) and ``healthy.md`` into ``reports/calibration``.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from scipy import stats
 from torch import nn
 
 import nndiag
+from calibration import healthy_libraries, trained
 from calibration.cases import Healthy, Subject
 from nndiag import theory
 from nndiag.progress import Progress, silenced
@@ -43,6 +45,7 @@ class Network(Healthy):
     """
 
     norm: str
+    exam: trained.Recipe | None = None  # of a trained one: how it came to be, what it must reach
 
 
 # -- at initialisation -----------------------------------------------------------------------------
@@ -122,13 +125,55 @@ def at_init() -> Iterator[Network]:
         for norm, names in norms.items():
             for name in names.split():
                 yield Network(name, family, "init", functools.partial(_grown, name), norm)
+    for name, (family, norm, _) in healthy_libraries.RECIPES.items():
+        build = functools.partial(healthy_libraries.make, name)
+        yield Network(name, family, "init", build, norm)
 
 
 def _grown(name: str, seed: int) -> Subject:
     return Subject(*zoo.make(name, seed))
 
 
-HEALTHY: list[Network] = [*at_init()]
+def after_training() -> Iterator[Network]:
+    for recipe in trained.TRAINED:
+        build = functools.partial(trained.train, recipe)
+        yield Network(recipe.name, recipe.family, "trained", build, recipe.norm, recipe)
+
+
+HEALTHY: list[Network] = [*at_init(), *after_training()]
+
+
+class Repair(NamedTuple):
+    """A network that was meant to be healthy, and was not."""
+
+    network: str
+    said: str
+    true: str
+    cure: str
+
+
+REPAIRED = [
+    Repair(
+        "digits-lstm-bidirectional",
+        "no-gradient at rnn.weight_hh_l0_reverse",
+        "It read the output at the last step only, which the backward direction reaches first: "
+        "autograd gives its recurrent weights exact zeros.",
+        "reads the mean over all steps",
+    ),
+    Repair(
+        "digits-pointnet",
+        "dead-relu behind the maximum over points, 26 to 30 of 64 units",
+        "(z > 0).any(0) over all 1797 images: 25 to 30 of the 64 units are never active.",
+        "BatchNorm, as published",
+    ),
+    Repair(
+        "MONAI's ViT and UNETR",
+        "no-gradient at norm_cross_attn in every block",
+        "p.grad is None after backward: the blocks make a norm for a cross-attention that they do "
+        "not have.",
+        "left out",
+    ),
+]
 
 
 # -- judged ----------------------------------------------------------------------------------------
@@ -153,16 +198,20 @@ def judge_healthy(
         if progress is not None:
             progress.update(done, len(runs), network.name)
         subject = network.build(seed)
+        exam = network.exam
+        reached = math.nan if exam is None else trained.score(exam, subject.model)
         for mode in _modes(network, subject.model):
             subject.model.train(mode == "train")
             with silenced():
                 report = nndiag.check(*subject, config=False, seed=seed)
-            rows.append(_row(network, subject, seed, mode, report))
+            rows.append(_row(network, subject, seed, mode, report) | {"score": reached})
     return pd.DataFrame(rows)
 
 
 def _modes(network: Network, model: nn.Module) -> tuple[str, ...]:
     """Fresh networks as they come; running statistics mean nothing before any training."""
+    if network.state == "trained":
+        return ("train", "eval")
     return ("train" if model.training else "eval",)
 
 
@@ -182,6 +231,8 @@ def _row(
         "samples": snapshot.samples,
         "seed": seed,
         "mode": mode,
+        "metric": network.exam.task.metric if network.exam else "",
+        "bar": network.exam.bar if network.exam else math.nan,
         "crashed": len(report.crashed),
         **{f"{severity}s": count[severity] for severity in SEVERITIES},
         "said": tuple(Said(f.severity, f.rule, f.layer, f.message) for f in report.findings),
@@ -234,10 +285,11 @@ def _csv(runs: pd.DataFrame) -> str:
         "; ".join(f"{f.severity} {f.rule} {f.layer}" for f in said if f.severity != "note")
         for said in runs["said"]
     ]
-    return str(table.to_csv(index=False))
+    return str(table.round({"score": 4}).to_csv(index=False))
 
 
 def _page(runs: pd.DataFrame) -> str:
+    examined = runs[runs["metric"] != ""]
     runs = runs.assign(alarm=(runs["errors"] + runs["warnings"] + runs["crashed"]) > 0)
     return (
         jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -256,6 +308,8 @@ def _page(runs: pd.DataFrame) -> str:
                 if f.severity != "note"
             ],
             networks=[_network(part) for _, part in runs.groupby("network", sort=False)],
+            exams=[_exam(part) for _, part in examined.groupby("network", sort=False)],
+            repaired=REPAIRED,
             escape=escape,
         )
     )  # fmt: skip
@@ -286,6 +340,14 @@ def _network(runs: pd.DataFrame) -> dict[str, Any]:
         share = "" if count == len(runs) else f" ({count} of {len(runs)})"
         by_rule.setdefault(rule, []).append(f"{escape(layer)}{share}")
     return {"is": runs.iloc[0], "runs": len(runs), "notes": by_rule}
+
+
+def _exam(runs: pd.DataFrame) -> dict[str, Any]:
+    """What a trained network reached, over its seeds."""
+    network = next(n for n in HEALTHY if n.name == runs["network"].iloc[0])
+    assert network.exam is not None
+    scores = runs.groupby("seed")["score"].first()
+    return {"recipe": network.exam, "least": scores.min(), "most": scores.max()}
 
 
 def main(folder: Path = FOLDER) -> None:
