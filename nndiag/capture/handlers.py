@@ -280,7 +280,23 @@ def view(rec: Recorder, call: Call) -> Generator[None, Any, None]:
     if len(trails) != len(outputs):
         trails = [lost] * len(outputs)
     for out, moved in zip(outputs, trails, strict=True):
-        rec.trails[out] = moved
+        rec.trails[out] = _repeated(rec, call, moved, before, out)
+
+
+def _repeated(
+    rec: Recorder, call: Call, trail: Trail, before: torch.Size, out: torch.Tensor
+) -> Trail:
+    """One sample (of the batch) expanded to as many as there are: its copies are the samples."""
+    at, own = rec.axis, rec.axis - (out.dim() - len(before))
+    if (
+        call.op in ("expand", "expand_as", "broadcast_to")
+        and trail.axes.batch is None
+        and at < out.dim()
+        and out.shape[at] == rec.samples > 1
+        and (own < 0 or before[own] == 1)
+    ):
+        return trail._replace(axes=trail.axes._replace(batch=at, samples=rec.samples))
+    return trail
 
 
 def reduce(rec: Recorder, call: Call) -> Generator[None, Any, None]:
