@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from subjects import N, any_subject, check, tried
+from subjects import SUBJECTS, N, any_subject, check, tried
 from torch import nn
 from verdict import found, leading, verdict
 
@@ -56,6 +56,7 @@ def test_a_batch_in_parts_gets_the_verdict_of_the_whole(subject_seed, cuts):
 
 @tried(20)
 @given(apart, cuts)
+@example((SUBJECTS["dead-biases"], 0), [1])  # one sample, then all the others
 def test_parts_of_a_mean_loss_lead_to_the_same_finding(subject_seed, cuts):
     """Each part's gradients are larger than they are in the whole, small parts' most."""
     subject, weights = subject_seed
