@@ -6,10 +6,10 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup demo test benchmarks calibration peers clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 15
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 	@echo "  (another interpreter: make PYTHON=python3.12 setup)"
 
 setup: $(READY) ## make .venv and install nndiag with all it needs
@@ -18,12 +18,26 @@ setup: $(READY) ## make .venv and install nndiag with all it needs
 demo: $(READY) ## train four networks, three of them sick, and diagnose them
 	$(VENV)/bin/nndiag demo --output reports/demo
 
+calibration: $(READY) ## judge the labelled faults and the healthy networks; minutes
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.healthy
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration
+
 test: $(READY) ## lint, check types, run the tests
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
 # One thread a worker: the tests' tensors are small, and threads of two workers fight for cores.
 	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+
+# What other tools cost is measured where they are: $(VENV)/bin/pip install -e ".[benchmarks]"
+benchmarks: $(READY) ## measure what nndiag costs in time and memory; remakes reports/benchmarks
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) benchmarks
+
+peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs them; minutes)
+	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[peers]"
+# Its metadata ask for torch < 2; it runs on today's.
+	$(RUN) pip install --quiet --no-deps torcheck==1.0.1
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.peers
 
 clean: ## remove caches, builds and the demo's reports (.venv stays)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist reports/demo

@@ -32,6 +32,8 @@ WEIGHTED = frozenset(
 # Ops with learned weights of their own inside: something hidden lies before them.
 LEARNED = WEIGHTED | {"multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu",
                       "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}  # fmt: skip
+ONE_SIDED = TRANSPARENT | {"add", "sub"}  # with one input that is a tensor
+GATES = frozenset(("sigmoid", "hardsigmoid"))
 PRODUCTS = frozenset(("mul", "div", "addcmul", "lerp", "einsum", "baddbmm"))
 
 
@@ -161,15 +163,44 @@ def role(snapshot: Snapshot, layer: Layer) -> str:
     """What a row's values are used for: "hidden", "gate", "attention" or "output".
 
     A gate is multiplied into another tensor; an output reaches the end of the model without
-    passing another layer with weights.
+    passing another layer with weights. Of a tanh times a sigmoid the sigmoid is the gate.
     """
     direct = users(snapshot, layer.node)
     ops = {snapshot.nodes[n].op for n in direct}
     if layer.op in ("softmax", "softmin", "gumbel_softmax") and ops & {"matmul", "einsum", "mul"}:
         return "attention"
-    if ops & PRODUCTS:
+    if ops & PRODUCTS and not _is_gated(snapshot, layer, direct):
         return "gate"
     return "hidden" if leads_on(snapshot, layer) else "output"
+
+
+def _is_gated(snapshot: Snapshot, layer: Layer, products: list[int]) -> bool:
+    """Whether it is what a gate lets through: an LSTM's or GRU's candidate, written out.
+
+    A tanh of what weights made, and all it is used for is products with a sigmoid. The tanh of a
+    cell's state, which sums up over time, is not made by weights alone and may well be sure.
+    """
+    if layer.op != "tanh" or not all(snapshot.nodes[n].op == "mul" for n in products):
+        return False
+    before = _sources(snapshot, layer.node)
+    if any(snapshot.nodes[n].op == "add" for n in before):
+        before = [m for n in before for m in _sources(snapshot, n)]
+    if not any(snapshot.nodes[n].op in WEIGHTED for n in before):
+        return False
+    return all(
+        any(snapshot.nodes[n].op in GATES for n in _sources(snapshot, product))
+        for product in products
+    )
+
+
+def _sources(snapshot: Snapshot, node: int) -> list[int]:
+    """The nodes whose values a node uses, looking through what hands on, and 1 - x."""
+    found = []
+    for source in snapshot.nodes[node].inputs:
+        while len(snapshot.nodes[source].inputs) == 1 and snapshot.nodes[source].op in ONE_SIDED:
+            source = snapshot.nodes[source].inputs[0]
+        found.append(source)
+    return found
 
 
 def leads_on(snapshot: Snapshot, layer: Layer) -> bool:
@@ -281,6 +312,13 @@ def _path_counts(snapshot: Snapshot) -> tuple[list[int], list[int], int]:
         leaving[index] = (index in outputs) + onward
     total = sum(leaving[i] for i, n in enumerate(snapshot.nodes) if n.op == "input")
     return arriving, leaving, total
+
+
+def only_way(snapshot: Snapshot, nodes: frozenset[int]) -> bool:
+    """Whether every way from the model's inputs to its outputs goes through one of these nodes."""
+    inputs = _members(_op_bits(snapshot).get("input", 0))
+    lead_out = [n for n in inputs if not blocked(snapshot, n, frozenset())]
+    return bool(lead_out) and all(n in nodes or blocked(snapshot, n, nodes) for n in lead_out)
 
 
 def bypassed(snapshot: Snapshot, layer: Layer) -> bool:

@@ -16,10 +16,11 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from nndiag.stats import (
     DirectionStats,
@@ -35,14 +36,13 @@ PROBES = 512
 MOST_UNITS = 16_384
 MOST_DIRECTIONS = 4_096
 # In values: a tensor up to SMALL waits until there are GATHERED of its kind; a CPU takes a larger
-# one in blocks of about BLOCK (half a megabyte).
-SMALL, GATHERED, BLOCK = 8_192, 32_768, 131_072
+# one in blocks of about BLOCK (a megabyte).
+SMALL, GATHERED, BLOCK = 8_192, 65_536, 262_144
 # Sizes whose squares and their sums neither underflow nor overflow in float32.
 SAFE = 1e-15, 1e15
 
 
-@dataclass(frozen=True)
-class Axes:
+class Axes(NamedTuple):
     """Which axis of a tensor runs over units and which over independent samples.
 
     ``batch``: the axis that runs over samples, or None; on that axis the sample index is the
@@ -65,8 +65,8 @@ class Pending:
     read: Callable[[np.ndarray], Any]
 
 
-# What measures tensors side by side, (k, *shape), and reads k results.
-_Work = Callable[[torch.Tensor], Pending]
+# What measures k tensors side by side, (k, *shape): k results, or how to get them.
+_Work = Callable[[torch.Tensor], "list[Any] | Pending"]
 
 
 class _Group:
@@ -84,7 +84,7 @@ class _Group:
         self.places.append(place)
         return len(self.places) == len(self.buffer)
 
-    def take(self) -> tuple[Pending, list[int]]:
+    def take(self) -> tuple[list[Any] | Pending, list[int]]:
         places, self.places = self.places, []
         return self.work(self.buffer[: len(places)]), places
 
@@ -97,7 +97,7 @@ class _Scratch:
 
     def like(self, x: torch.Tensor) -> torch.Tensor | None:
         """Memory for as many values, where that helps."""
-        if x.device.type != "cpu" or x.numel() > BLOCK:
+        if not _is_here(x) or x.numel() > BLOCK:
             return None
         block = self._blocks.get(x.dtype)
         if block is None:
@@ -113,23 +113,21 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self._count = 0
-        self._pending: list[tuple[Pending, list[int] | int]] = []
+        self._results: list[Any] = []
+        self._pending: list[tuple[Pending, list[int]]] = []
         self._groups: dict[Hashable, _Group] = {}
         self._scratch = _Scratch()
-
-    def __len__(self) -> int:
-        return self._count
+        self._known: dict[Hashable, tuple[StorageWeakRef, int]] = {}
 
     def add(self, pending: Pending) -> int:
         """Something measured elsewhere."""
-        self._pending.append((pending, self._count))
-        self._count += 1
-        return self._count - 1
+        return self.apart(Pending(pending.vector, lambda values: [pending.read(values)]))
 
-    def apart(self, pending: Pending) -> int:
+    def apart(self, measured: list[Any] | Pending) -> int:
         """Measured elsewhere, in a list of one."""
-        return self.add(Pending(pending.vector, lambda values: pending.read(values)[0]))
+        self._results.append(None)
+        self._put(measured, [len(self._results) - 1])
+        return len(self._results) - 1
 
     def together(self, x: torch.Tensor, kind: tuple[Hashable, ...], work: _Work) -> int:
         """A small tensor, to be worked on with others of its ``kind``, shape and dtype."""
@@ -137,10 +135,19 @@ class Meter:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(work, x)
-        if group.add(x, self._count):
-            self._pending.append(group.take())
-        self._count += 1
-        return self._count - 1
+        place = len(self._results)
+        full = group.add(x, place)
+        self._results.append(None)
+        if full:
+            self._put(*group.take())
+        return place
+
+    def _put(self, measured: list[Any] | Pending, places: list[int]) -> None:
+        if isinstance(measured, Pending):
+            self._pending.append((measured, places))
+        else:
+            for place, result in zip(places, measured, strict=True):
+                self._results[place] = result
 
     def stats(
         self,
@@ -152,12 +159,26 @@ class Meter:
     ) -> int:
         """Everything :class:`TensorStats` holds about one tensor.
 
+        What lies unchanged in memory and was measured in the same arrangement, as a view that
+        merges or splits other axes does, is not measured again.
+
         Values far from 1 are scaled by a power of two before they are squared: the square of a
         vanished gradient of 1e-25 would be zero in float32, that of an exploded one infinite.
         """
-        x = readable(tensor)
         kind = ("stats", axes, histogram, probe)
-        return self._take(x, kind, lambda v: _stats(v, axes, histogram, probe, self._scratch))
+        memory = _memory(tensor, axes)
+        if memory is not None:
+            memory = (*memory, histogram, probe)
+            known = self._known.get(memory)
+            if known is not None and not known[0].expired():  # type: ignore[no-untyped-call]
+                return known[1]
+        place = self._take(
+            readable(tensor), kind, lambda v: _stats(v, axes, histogram, probe, self._scratch)
+        )
+        if memory is not None:
+            alive = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            self._known[memory] = alive, place
+        return place
 
     def flat(
         self, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes = _NO_AXES
@@ -165,9 +186,7 @@ class Meter:
         """How many values lie in the closed intervals ``flat``; which units were ever outside."""
         intervals = tuple(flat)
         kind = ("flat", axes, intervals)
-        return self._take(
-            readable(tensor), kind, lambda v: _flat(v, intervals, axes, self._scratch)
-        )
+        return self._take(readable(tensor), kind, lambda v: _flat(v, intervals, axes))
 
     def directions(self, tensor: torch.Tensor, unit: int) -> int:
         """The sum of the unit-length feature vectors along axis ``unit``, for their mean cosine.
@@ -183,26 +202,18 @@ class Meter:
         """Bring all numbers to the host, one transfer per device, and read them."""
         for group in self._groups.values():
             if group.places:
-                self._pending.append(group.take())
+                self._put(*group.take())
         self._groups.clear()
-        results: list[Any] = [None] * self._count
-        devices: dict[torch.device, list[tuple[Pending, list[int] | int]]] = {}
+        devices: dict[torch.device, list[tuple[Pending, list[int]]]] = {}
         for item in self._pending:
             devices.setdefault(item[0].vector.device, []).append(item)
         self._pending = []
         for items in devices.values():
             whole = torch.cat([pending.vector for pending, _ in items]).cpu().numpy()
-            start = 0
-            for pending, places in items:
-                end = start + pending.vector.numel()
-                found = pending.read(whole[start:end])
-                start = end
-                if isinstance(places, int):
-                    results[places] = found
-                else:
-                    for place, result in zip(places, found, strict=True):
-                        results[place] = result
-        return results
+            ends = np.cumsum([pending.vector.numel() for pending, _ in items])
+            for (pending, places), values in zip(items, np.split(whole, ends[:-1]), strict=True):
+                self._put(pending.read(values), places)
+        return self._results
 
     def _take(self, x: torch.Tensor, kind: tuple[Hashable, ...], work: _Work) -> int:
         if x.numel() > SMALL:
@@ -231,156 +242,182 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.float().cpu().double() if x.device.type == "mps" else x.double()
 
 
+def _is_here(x: torch.Tensor) -> bool:
+    """Whether asking for a value is free; any other device would have to wait for it."""
+    return x.device.type == "cpu"
+
+
 # -- moments, extremes, counts ------------------------------------------------------------------
 
 
-def _stats(v: torch.Tensor, axes: Axes, histogram: bool, probe: bool, scratch: _Scratch) -> Pending:
+def _stats(
+    v: torch.Tensor, axes: Axes, histogram: bool, probe: bool, scratch: _Scratch
+) -> list[TensorStats] | Pending:
     """Statistics of k tensors side by side, (k, *shape)."""
     k, unit = len(v), _unit(v, axes)
+    here = _is_here(v)
+    parts: list[Any] = _moments(v, unit, scratch) if here else _masked(_grid(v, unit))
     samples = _by_sample(v, axes) if histogram or probe else None
-    counts, n, mean, m2 = _moments(v, unit, scratch)
-    parts = [counts, n, mean, m2]
     if histogram:
         values = v.reshape(k, 1, -1) if samples is None else samples
         parts.append(_histogram(_picked(values, _binned(math.prod(values.shape[2:])))))
     shape: tuple[int, ...] | None = None
     if probe and samples is not None:
         shape = tuple(samples.shape[2:])
-        finite = v.device.type == "cpu" and not counts[:, 2:4].any()
-        if finite and unit is not None and len(shape) == 1 and v.shape[unit + 1] == shape[0]:
-            # A sample's elements are the units.
-            (picks,) = spread(shape, min(shape[0], PROBES), v.device)
-            parts += [mean[:, picks], m2[:, picks]]
+        units_only = unit is not None and len(shape) == 1 and v.shape[unit + 1] == shape[0]
+        if here and units_only and not parts[0][:, 2:4].any():  # a sample's values are the units
+            if shape[0] > PROBES:
+                picks = spread(shape, PROBES, v.device)[0].numpy()
+                parts += [part[:, picks] for part in parts[2:4]]
+            else:
+                parts += parts[2:4]
         else:
             picked = _picked(samples, PROBES)[..., None]
             picked = torch.where(torch.isfinite(picked), picked, 0.0)
             size = torch.full((), float(axes.samples), dtype=torch.float64, device=v.device)
-            parts += _centred(picked, size, picked[:, :1], asking=v.device.type == "cpu")
+            centre = picked.mean(1, keepdim=True)
+            parts += [x.numpy() if here else x for x in _centred(picked, size, centre)]
+    if here:
+        return _assembled(parts, axes, unit, histogram, shape)
     sizes = [part[0].numel() for part in parts]
 
     def read(values: np.ndarray) -> list[TensorStats]:
-        ends = np.cumsum(sizes) * k
-        found = iter(
-            values[end - k * size : end].reshape(k, size)
-            for end, size in zip(ends, sizes, strict=True)
-        )
-        counts, n, mean, m2 = next(found), next(found), next(found), next(found)
-        total = n.sum(1)
-        pooled = (n * mean).sum(1) / np.maximum(total, 1)
-        spread = m2.sum(1) + (n * (mean - pooled[:, None]) ** 2).sum(1)
-        bins = next(found) if histogram else None
-        followed = (next(found), next(found)) if shape is not None else None
-        return [
-            TensorStats(
-                samples=axes.samples,
-                count=int(count),
-                nan=int(nan),
-                inf=int(inf),
-                zeros=int(zeros),
-                mean=average if count else math.nan,
-                m2=deviation,
-                min=low if count else math.nan,
-                max=high if count else math.nan,
-                histogram=None if bins is None else Histogram(bins[i]),
-                units=None if unit is None else UnitStats(n[i], mean[i], m2[i]),
-                probe=None
-                if followed is None or shape is None
-                else ProbeStats(shape, axes.samples, followed[0][i], followed[1][i]),
-            )
-            for i, ((low, high, nan, inf, zeros), count, average, deviation) in enumerate(
-                zip(counts.tolist(), total.tolist(), pooled.tolist(), spread.tolist(), strict=True)
-            )
-        ]
+        arrays = np.split(values, np.cumsum(sizes)[:-1] * k)
+        return _assembled([x.reshape(k, -1) for x in arrays], axes, unit, histogram, shape)
 
     return Pending(torch.cat([part.reshape(-1) for part in parts]), read)
 
 
-def _moments(v: torch.Tensor, unit: int | None, scratch: _Scratch) -> list[torch.Tensor]:
-    """Counts (k, 5): extremes, NaN, inf, zeros; each unit's n, mean and m2 (k, units); float64."""
-    blocks = [_of_block(grid, scratch) for grid in _blocks(v, unit)]
+def _assembled(
+    parts: Sequence[np.ndarray],
+    axes: Axes,
+    unit: int | None,
+    histogram: bool,
+    shape_of_probe: tuple[int, ...] | None,
+) -> list[TensorStats]:
+    counts, n, mean, m2, *rest = parts
+    if n.shape[1] == 1:
+        total, pooled, within = n[:, 0], mean[:, 0], m2[:, 0]
+    else:
+        with np.errstate(over="ignore"):  # of float64 beyond 1e154
+            total = n.sum(1)
+            pooled = (n * mean).sum(1) / np.maximum(total, 1)
+            within = m2.sum(1) + (n * (mean - pooled[:, None]) ** 2).sum(1)
+    rows = zip(counts.tolist(), total.tolist(), pooled.tolist(), within.tolist(), strict=True)
+    bins = rest.pop(0) if histogram else None
+    return [
+        TensorStats(
+            samples=axes.samples,
+            count=int(count),
+            nan=int(nan),
+            inf=int(inf),
+            zeros=int(zeros),
+            mean=average if count else math.nan,
+            m2=deviation,
+            min=low if count else math.nan,
+            max=high if count else math.nan,
+            histogram=None if bins is None else Histogram(bins[i]),
+            units=None if unit is None else UnitStats(n[i], mean[i], m2[i]),
+            probe=None
+            if shape_of_probe is None
+            else ProbeStats(shape_of_probe, axes.samples, rest[0][i], rest[1][i]),
+        )
+        for i, ((low, high, nan, inf, zeros), count, average, deviation) in enumerate(rows)
+    ]
+
+
+def _moments(v: torch.Tensor, unit: int | None, scratch: _Scratch) -> list[np.ndarray]:
+    """On a CPU: counts (k, 5), namely extremes, NaN, inf, zeros; units' n, mean, m2 (k, units)."""
+    blocks = []
+    for grid in _blocks(v, unit):
+        found = _clean(grid, scratch)
+        blocks.append([x.numpy() for x in _masked(grid)] if found is None else found)
     if len(blocks) == 1:
         return blocks[0]
-    counts, n, mean, m2 = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    low, high, *sums = counts.unbind(1)
-    counts = torch.stack([low.amin(), high.amax(), *(s.sum() for s in sums)])
+    counts, n, mean, m2 = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     total = n.sum(0)
-    pooled = (n * mean).sum(0) / total.clamp(min=1)
+    pooled = (n * mean).sum(0) / np.maximum(total, 1)
     m2 = (m2 + n * (mean - pooled) ** 2).sum(0)
+    counts = np.concatenate([counts[:, :1].min(0), counts[:, 1:2].max(0), counts[:, 2:].sum(0)])
     return [counts[None], total[None], pooled[None], m2[None]]
 
 
-def _of_block(grid: torch.Tensor, scratch: _Scratch) -> list[torch.Tensor]:
-    """The same of a (k, before, units, after) grid."""
+def _clean(grid: torch.Tensor, scratch: _Scratch) -> list[np.ndarray] | None:
+    """The moments of a grid on a CPU, if all is finite and can be squared as it is.
+
+    Deviations are taken from the first value: then neither the mean nor a spread small beside it is
+    lost to rounding, unless that value lies far from the others; if so, from the mean.
+    """
     k, before, units, after = grid.shape
     if grid.numel() == 0:
-        return [wide(grid.new_zeros(k, size)) for size in (5, units, units, units)]
-    flat = grid.flatten(1)
+        return None
+    flat = grid.reshape(k, -1)
     if k == 1:
-        low, high = (x[None] for x in torch.aminmax(flat))  # NaN if there is one anywhere
+        low, high = torch.aminmax(flat)  # NaN if there is one anywhere
+        lows, highs = [low.item()], [high.item()]
     else:
-        low, high = flat.amin(1), flat.amax(1)
-    # Asking a GPU would make it wait; there the masked arithmetic is used whatever the values.
-    asking = grid.device.type == "cpu"
-    if asking and math.isfinite((low + high).sum().item()):
-        finite, values, n = None, grid, grid.new_full((k, units), float(before * after))
-        nan = inf = torch.zeros_like(low)
-        zeros = torch.from_numpy(np.count_nonzero(flat.numpy() == 0, axis=1))
-    else:
-        finite = torch.isfinite(grid)
-        low = torch.where(finite, grid, math.inf).flatten(1).amin(1)
-        high = torch.where(finite, grid, -math.inf).flatten(1).amax(1)
-        nan, inf = torch.isnan(flat).sum(1), torch.isinf(flat).sum(1)
-        zeros = (flat == 0).sum(1)
-        values, n = torch.where(finite, grid, 0.0), finite.sum((1, 3))
-    n = wide(n)
-    counts = torch.stack([wide(x) for x in (low, high, nan, inf, zeros)], 1)
+        lows, highs = flat.amin(1).tolist(), flat.amax(1).tolist()
+    if not all(_can_be_squared(-low, high) for low, high in zip(lows, highs, strict=True)):
+        return None
+    zeros = [np.count_nonzero(row) for row in flat.numpy() == 0]
+    counts = np.array([lows, highs, [0] * k, [0] * k, zeros], np.float64).T
+    n, centre = before * after, grid[:, :1, :, :1]
+    first, second = _sums(grid, centre, scratch)
+    if (first * first > 0.99 * n * second).any():
+        centre = centre + torch.from_numpy(first / n).to(grid.dtype)[:, None, :, None]
+        first, second = _sums(grid, centre, scratch)
+    rest = first / n
+    mean, m2 = centre[:, 0, :, 0].numpy() + rest, np.maximum(second - first * rest, 0)
+    return [counts, np.full((k, units), float(n)), mean, m2]
+
+
+def _sums(
+    grid: torch.Tensor, centre: torch.Tensor, scratch: _Scratch
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each unit's sum of deviations from a centre, and of their squares."""
+    deviation = torch.sub(grid, centre, out=scratch.like(grid))
+    first = deviation.sum((1, 3)).numpy().astype(np.float64)
+    torch.mul(deviation, deviation, out=deviation)
+    return first, deviation.sum((1, 3)).numpy().astype(np.float64)
+
+
+def _can_be_squared(*sizes: float) -> bool:
+    size = max(sizes)
+    return size == 0 or SAFE[0] < size < SAFE[1]  # not so for NaN
+
+
+def _masked(grid: torch.Tensor) -> list[torch.Tensor]:
+    """The moments of a grid, whatever its values, without asking for any: a GPU does not wait."""
+    k, _, units, _ = grid.shape
+    if grid.numel() == 0:
+        return [wide(grid.new_zeros(k, size)) for size in (5, units, units, units)]
+    flat, finite = grid.flatten(1), torch.isfinite(grid)
+    low = torch.where(finite, grid, math.inf).flatten(1).amin(1)
+    high = torch.where(finite, grid, -math.inf).flatten(1).amax(1)
+    nan, inf, zeros = torch.isnan(flat).sum(1), torch.isinf(flat).sum(1), (flat == 0).sum(1)
+    n = wide(finite.sum((1, 3)))
     largest = torch.maximum(-low, high)
-    if asking and finite is None and _safe(largest):
-        return [
-            counts,
-            n,
-            *_centred(values, n, values[:, :1, :, :1], scratch.like(values), asking=True),
-        ]
     scale = _power_of_two(torch.where(torch.isfinite(largest), largest, 0.0))[:, None, None, None]
-    values = values / scale
-    centre = (wide(values.sum((1, 3))) / n.clamp(min=1)).to(grid.dtype)[:, None, :, None]
-    mean, m2 = _centred(values, n, centre, finite=finite)
-    wide_scale = wide(scale[:, 0, 0])
-    return [counts, n, mean * wide_scale, m2 * wide_scale * wide_scale]
+    scaled = torch.where(finite, grid, 0.0) / scale
+    centre = (wide(scaled.sum((1, 3))) / n.clamp(min=1)).to(grid.dtype)[:, None, :, None]
+    mean, m2 = _centred(scaled, n, centre, finite)
+    counts = torch.stack([wide(x) for x in (low, high, nan, inf, zeros)], 1)
+    unscaled = wide(scale[:, 0, 0])
+    return [counts, n, mean * unscaled, m2 * unscaled * unscaled]
 
 
 def _centred(
-    values: torch.Tensor,
-    n: torch.Tensor,
-    centre: torch.Tensor,
-    out: torch.Tensor | None = None,
-    finite: torch.Tensor | None = None,
-    *,
-    asking: bool = False,
+    values: torch.Tensor, n: torch.Tensor, centre: torch.Tensor, finite: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """Mean and sum of squared deviations of each unit of a grid, from deviations from a centre.
-
-    Any value near the unit's others will do for a centre: then neither the mean nor a spread small
-    beside it is lost to rounding. One far away is found out where ``asking`` is
-    free, and replaced by the mean.
-    """
-    deviation = torch.sub(values, centre, out=out)
+    """Mean and sum of squared deviations of each unit of a grid, by way of those from a centre."""
+    deviation = values - centre
     if finite is not None:
         deviation *= finite
     first = wide(deviation.sum((1, 3)))
     deviation *= deviation
     second = wide(deviation.sum((1, 3)))
     rest = first / n.clamp(min=1)
-    mean, lost = wide(centre[:, 0, :, 0]) + rest, first * rest
-    if asking and bool((lost > 0.99 * second).any()):
-        nearer = mean.to(values.dtype)[:, None, :, None]
-        return _centred(values, n, nearer, out, finite)
-    return [mean, (second - lost).clamp(min=0)]
-
-
-def _safe(sizes: torch.Tensor) -> bool:
-    smallest, largest = SAFE
-    return all(size == 0 or smallest < size < largest for size in sizes.tolist())
+    return [wide(centre[:, 0, :, 0]) + rest, (second - first * rest).clamp(min=0)]
 
 
 def _power_of_two(x: torch.Tensor) -> torch.Tensor:
@@ -394,11 +431,11 @@ def _power_of_two(x: torch.Tensor) -> torch.Tensor:
 
 
 def _binned(width: int) -> int:
-    """How many of a sample's values go into the histogram: a quarter of them, 16 to 512."""
-    return min(PROBES, max(16, width // 4))
+    """How many of a sample's values go into the histogram: a 32nd of them, 16 to 256."""
+    return min(256, max(16, width // 32))
 
 
-def _histogram(values: torch.Tensor) -> torch.Tensor:
+def _histogram(values: torch.Tensor) -> Any:
     """Counts (k, bins) of values (k, …), by their leading 11 bits as float32.
 
     Those are sign, exponent and two bits of the mantissa: no logarithm is taken.
@@ -407,19 +444,22 @@ def _histogram(values: torch.Tensor) -> torch.Tensor:
     if x.dtype == torch.float64:  # what is finite stays finite, what is not becomes NaN
         most = torch.finfo(torch.float32).max
         x = torch.where(torch.isfinite(x), x, math.nan).clamp(-most, most)
-    codes = (x.to(torch.float32).view(torch.int32) >> 21).add_(_CODES // 2)
-    size = 2 * Histogram.SIDE + 2  # and one more for what is not finite
-    if x.device.type == "cpu":
-        bins = _BINS.take(codes.numpy()).reshape(k, -1)
-        bins += size * np.arange(k)[:, None]
-        counts = torch.from_numpy(np.bincount(bins.reshape(-1), minlength=k * size))
-    else:  # bincount would make a GPU wait: it asks for the largest
+    codes = x.to(torch.float32).view(torch.int32) >> 21
+    if not _is_here(x):  # bincount would make a GPU wait: it asks for the largest
+        places = (codes.reshape(k, -1) + _CODES * torch.arange(k, device=x.device)[:, None]).long()
+        counts = torch.zeros(k * _CODES, dtype=torch.int64, device=x.device)
+        counts.scatter_add_(0, places.reshape(-1) + _CODES // 2, torch.ones_like(places).view(-1))
         table = torch.from_numpy(_BINS).to(x.device, non_blocking=True)
-        places = table[codes.long()].reshape(k, -1)
-        places += size * torch.arange(k, device=x.device)[:, None]
-        counts = torch.zeros(k * size, dtype=torch.int64, device=x.device)
-        counts.scatter_add_(0, places.reshape(-1), torch.ones_like(codes, dtype=torch.int64))
-    return wide(counts.reshape(k, size)[:, :-1])
+        bins = torch.zeros((k, _SIZE), dtype=torch.float64, device=x.device)
+        return bins.index_add_(1, table, counts.reshape(k, _CODES).double())[:, :-1]
+    numbers: np.ndarray = codes.numpy().reshape(k, -1)
+    numbers = numbers + (_CODES * np.arange(k)[:, None] + _CODES // 2)
+    counted = np.bincount(numbers.reshape(-1), minlength=k * _CODES).reshape(k, _CODES)
+    sums = np.add.reduceat(counted, _FIRST, axis=1).astype(np.float64)
+    binned = np.zeros((k, _SIZE))
+    binned[:, _NEGATIVE] = sums[:, : len(_NEGATIVE)]  # of one sign, each bin occurs but once
+    binned[:, _POSITIVE] += sums[:, len(_NEGATIVE) :]
+    return binned[:, :-1]
 
 
 _CODES = 2048
@@ -436,44 +476,46 @@ def _bins() -> np.ndarray:
 
 
 _BINS = _bins()
+_SIZE = 2 * Histogram.SIDE + 2
+# The first code of each run of codes that share a bin; and the bins, by the sign of their values.
+_FIRST = np.flatnonzero((np.diff(_BINS, prepend=-1) != 0) | (np.arange(_CODES) == _CODES // 2))
+_NEGATIVE, _POSITIVE = np.split(_BINS[_FIRST], [np.searchsorted(_FIRST, _CODES // 2)])
 
 
 # -- flat parts, directions ---------------------------------------------------------------------
 
 
 def _flat(
-    v: torch.Tensor, intervals: tuple[tuple[float, float], ...], axes: Axes, scratch: _Scratch
-) -> Pending:
+    v: torch.Tensor, intervals: tuple[tuple[float, float], ...], axes: Axes
+) -> list[FlatStats] | Pending:
     k, total, unit = len(v), v[0].numel(), _unit(v, axes)
-    counts = sum(_inside(grid, intervals, scratch) for grid in _blocks(v, unit))
-    assert isinstance(counts, torch.Tensor)
-    units = counts.shape[1]
 
     def read(values: np.ndarray) -> list[FlatStats]:
-        per_unit = values.reshape(k, units)
-        opened = None if unit is None else per_unit < total // max(1, units)
+        inside, opened = values.reshape(k, -1)[:, 0].tolist(), values.reshape(k, -1)[:, 1:] > 0
         return [
-            FlatStats(axes.samples, total, int(flat), None if opened is None else opened[i])
-            for i, flat in enumerate(per_unit.sum(1))
+            FlatStats(axes.samples, total, int(n), None if unit is None else opened[i])
+            for i, n in enumerate(inside)
         ]
 
-    return Pending(counts.reshape(-1), read)
+    if _is_here(v):
+        parts = [_inside(grid, intervals) for grid in _blocks(v, unit)]
+        return read(parts[0] if len(parts) == 1 else np.sum(parts, 0))
+    grid = _grid(v, unit)
+    inside = functools.reduce(torch.logical_or, [_between(grid, *ends) for ends in intervals])
+    both = torch.cat([inside.sum((1, 2, 3))[:, None], (~inside).sum((1, 3))], 1)
+    return Pending(wide(both).reshape(-1), read)
 
 
-def _inside(
-    grid: torch.Tensor, intervals: tuple[tuple[float, float], ...], scratch: _Scratch
-) -> torch.Tensor:
-    """How many of each unit's values lie in the intervals, (k, units) float64."""
-    if grid.device.type != "cpu":
-        masks = [_between(grid, low, high) for low, high in intervals]
-        return wide(functools.reduce(torch.logical_or, masks).sum((1, 3)))
+def _inside(grid: torch.Tensor, intervals: tuple[tuple[float, float], ...]) -> np.ndarray:
+    """On a CPU: how many values lie in the intervals, and which units have others, (k, 1 + units).
+
+    In NumPy: reductions of booleans take ten times as long in torch.
+    """
     values = grid.numpy()
     inside = functools.reduce(np.logical_or, [_between(values, *ends) for ends in intervals])
-    ones = scratch.like(grid)
-    counted = torch.from_numpy(inside)
-    # As floats, exact up to 2²⁴: a sum of booleans is ten times slower.
-    counted = counted.float() if ones is None else ones.copy_(counted)
-    return wide(counted.sum((1, 3)))
+    counts = [[np.count_nonzero(part)] for part in inside]
+    closed = inside.all(3).all(1) if inside.shape[3] > 1 else inside[..., 0].all(1)
+    return np.concatenate([counts, ~closed], 1)
 
 
 def _between(x: Any, low: float, high: float) -> Any:
@@ -482,37 +524,60 @@ def _between(x: Any, low: float, high: float) -> Any:
     return x >= low if high == math.inf else (x >= low) & (x <= high)
 
 
-def _directions(v: torch.Tensor, unit: int, scratch: _Scratch) -> Pending:
-    k, width = len(v), v.shape[unit + 1]
-    sums = sum(_unit_lengths(grid, scratch) for grid in _blocks(v, unit))
-    assert isinstance(sums, torch.Tensor)
+def _directions(v: torch.Tensor, unit: int, scratch: _Scratch) -> list[DirectionStats] | Pending:
+    k = len(v)
 
-    def read(values: np.ndarray) -> list[DirectionStats]:
-        return [DirectionStats(int(row[-1]), row[:-1].copy()) for row in values.reshape(k, -1)]
+    def read(sums: np.ndarray) -> list[DirectionStats]:
+        return [DirectionStats(int(row[-1]), row[:-1]) for row in sums.reshape(k, -1)]
 
-    assert sums.shape == (k, width + 1)
-    return Pending(sums.reshape(-1), read)
+    if _is_here(v):
+        sums = [_unit_lengths(grid, scratch).numpy() for grid in _blocks(v, unit)]
+        return read(sums[0] if len(sums) == 1 else np.sum(sums, 0))
+    return Pending(_unit_lengths(_grid(v, unit), scratch).reshape(-1), read)
 
 
 def _unit_lengths(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
     """Of the vectors along the third axis of a grid: their sum at unit length, and their number."""
     squares = torch.mul(grid, grid, out=scratch.like(grid)).sum(2)  # (k, before, after)
-    vectors = grid
-    smallest, largest = (x * x for x in SAFE)
-    if grid.device.type == "cpu":
-        extremes = squares.numpy()
-        safe = ((extremes > smallest) & (extremes < largest)).all()
-    if grid.device.type != "cpu" or not safe:
+    safe = False
+    if _is_here(grid) and grid.numel():
+        low, high = torch.aminmax(squares)
+        safe = SAFE[0] ** 2 < low.item() and high.item() < SAFE[1] ** 2
+    if safe:
+        vectors, factors = grid, squares.rsqrt_()
+        number = grid.new_full((len(grid), 1), float(squares[0].numel()), dtype=torch.float64)
+    else:
         sizes = grid.abs().amax(2, keepdim=True)
         seen = torch.isfinite(sizes) & (sizes > 0)
         vectors = torch.where(seen, grid / torch.where(seen, sizes, 1.0), 0.0)
         squares = (vectors * vectors).sum(2)
-    factors = torch.where(squares > 0, squares.rsqrt(), 0.0)
-    summed = torch.matmul(vectors.permute(0, 2, 1, 3).flatten(2), factors.flatten(1)[..., None])
-    return torch.cat([wide(summed[..., 0]), wide((squares > 0).sum((1, 2)))[:, None]], 1)
+        factors = torch.where(squares > 0, squares.rsqrt(), 0.0)
+        number = wide((squares > 0).sum((1, 2)))[:, None]
+    if grid.shape[3] == 1:
+        summed = torch.matmul(factors.permute(0, 2, 1), vectors[..., 0])[:, 0]
+    else:
+        # A matrix product with one vector for each sample is slower than two passes.
+        summed = torch.mul(vectors, factors[:, :, None], out=scratch.like(grid)).sum((1, 3))
+    return torch.cat([wide(summed), number], 1)
 
 
 # -- shapes -------------------------------------------------------------------------------------
+
+
+def _memory(x: torch.Tensor, axes: Axes) -> tuple[Hashable, ...] | None:
+    """What two tensors share if they are the same values in the same arrangement; None: unknown."""
+    if x.__class__ not in _PLAIN or x.layout != torch.strided or x.is_inference():
+        return None
+    here = (x.untyped_storage()._cdata, x.data_ptr(), x._version, x.dtype, axes.samples)
+    if not x.is_contiguous() or axes.batch:
+        return (*here, x.shape, x.stride(), axes)
+    unit = None
+    if axes.unit is not None:
+        unit = (x.shape[axes.unit], math.prod(x.shape[axes.unit + 1 :]))
+    return (*here, x.numel(), unit, axes.batch)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _unit(v: torch.Tensor, axes: Axes) -> int | None:
@@ -521,7 +586,7 @@ def _unit(v: torch.Tensor, axes: Axes) -> int | None:
 
 def _blocks(v: torch.Tensor, unit: int | None) -> list[torch.Tensor]:
     """Tensors (k, *shape) as grids (k, before, units, after); a large one on a CPU in several."""
-    if v.device.type != "cpu" or len(v) > 1 or v.numel() <= 2 * BLOCK:
+    if not _is_here(v) or len(v) > 1 or v.numel() <= BLOCK:
         return [_grid(v, unit)]
     others = [axis for axis in range(1, v.dim()) if unit is None or axis != unit + 1]
     # Along the first axis, since that is the slowest in memory, if it is long enough.
@@ -551,12 +616,14 @@ def _by_sample(v: torch.Tensor, axes: Axes) -> torch.Tensor | None:
 
 def _picked(v: torch.Tensor, most: int) -> torch.Tensor:
     """Of (k, samples, …) up to ``most`` values of each sample, the same for the same shape."""
-    shape = v.shape[2:]
+    shape = tuple(v.shape[2:])
     width = math.prod(shape)
     if width <= most:
         return v.flatten(2) if v.dim() > 2 else v[..., None]
+    if v.is_contiguous():  # several times as fast as an index for each axis
+        return v.flatten(2).index_select(2, spread((width,), most, v.device)[0])
     everything: Any = slice(None)
-    return v[(everything, everything, *spread(tuple(shape), most, v.device))]
+    return v[(everything, everything, *spread(shape, most, v.device))]
 
 
 @functools.lru_cache(maxsize=256)
@@ -571,4 +638,5 @@ def spread(shape: tuple[int, ...], most: int, device: torch.device) -> tuple[tor
     while most < width and math.gcd(step, width) != 1:
         step += 1
     flat = np.sort(np.arange(most) * step % width) if most < width else np.arange(width)
-    return tuple(torch.from_numpy(i).to(device) for i in np.unravel_index(flat, shape))
+    places = np.unravel_index(flat, shape)
+    return tuple(torch.from_numpy(i).to(device, non_blocking=True) for i in places)

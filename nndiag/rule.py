@@ -429,7 +429,7 @@ class _Places:
 
     A place is a set of nodes, as the bits of a number. A parameter lies where its row is; one
     without a row of its own (a part of an opaque layer) where the nearest module around it has
-    rows; a bare parameter of the model itself everywhere.
+    rows; a bare parameter of the model itself everywhere; one of a module that never ran nowhere.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -443,11 +443,13 @@ class _Places:
                 self._nodes[name] = self._nodes.get(name, 0) | bit
             for prefix in _prefixes(layer.name.partition("/")[0].partition("@")[0]):
                 around[prefix] = around.get(prefix, 0) | bit
+        self._ran, never = frozenset(around), frozenset(snapshot.never_called)
         for parameter in snapshot.parameters:
             if parameter.name not in self._nodes:
-                homes = (around[p] for p in _prefixes(parameter.name)[1:] if p in around)
-                alone = "." not in parameter.name
-                self._nodes[parameter.name] = next(homes, EVERYWHERE if alone else 0)
+                modules = _prefixes(parameter.name)[1:]
+                if never.isdisjoint(modules):
+                    homes = (around[m] for m in modules if m in around)
+                    self._nodes[parameter.name] = next(homes, 0 if modules else EVERYWHERE)
         for name in snapshot.inputs:
             for index, node in enumerate(snapshot.nodes):
                 if node.op == "input":
@@ -466,7 +468,8 @@ class _Places:
         if EVERYWHERE in (here, there):
             return True
         if not here and not there:  # parts of one module that never ran
-            return a.partition(".")[0] == b.partition(".")[0]
+            shared = {*_prefixes(a)} & {*_prefixes(b)}
+            return any(prefix not in self._ran for prefix in shared)
         return flow.connected(self._snapshot, here, there)
 
 

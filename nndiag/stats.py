@@ -199,7 +199,7 @@ class TensorStats:
 
     @property
     def second_moment(self) -> float:
-        return self.variance + self.mean**2
+        return self.variance + self.mean * self.mean  # infinite where ** would raise
 
     @property
     def rms(self) -> float:

@@ -55,6 +55,13 @@ def test_the_only_path_is_what_all_paths_share(snapshot):
         assert flow.only_path(snapshot, node) == (bool(found) and all(node in p for p in found))
 
 
+@given(graphs(), st.frozensets(st.integers(0, 8), max_size=3))
+def test_some_nodes_are_the_only_way_if_every_path_meets_one_of_them(snapshot, nodes):
+    found = list(paths(snapshot))
+    expected = bool(found) and all(nodes & set(path) for path in found)
+    assert flow.only_way(snapshot, nodes) == expected
+
+
 @given(graphs())
 def test_ancestors_and_descendants_are_what_a_search_finds(snapshot):
     def search(node):

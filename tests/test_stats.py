@@ -43,9 +43,9 @@ def collect(measurements):
 
 def parts_and_whole(tensors, axes, function):
     """The same measurement of each part, merged, and of all together."""
-    parts = collect([function(t, dataclasses.replace(axes, samples=len(t))) for t in tensors])
+    parts = collect([function(t, axes._replace(samples=len(t))) for t in tensors])
     whole = torch.cat(list(tensors))
-    [expected] = collect([function(whole, dataclasses.replace(axes, samples=len(whole)))])
+    [expected] = collect([function(whole, axes._replace(samples=len(whole)))])
     merged = parts[0]
     for part in parts[1:]:
         merged = merge_parts(merged, part)
@@ -135,7 +135,7 @@ def test_one_part_that_is_all_nan_does_not_spoil_the_mean():
 def test_the_order_of_merging_does_not_matter(order):
     tensors = [torch.randn(n, 4) + n for n in (3, 8, 20)]
     axes = Axes(1, 0)
-    parts = collect([measure(t, dataclasses.replace(axes, samples=len(t))) for t in tensors])
+    parts = collect([measure(t, axes._replace(samples=len(t))) for t in tensors])
 
     first, second, third = (parts[k] for k in order)
 

@@ -157,6 +157,9 @@ def understood(func: Callable[..., Any]) -> tuple[str, str]:
     return name, CATEGORY.get(name, "")
 
 
+_NUMBERS = frozenset((type(None), bool, int, float, str))
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a torch function."""
@@ -170,7 +173,13 @@ class Call:
     @functools.cached_property
     def tensors(self) -> list[torch.Tensor]:
         """All tensors among the arguments, in order."""
-        return list(tensors_in((self.args, self.kwargs), depth=3))
+        found: list[torch.Tensor] = []
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, torch.Tensor):
+                found.append(value)
+            elif value.__class__ not in _NUMBERS:
+                found += tensors_in(value, depth=2)
+        return found
 
     @functools.cached_property
     def bound(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ the call itself: whatever goes wrong here, the model runs as it would without us
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -121,9 +120,9 @@ def norm(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
     row = rec.row(call.op)
     axes = trail.axes
     if call.op in ("batch_norm", "instance_norm", "group_norm") and x.dim() > 1:
-        axes = replace(axes, unit=1)
+        axes = axes._replace(unit=1)
     elif axes.unit is None and call.op in ("layer_norm", "rms_norm"):
-        axes = replace(axes, unit=x.dim() - 1)
+        axes = axes._replace(unit=x.dim() - 1)
     rec.entering(row, x, axes)
     if call.op == "batch_norm":
         training = bool(call.bound.get("training", False))
@@ -174,7 +173,7 @@ def recurrent(rec: Recorder, call: Call) -> Generator[None, Any, None]:
         yield from unknown(rec, call)
         return
     row = rec.row(call.op)
-    axes = replace(trail.axes, unit=x.dim() - 1)
+    axes = trail.axes._replace(unit=x.dim() - 1)
     if x.dim() == 3:
         axes = rec.along(x, trail, 0 if call.args[-1] else 1, unit=2)
     rec.look_into(row, "its gates", lambda: opaque.gates(call.op, call.args))
@@ -281,7 +280,23 @@ def view(rec: Recorder, call: Call) -> Generator[None, Any, None]:
     if len(trails) != len(outputs):
         trails = [lost] * len(outputs)
     for out, moved in zip(outputs, trails, strict=True):
-        rec.trails[out] = moved
+        rec.trails[out] = _repeated(rec, call, moved, before, out)
+
+
+def _repeated(
+    rec: Recorder, call: Call, trail: Trail, before: torch.Size, out: torch.Tensor
+) -> Trail:
+    """One sample (of the batch) expanded to as many as there are: its copies are the samples."""
+    at, own = rec.axis, rec.axis - (out.dim() - len(before))
+    if (
+        call.op in ("expand", "expand_as", "broadcast_to")
+        and trail.axes.batch is None
+        and at < out.dim()
+        and out.shape[at] == rec.samples > 1
+        and (own < 0 or before[own] == 1)
+    ):
+        return trail._replace(axes=trail.axes._replace(batch=at, samples=rec.samples))
+    return trail
 
 
 def reduce(rec: Recorder, call: Call) -> Generator[None, Any, None]:
@@ -293,7 +308,7 @@ def reduce(rec: Recorder, call: Call) -> Generator[None, Any, None]:
         return
     dim, keepdim = call.bound.get("dim"), bool(call.bound.get("keepdim", False))
     moved = reduced(trail, before, dim, keepdim)
-    rec.trails[result] = replace(moved, node=rec.node(call.op, [trail.node]))
+    rec.trails[result] = moved._replace(node=rec.node(call.op, [trail.node]))
 
 
 def unknown(rec: Recorder, call: Call) -> Generator[None, Any, None]:

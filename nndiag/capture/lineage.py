@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -22,12 +21,11 @@ RESHAPED = "a reshape merged or split its unit axis"
 UNKNOWN = "it comes out of a call that is not understood"
 
 
-@dataclass(frozen=True)
-class Trail:
+class Trail(NamedTuple):
     """What is known about one live tensor: the node that made it and its axes."""
 
     node: int
-    axes: Axes = field(default_factory=Axes)
+    axes: Axes = Axes()
     why_no_units: str = NO_UNITS
 
 
@@ -255,7 +253,7 @@ def _axis(output: torch.Tensor, stride: int) -> int | None:
 def reduced(trail: Trail, shape: torch.Size, dims: Any, keepdim: bool) -> Trail:
     """Axes after a mean over ``dims``."""
     if dims is None:
-        return replace(trail, axes=Axes(None, None, trail.axes.samples))
+        return trail._replace(axes=Axes(None, None, trail.axes.samples))
     gone = {d % len(shape) for d in (dims if isinstance(dims, (tuple, list)) else [dims])}
 
     def moved(axis: int | None) -> int | None:
@@ -264,4 +262,4 @@ def reduced(trail: Trail, shape: torch.Size, dims: Any, keepdim: bool) -> Trail:
         return axis if keepdim else axis - sum(d < axis for d in gone)
 
     axes = Axes(moved(trail.axes.unit), moved(trail.axes.batch), trail.axes.samples)
-    return replace(trail, axes=axes)
+    return trail._replace(axes=axes)

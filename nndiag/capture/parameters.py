@@ -119,9 +119,8 @@ def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor
     """
     k, _, width = rows.shape
     generator = torch.Generator("cpu").manual_seed(0)
-    direction = torch.randn(width + 1, generator=generator, dtype=torch.float32, device="cpu").to(
-        rows.device, rows.dtype
-    )
+    direction = torch.randn(width + 1, generator=generator, dtype=torch.float32, device="cpu")
+    direction = direction.to(rows.device, rows.dtype, non_blocking=True)
     key = rows @ direction[:-1]
     if bias is not None:
         key = key + bias[:, :, 0] * direction[-1]
@@ -150,7 +149,9 @@ def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor
         nonzero = ~((low == 0) & (high == 0))  # NaN is not zero
         one_sign = (nonzero & ((low >= 0) | (high <= 0))).sum(1)
         graded = nonzero.sum(1)
-        a, b = grads[at, one], grads[at, other]
+        # By the largest: squares of a vanished gradient would be zero, and any two alike.
+        largest = torch.maximum(-low.amin(1), high.amax(1)).clamp(min=torch.finfo(low.dtype).tiny)
+        a, b = (grads[at, unit] / largest[at, None] for unit in (one, other))
         size = torch.maximum(*(torch.linalg.vector_norm(g, dim=1) for g in (a, b)))
         alike = torch.linalg.vector_norm(a - b, dim=1) <= 1e-4 * size
         kept = _members(near, at, here, equal & alike)

@@ -132,6 +132,7 @@ class Recorder(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.meter = Meter()
         self.numbers: list[Any] = []
+        self.memories: dict[str, Running] = {}  # of BatchNorms, by row
         self.not_observed: dict[str, None] = {}
         self.called: set[nn.Module] = set()
         self.finished: set[nn.Module] = set()
@@ -251,10 +252,11 @@ class Recorder(TorchFunctionMode):
                 self._finish_module(scope, args, output)
 
     def _finish_module(self, scope: Scope, args: Any, output: Any) -> None:
-        tensors = list(tensors_in(output))
-        sources = [t for t in map(self.trail_of, tensors_in(args)) if t is not None]
-        for x in tensors:
-            if self.trail_of(x) is None:
+        tensors = [output] if isinstance(output, torch.Tensor) else list(tensors_in(output))
+        unknown = [x for x in tensors if self.trail_of(x) is None]
+        if unknown:
+            sources = [t for t in map(self.trail_of, tensors_in(args)) if t is not None]
+            for x in unknown:
                 self.give(x, "?", sources)
         if is_script(scope.module):
             self.not_observed[f"{scope.name or ROOT}: a ScriptModule; its inside is not seen"] = (
@@ -341,7 +343,7 @@ class Recorder(TorchFunctionMode):
     def finish(self, row: Row, result: Any, trails: list[Trail], axes: Axes, why: str) -> None:
         """A call is over: its outputs get a trail, and a row of its own gets its numbers."""
         row.node = self.node(row.op, list(dict.fromkeys(t.node for t in trails)), row)
-        tensors = list(tensors_in(result))
+        tensors = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
         for x in tensors:
             alike = x.shape == tensors[0].shape
             rest = Axes(None, None, axes.samples)
@@ -442,7 +444,7 @@ class Recorder(TorchFunctionMode):
         """Axes of a layer that takes its samples from ``axis``, whatever we thought they were."""
         axes = trail.axes
         if x.dim() < 3 or axes.batch == axis:
-            return dataclasses.replace(axes, unit=unit)
+            return axes._replace(unit=unit)
         if axes.batch is not None:
             self.axis_found = axis
             return Axes(unit, axis, x.shape[axis])
@@ -540,7 +542,10 @@ class Recorder(TorchFunctionMode):
         facts: dict[str, float] = {}
         for f in row.facts:
             found = numbers[f]
-            facts |= found.compare(entering) if isinstance(found, Running) else found
+            if isinstance(found, Running):
+                self.memories[row.name] = found
+            else:
+                facts |= found
         return Layer(
             name=row.name,
             kind=row.kind,

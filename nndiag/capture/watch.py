@@ -33,6 +33,7 @@ from nndiag.capture.locate import raised_at
 from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.recorder import ROOT, Recorder, has_layers, is_script, is_torch_leaf
 from nndiag.capture.untouched import Kept, untouched
+from nndiag.capture.weights import Running
 from nndiag.errors import BatchError, CaptureError, LossError, ModelError
 from nndiag.stats import (
     Environment,
@@ -96,6 +97,7 @@ class _Run:
     no_gradients: str = ""
     backward_error: str = ""
     shifts: dict[str, Shift] = field(default_factory=dict)
+    memories: dict[str, Running] = field(default_factory=dict)
     no_step: str = ""
     device: str = ""
 
@@ -324,6 +326,7 @@ def _merge(
             else:  # a branch that only this batch took
                 run.nodes.append(Node(layer.op, (), len(run.layers)))
                 run.layers[layer.name] = dataclasses.replace(layer, node=len(run.nodes) - 1)
+    run.memories.update(recorder.memories)
     run.not_observed.update(recorder.not_observed)
     run.called |= recorder.called
     run.used |= recorder.used
@@ -338,8 +341,10 @@ def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: T
     kept.reset()
     with torch.no_grad():
         for p, grad, move in steps:
-            if grad is not None and grad.layout == torch.strided and move:
-                p.data.add_(grad.to(p.dtype), alpha=-move)
+            if grad is not None and grad.layout == torch.strided and move is not None:
+                largest, share = move
+                # Two factors: of a vanished gradient one alone would be beyond float32.
+                p.data.add_((grad / largest).to(p.dtype), alpha=-share)
     del steps
     recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     try:
@@ -357,12 +362,13 @@ def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: T
             run.shifts[name] = shift
 
 
-def _move(parameter: Parameter | None) -> float:
-    """The length of the step along a parameter's gradient, in units of the gradient."""
-    if parameter is None or parameter.grad is None or not parameter.grad.norm > 0:
-        return 0.0
-    move = STEP * parameter.value.norm / parameter.grad.norm
-    return move if math.isfinite(move) else 0.0
+def _move(parameter: Parameter | None) -> tuple[float, float] | None:
+    """The step along a parameter's gradient: what to divide that by, and what to multiply it by."""
+    if parameter is None or parameter.grad is None or not 0 < parameter.grad.norm < math.inf:
+        return None
+    largest = max(abs(parameter.grad.min), abs(parameter.grad.max))
+    share = STEP * parameter.value.norm * (largest / parameter.grad.norm)
+    return (largest, share) if math.isfinite(share) else None
 
 
 def _shift(before: TensorStats | None, after: TensorStats | None) -> Shift | None:
@@ -397,10 +403,7 @@ def _snapshot(
 ) -> Snapshot:
     asked = bool(needs & {"gradients", "step"})
     because = run.no_gradients or ("" if asked else "no selected rule asks for them")
-    layers = [
-        dataclasses.replace(layer, shift=run.shifts.get(layer.name))
-        for layer in run.layers.values()
-    ]
+    layers = [_completed(layer, run) for layer in run.layers.values()]
     never, direct = _never_called(run)
     observed = dict(run.not_observed)
     for name in direct:
@@ -438,6 +441,15 @@ def _snapshot(
             mode=_mode(model),
         ),
     )
+
+
+def _completed(layer: Layer, run: _Run) -> Layer:
+    """With what only the whole run can tell."""
+    shift, memory = run.shifts.get(layer.name), run.memories.get(layer.name)
+    if shift is None and memory is None:
+        return layer
+    facts = layer.facts if memory is None else layer.facts | memory.compare(layer.input)
+    return dataclasses.replace(layer, shift=shift, facts=facts)
 
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)

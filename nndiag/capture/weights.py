@@ -91,7 +91,7 @@ def _each(value: Any, n: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Running:
-    """BatchNorm's running statistics in eval mode, to be held against this batch's."""
+    """BatchNorm's running statistics in eval mode, to be held against those of all batches."""
 
     mean: np.ndarray
     variance: np.ndarray

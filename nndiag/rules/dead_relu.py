@@ -84,7 +84,7 @@ RULE = Rule(
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     healthy: list[Finding] = []
-    constant: list[int] = []  # nodes behind which nothing depends on the input any more
+    constant: list[int] = []  # nodes, as bits, behind which nothing depends on the input any more
     rows = [layer for layer in snapshot.layers if _can_die(snapshot, layer)]
     confidence = 1 - (1 - limit.confidence) / max(len(rows), 1)
     for layer in rows:
@@ -104,10 +104,10 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
             )
         else:
             found = _judge(snapshot, layer, limit, confidence)
-            if any(flow.connected(snapshot, node, layer.node) for node in constant):
+            if any(flow.connected(snapshot, node, 1 << layer.node) for node in constant):
                 found = replace(found, suspects=(*found.suspects, RULE.name))
             if found.severity == "error":
-                constant.append(layer.node)
+                constant.append(1 << layer.node)
             likely = found.evidence["dead_units"] <= found.evidence["healthy_bound"]
             if found.severity == "note" and likely:
                 healthy.append(found)

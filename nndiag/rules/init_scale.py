@@ -10,7 +10,7 @@ what they measurably do must be off, in the same direction: sound propagation wi
 as in trained networks, is at most a note. The severity follows the accumulated factor at the worst
 layer of a chain: up to 16 a note, beyond it a warning, beyond 1000 an error. So torch's default
 nn.Linear init with ReLU (2.4 times too small) is a note up to four hidden layers. Layers that
-saturate for the size of their weights are a warning.
+saturate for the size of their weights, rather than for their biases, are a warning.
 
 A note at most: where the signal also gets past the layers, as by a residual sum or a gate, or where
 a normalisation follows, the scale does not accumulate; that of an output layer is a choice. What a
@@ -44,7 +44,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nndiag import flow, theory
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag.rule import SEVERITIES, Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -78,6 +78,7 @@ RULE = Rule(
 
 
 Z = 3.29  # two-sided 99.9 % of a normal distribution
+LARGEST = 700.0  # e to this power is still a number
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class _Step:
     reference_std: float
     slope: float
     saturated: float  # share of the activation's values
+    saturated_by_weights: float  # what the weights would make it without the biases
     saturated_anyway: float  # what it would be with the reference weights
 
     @property
@@ -140,7 +142,7 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     arriving = layer.input.second_moment * weight.coverage
     reference = act.gain / math.sqrt(weight.fan_in)
     made = _made_by_weights(snapshot, layer)
-    if not (arriving > 0 and parameter.value.rms > 0 and made > 0):
+    if not all(0 < size < math.inf for size in (arriving, parameter.value.rms, made)):
         return None  # symmetry and signal-collapse speak of weights of zero and of dead inputs
     logs = [
         math.log(parameter.value.rms / reference),
@@ -164,6 +166,7 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
         reference,
         slope,
         activation.flat.share if activation is not None and activation.flat is not None else 0.0,
+        theory.moments(act, made).flat_share,
         theory.moments(act, act.gain * math.sqrt(arriving)).flat_share,
     )
 
@@ -184,17 +187,31 @@ def _made_by_weights(snapshot: Snapshot, layer: Layer) -> float:
 
 def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | None:
     steps = _steps(snapshot, chain)
-    if not steps:
+    both = [_judge_direction(snapshot, chain, steps, sign, limit) for sign in (1, -1)]
+    found = [f for f in both if f is not None]
+    # One large layer among small ones does not make up for them, nor the other way round.
+    return max(
+        found, key=lambda f: (-SEVERITIES.index(f.severity), f.evidence["times"]), default=None
+    )
+
+
+def _judge_direction(
+    snapshot: Snapshot, chain: flow.Chain, steps: list[_Step], sign: int, limit: Limits
+) -> Finding | None:
+    """Weights that are too large (``sign`` = 1) or too small (-1)."""
+    worst = max((s.off * sign for s in steps), default=0.0)
+    if worst <= 0:
         return None
-    worst = max((s.off for s in steps), key=abs)
-    sign = 1 if worst > 0 else -1
     accumulated = _accumulated(steps, sign)
-    if math.exp(abs(worst)) <= limit.times and accumulated <= limit.accumulated:
+    if math.exp(worst) <= limit.times and accumulated <= limit.accumulated:
         return None
-    off = [s for s in steps if s.off * sign > 0.67 * abs(worst)]
+    off = [s for s in steps if s.off * sign > 0.67 * worst]
     saturated = max(
         s.saturated
-        if s.saturating and s.counts == s.off and s.saturated_anyway < limit.saturated
+        if s.saturating
+        and s.counts == s.off
+        and s.saturated_anyway < limit.saturated
+        and s.saturated_by_weights > s.saturated / 2  # else biases do most of it
         else 0.0
         for s in off
     )
@@ -262,7 +279,7 @@ def _accumulated(steps: list[_Step], sign: int) -> float:
             math.log(max(before.slope, 1e-30)) + math.log(after.weight_std / after.reference_std)
             for before, after in itertools.pairwise(steps)
         )
-        return math.exp(max(backward, *(s.counts for s in steps), 0.0))
+        return math.exp(min(max(backward, *(s.counts for s in steps), 0.0), LARGEST))
     total, reached = 0.0, max(sign * steps[0].counts, 0.0)
     for step in steps[1:]:
         total += sign * step.counts
@@ -277,7 +294,7 @@ def _beyond_chance(accumulated: float, threshold: float, steps: list[_Step]) -> 
     convolutions with their channels for a width (measured: reports/calibration/conv-band.csv).
     """
     drawn = Z * math.sqrt(sum(1 / (2 * s.values) for s in steps))
-    widths = [flow.width(s.link.layer) for s in steps]
+    widths = [flow.width(s.link.layer) for s in steps[1:]]  # an input's width is not drawn
     low, high = theory.log_norm_band(widths, steps[0].act)
     return math.log(accumulated) > max(math.log(threshold) + drawn, high, -low)
 

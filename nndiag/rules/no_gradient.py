@@ -1,14 +1,15 @@
 """Trainable parameters that get no gradient: they will stay as they are.
 
 A parameter whose gradient is None does not take part in the loss: its module is never called, or
-its output is detached or thrown away. One whose gradient is exactly zero takes part, but nothing
-it does matters: everything behind it is switched off.
+its output is detached or thrown away; that is how the program is written, whatever its values. One
+whose gradient is exactly zero takes part, but nothing it does matters: everything behind it is
+switched off, or so large that the loss is flat there.
 
 Zero by construction is no fault and is not reported: what lies before a head, a residual branch or
-a scale that starts at zero (zero-initialised heads, zero-gamma BatchNorm, LoRA) learns from the
-second step on; a bias before a normalisation is cancelled by it. Modules of a list that this run
-skipped while their neighbours ran (LayerDrop, routing) are a note. A backward pass that raises
-leaves the whole model without gradients: an error.
+a scale that starts at zero (zero-initialised heads, zero-gamma BatchNorm, LoRA), or before a head
+whose rows start equal, learns from the second step on; a bias before a normalisation is cancelled
+by it. Modules of a list that this run skipped while their neighbours ran (LayerDrop, routing) are a
+note. A backward pass that raises leaves the whole model without gradients: an error.
 
 Sick::
 
@@ -47,6 +48,9 @@ RULE = Rule(
         "saturation",
         "vanishing-gradient",
         "no-gradient",
+        # Outputs so large, or so sure of themselves, that the loss's slope rounds to zero.
+        "init-scale",
+        "signal-collapse",
     ),
     cures=(
         Prescription(
@@ -81,6 +85,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"none of the {len(trainable)} trainable parameters gets a gradient",
             severity="error",
             evidence={"parameters": len(trainable)},
+            suspects=() if all(map(_none, trainable)) else None,
         )
         return
     users = _users(snapshot, without)
@@ -100,7 +105,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                     severity, why = "note", why + " in this run, its neighbours in the list were"
                 elif snapshot.environment is not None and snapshot.environment.mode == "eval":
                     severity, why = "note", why + " in evaluation mode"
-            yield RULE.finding(p, why, severity=severity, location=location)
+            # Values make gradients zero; None is how the program is written.
+            yield RULE.finding(p, why, severity=severity, location=location, suspects=(RULE.name,))
         elif not _by_construction(snapshot, p, rows, stops):
             cancels = _cancels(snapshot, p, rows)
             yield RULE.finding(
@@ -158,13 +164,16 @@ def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer]) -> str:
 
 
 def _silent(snapshot: Snapshot) -> frozenset[int]:
-    """Nodes whose own weight is all zeros, so that no gradient passes: heads, gammas, scales."""
+    """Nodes whose own weight lets no gradient pass: zeros in heads, gammas, scales; equal heads.
+
+    The softmax's gradients sum to zero: through a head whose rows are equal they cancel.
+    """
     zero = {
         p.name
         for p in snapshot.parameters
         if p.value.count and p.value.zeros == p.value.total and not p.name.endswith("bias")
     }
-    nodes = set()
+    nodes = {layer.node for layer in snapshot.layers if _is_equal_head(snapshot, layer)}
     for layer in snapshot.layers:
         names = {f"{layer.name.partition('@')[0]}.weight"}
         if layer.weight is not None:
@@ -179,6 +188,15 @@ def _silent(snapshot: Snapshot) -> frozenset[int]:
         for i, n in enumerate(snapshot.nodes)
         if n.op in flow.PRODUCTS | {"matmul"} and nothing & set(n.inputs)
     }
+
+
+def _is_equal_head(snapshot: Snapshot, layer: Layer) -> bool:
+    if layer.op not in flow.WEIGHTED or layer.weight is None:
+        return False
+    p = snapshot.parameter.get(layer.weight.name)
+    if p is None or p.shape[layer.weight.unit_axis] < 2 or p.value.min != p.value.max:
+        return False
+    return not flow.leads_on(snapshot, layer)
 
 
 def _is_zero(layer: Layer | None) -> bool:

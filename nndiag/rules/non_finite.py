@@ -3,7 +3,8 @@
 Reported where it begins: the first layer whose output is not finite while everything it read was,
 or the first gradient on the way back. What lies behind is counted, not listed. No other rule judges
 a layer whose numbers are not finite. Infinities that nothing behind them takes over, such as an
-attention mask's, are a note.
+attention mask's, are a note; so are gradients that go no further, such as those of sqrt(relu(x))
+at zero.
 
 Sick::
 
@@ -76,6 +77,7 @@ RULE = Rule(
         ),
     ),
 )
+STOPPED = "; it stops there, as at a ReLU's zeros: no parameter's gradient has it"
 MASKED = "; nothing behind it does, so it looks like a mask"
 
 
@@ -109,7 +111,9 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
     origins = [
         layer
         for layer in snapshot.layers
-        if layer.output.nonfinite and not flow.ancestors(snapshot, layer.node) & sick
+        if layer.output.nonfinite
+        and not flow.ancestors(snapshot, layer.node) & sick
+        and not _told_within(snapshot, layer)
     ]
     for layer in origins:
         behind = flow.descendants(snapshot, layer.node) & sick
@@ -128,6 +132,12 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
             f"the loss ({snapshot.loss.kind}) is {snapshot.loss.value}, though every layer's "
             "output is finite",
         )
+
+
+def _told_within(snapshot: Snapshot, layer: Layer) -> bool:
+    """Whether it is a module around the call that made it: that has a row of its own."""
+    call = snapshot.layer_at(layer.node)
+    return call is not None and call is not layer and call.output.nonfinite > 0
 
 
 def _spreads(snapshot: Snapshot, name: str, sick: set[int]) -> bool:
@@ -171,17 +181,19 @@ def _sick_gradients(snapshot: Snapshot) -> Iterator[Layer]:
 def _gradients(snapshot: Snapshot) -> Iterator[Finding]:
     sick = list(_sick_gradients(snapshot))
     nodes = {layer.node for layer in sick}
+    parameters = [p for p in snapshot.parameters if p.grad is not None and p.grad.nonfinite]
     for layer in sick:
         assert layer.grad is not None
         if not flow.descendants(snapshot, layer.node) & nodes:
+            harm = parameters or flow.ancestors(snapshot, layer.node) & nodes
             yield RULE.finding(
                 layer,
                 f"the gradient of its output holds {_count(layer.grad)}, though all outputs "
-                "are finite",
-                cures=BACKWARD,
+                "are finite" + ("" if harm else STOPPED),
+                severity="error" if harm else "note",
+                cures=BACKWARD if harm else (),
                 evidence=_evidence(layer.grad),
             )
-    parameters = [p for p in snapshot.parameters if p.grad is not None and p.grad.nonfinite]
     if parameters and not sick:
         yield _parameters(parameters[::-1], "its gradient holds", lambda p: p.grad, BACKWARD)
 

@@ -10,12 +10,13 @@ where the slope of its largest entry is under 5 % of the maximum (p > 0.987); ro
 visible key are left out. What goes into the gates of nn.LSTM, nn.GRU and nn.RNN is recomputed from
 their inputs and weights.
 
-Only hidden activations alarm, and the candidate of a recurrent cell is one. A gate (an output
-multiplied into another tensor) may well be open or shut, and the output of a model may well be sure
-of itself: both are notes at most. GELU, SiLU and ELU are not called saturated for being flat on one
-side, and ReLU's flat side is a matter for dead-relu (of ReLU6, only the share of active values that
-lie at 6 counts here). In trained networks up to 60 % of a last tanh layer may be saturated at 97 %
-accuracy.
+Only hidden activations alarm, and the candidate of a recurrent cell is one, also where the cell is
+written out: of a tanh of what weights made, times a sigmoid, the sigmoid is the gate. A gate (an
+output multiplied into another tensor) may well be open or shut, and the output of a model may well
+be sure of itself: both are notes at most. GELU, SiLU and ELU are not called saturated for being
+flat on one side, and ReLU's flat side is a matter for dead-relu (of ReLU6, only the share of active
+values that lie at 6 counts here). In trained networks up to 60 % of a last tanh layer may be
+saturated at 97 % accuracy.
 
 Sick::
 

@@ -8,6 +8,8 @@ two inputs apart.
 
 Held against the model's own input: where the inputs barely differ, nor need the outputs. Judged
 from 8 samples on, and only where everything goes through the layer; beside it the signal may pass.
+What a later layer still shows was not lost before it: a few units of large bias outweigh the others
+in one layer's spread, no more.
 
 Sick::
 
@@ -34,6 +36,9 @@ from collections.abc import Iterator
 from nndiag import flow
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot, TensorStats
+
+# Samples that differ by less are equal: in float64 the mean of equal values is off by rounding.
+SAME = 1e-12
 
 RULE = Rule(
     code="ND303",
@@ -101,12 +106,16 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         share = _share(layer.output)
         if share is None or not flow.inputs_before(snapshot, layer.node) & set(varying):
             continue
-        share /= max(min(varying.values()), 1e-12)
+        share /= min(varying.values())
         # An output layer alone did not lose the signal: a zero head, or one of large biases.
         if not collapsed and not flow.leads_on(snapshot, layer):
             continue
-        if share < limit.share and flow.only_path(snapshot, layer.node):
+        if not flow.only_path(snapshot, layer.node):
+            continue
+        if share < limit.share:
             collapsed.append((layer, share))
+        elif share > math.sqrt(limit.share):  # half way back: it was not gone, unless into rounding
+            collapsed = [(x, s) for x, s in collapsed if s < limit.gone]
     if collapsed:
         yield _finding(collapsed, limit)
 
@@ -156,6 +165,6 @@ def _varying_inputs(snapshot: Snapshot) -> dict[int, float]:
     shares = {}
     for node, stats in zip(nodes, snapshot.inputs.values(), strict=False):
         share = _share(stats)
-        if share is not None and share > 0:
+        if share is not None and share > SAME:
             shares[node] = min(share, 1.0)
     return shares

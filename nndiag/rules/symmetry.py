@@ -6,10 +6,10 @@ weights are the extreme: no unit ever differs from another (CS231n 2017 lecture 
 weights break the symmetry; zero biases are fine.
 
 Whether the gradients keep units equal is measured. Where they do not, constant weights in a layer
-that everything passes are a warning still: for now the layer has one unit (or none, with weights of
-zero: nothing gets through it, forward or backward), and biases alone hardly tell units apart. A
-zero-initialised head or the zero end of a residual branch is no fault: its units get different
-gradients at once.
+that everything passes, at one of its calls or another, are a warning still: for now the layer has
+one unit (or none, with weights of zero: nothing gets through it, forward or backward), and biases
+alone hardly tell units apart. A zero-initialised head or the zero end of a residual branch is no
+fault: its units get different gradients at once.
 
 Sick::
 
@@ -105,7 +105,8 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
         text += "the same weights and bias" + ("" if constant else " as another")
     kept = p.duplicate_kept if known else 0
     lost = kept >= max(limit.share * units, 2) and p.zero_units < same
-    one = constant and not _grouped(layer, p) and flow.only_path(snapshot, layer.node)
+    calls = frozenset(x.node for x in snapshot.layers if x.weight and x.weight.name == p.name)
+    one = constant and not _grouped(layer, p) and flow.only_way(snapshot, calls)
     severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
     if not known:
         text += "; whether gradients keep them equal was not seen"

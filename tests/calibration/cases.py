@@ -22,13 +22,13 @@ class Subject(NamedTuple):
 class Fault:
     """A network with one fault in it, or with almost one: a negative, just below the threshold.
 
-    ``measure`` computes the label from the subject's tensors with torch alone. ``measured`` is the
-    number it gave when the corpus was made, stored beside the case so that a drifting label shows.
-    The case is ``sick`` if that number is beyond ``limit`` (on the side that the kind says).
+    ``measure`` computes the label from the subject's tensors with torch alone; larger is worse, and
+    beyond ``limit`` the case is ``sick``. What it gave when the corpus was made is stored beside
+    the case, in ``labels.csv``, so that a drifting label shows.
     """
 
-    name: str  # "tanh-gain/mlp/module/init/x8": unique
-    kind: str  # what was injected: "tanh-gain", "dead-bias", "zero-init", …
+    name: str  # "tanh-bias/mlp-tanh/module/init/8": unique
+    kind: str  # what was injected: "tanh-bias", "dead-bias", "zero-all", …
     rule: str  # the rule that should find it, and lead with it
     architecture: str  # "mlp", "cnn", "residual", "lstm", "encoder", "decoder", "autoencoder"
     form: str  # "module" or "functional"
@@ -39,6 +39,7 @@ class Fault:
     build: Callable[[], Subject]  # the same every time
     measure: Callable[[Subject], float]
     limit: float
+    also: frozenset[str] = frozenset()  # other rules that are right to alarm, if they do
 
 
 @dataclass(frozen=True)

@@ -502,3 +502,27 @@ def test_samples_are_followed_into_windows_and_steps():
     assert layer.shape == (2 * N, 4, C)
     assert layer.output.samples == N
     assert layer.output.probe.shape == (2, 4, C)
+
+
+@pytest.mark.parametrize(
+    "expand",
+    [
+        lambda h: h[:1].expand_as(h),
+        lambda h: h[0].expand(len(h), -1),
+        lambda h: torch.broadcast_to(h[:1], h.shape),
+    ],
+)
+def test_one_sample_expanded_to_all_is_all_samples_alike(expand):
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.second(expand(self.first(x)))
+
+    snapshot = look(One(), torch.randn(12, 6))
+
+    assert row(snapshot, "first").output.spread > 0
+    assert row(snapshot, "second").output.spread == 0
+    assert row(snapshot, "second").output.samples == 12

@@ -98,7 +98,7 @@ class TestTheVirtualUpdate:
             assert shift.mean == pytest.approx(mean, rel=1e-3, abs=1e-6)
             assert shift.scale == pytest.approx(scale, rel=1e-2, abs=1e-4)
 
-    @pytest.mark.parametrize("factor", [1e-3, 1e3])
+    @pytest.mark.parametrize("factor", [1e-30, 1e-3, 1e3, 1e30])
     def test_is_of_fixed_relative_size_so_that_the_loss_has_no_scale(self, factor):
         torch.manual_seed(0)
         model, x = mlp(), torch.randn(64, 16)
@@ -176,6 +176,17 @@ class TestTheVirtualUpdate:
         )
         over = sum(s >= 0.5 for s in shifts.values())
         assert f"{over} of 11 layers move by more than 0.5" in found.message
+
+    def test_is_made_where_the_gradients_have_all_but_vanished(self):
+        torch.manual_seed(0)
+        model = mlp(6, nn.Tanh)
+        for layer in model[::2]:
+            nn.init.xavier_normal_(layer.weight, 1e-7)  # gradients down to 1e-40
+
+        report = check(model, torch.randn(64, 16))
+
+        assert report.snapshot.has_step
+        assert report.crashed == ()
 
     def test_leaves_out_units_that_do_not_vary_across_samples(self):
         torch.manual_seed(0)
@@ -306,8 +317,22 @@ class TestRunningStatistics:
         roots = [f for f in rep.findings if f.cause is None and f.severity != "note"]
         assert [(f.rule, f.layer) for f in roots] == [(NAME, str(3 * at + 1))]
 
+    # -- the drift of scale ----------------------------------------------------------------------
 
-# -- the drift of scale ----------------------------------------------------------------------
+    def test_of_a_stream_are_held_against_all_of_it(self):
+        # Each half lies four standard deviations to one side: a loader sorted by class.
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+        x, y = torch.randn(64, 16), torch.randint(0, 10, (64,))
+        for _ in range(60):
+            model(torch.cat([x + 4, x - 4]))
+        model.eval()
+
+        halves = [(x + 4, y), (x - 4, y)]
+        report = nndiag.check(model, halves, loss_fn=F.cross_entropy, select=NAME, config=False)
+
+        assert report.ok
+        assert report.snapshot.by_name["1"].facts["running_mean_shift"] < 0.1
 
 
 class TestDrift:

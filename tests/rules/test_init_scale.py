@@ -212,6 +212,21 @@ class TestDefaultInit:
 
 
 class TestHealthyInit:
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_few_channels_of_the_input_are_no_chance_of_the_draw(self, channels):
+        # What is drawn are the hidden layers; an image has one channel or three by itself.
+        torch.manual_seed(0)
+        layers = []
+        for k in range(6):
+            layers += [he(nn.Conv2d(32 if k else channels, 32, 3, padding=1)), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 64, 10))
+        x = torch.randn(64, channels, 8, 8)
+        assert [f for f in findings(model, x) if f.severity != "note"] == []
+        with torch.no_grad():
+            model[4].weight.div_(30)
+        [found] = findings(model, x)
+        assert (found.layer, found.severity) == ("4", "warning")
+
     @pytest.mark.parametrize("width", [10, 20, 50])
     @pytest.mark.parametrize("seed", range(4))
     def test_he_is_quiet_however_narrow(self, width, seed):
@@ -308,6 +323,16 @@ class TestSaturatingActivations:
         assert (found.severity, found.measure) == ("warning", "saturated")
         assert found.evidence["saturated"] > found.threshold
         assert "of the activation's values saturate" in found.message
+
+    def test_what_saturates_for_its_biases_is_not_laid_to_the_weights(self):
+        torch.manual_seed(0)
+        model = mlp(6, nn.Tanh, xavier, times={2: 1.8})
+        with torch.no_grad():
+            model[4].bias.copy_(20.0 * (1 - 2 * (torch.arange(64) % 2)))
+        rep = nndiag.check(model, torch.randn(128, 32), config=False)
+        alarms = [f for f in rep.findings if f.severity != "note"]
+        assert (alarms[0].rule, alarms[0].layer) == ("saturation", "5")
+        assert NAME not in {f.rule for f in alarms}
 
     def test_and_a_note_where_it_does_not(self):
         torch.manual_seed(0)

@@ -51,6 +51,15 @@ def mlp(depth=4, width=32, activation=nn.ReLU):
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class Detached(nn.Module):
     """Cut behind its second layer, in one of the ways people cut."""
 
@@ -167,6 +176,16 @@ class TestNone:
         roots = [f for f in rep.findings if f.cause is None and f.severity != "note"]
         assert [f.rule for f in roots] == [NAME]
 
+    def test_is_laid_to_no_value_since_it_is_how_the_program_is_written(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(*mlp()[:4], Apply(torch.detach), *mlp()[2:])
+        nn.init.constant_(model[7].bias, -100.0)  # a dead layer behind the cut
+        rep = check(model, torch.randn(64, 16), labels(64), select=None)
+        cut = [f for f in rep.findings if f.layer == "2.weight" and f.rule == NAME]
+        dead = [f for f in rep.findings if f.rule == "dead-relu" and f.severity == "error"]
+        assert dead
+        assert [f.root.rule for f in cut] == [NAME]
+
     def test_frozen_parameters_need_none(self):
         torch.manual_seed(0)
         model = Detached("detach")
@@ -239,6 +258,18 @@ class TestExactlyZero:
         assert len(zero) >= 6
         assert (rep.findings[0].rule, rep.findings[0].layer) == ("dead-relu", dead)
         assert all(f.root is rep.findings[0] for f in own)
+
+    def test_where_weights_make_the_loss_sure_of_itself_they_lead(self):
+        torch.manual_seed(0)
+        model, x = mlp(activation=nn.LeakyReLU), torch.randn(64, 16)
+        with torch.no_grad():
+            model[4].weight.mul_(1e9)
+        y = model(x).argmax(1)
+        _, zero = oracle(model, x, y)
+        assert len(zero) == len(list(model.parameters()))
+        rep = check(model, x, y, select=None)
+        assert (rep.findings[0].rule, rep.findings[0].layer) == ("init-scale", "4")
+        assert {f.root.rule for f in rep.findings if f.rule == NAME} == {"init-scale"}
 
     def test_a_softmax_over_a_single_class_teaches_nobody(self):
         torch.manual_seed(0)

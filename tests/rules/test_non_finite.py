@@ -219,6 +219,17 @@ class TestTheLossAndTheGradients:
         assert roots(rep) == [(NAME, "a", "error")]
         assert "though all outputs are finite" in rep.findings[0].message
 
+    def test_a_gradient_that_a_relu_stops_reaches_no_parameter_and_is_a_note(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), Apply(torch.sqrt), nn.Linear(16, 10))
+        x, y = torch.randn(64, 16), labels()
+        rep = check(model, x, y, select=NAME)
+        F.cross_entropy(model(x), y).backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+        assert roots(rep) == []
+        assert [(f.severity, f.layer) for f in rep.findings] == [("note", "1")]
+        assert "no parameter's gradient has it" in rep.findings[0].message
+
     def test_weight_gradients_that_overflow_where_those_of_the_outputs_do_not_are_one_finding(self):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 10)).half()

@@ -634,6 +634,54 @@ class TestRecurrentCells:
         assert any("packed" in why for why in report.snapshot.by_name["rnn"].unseen)
 
 
+class WrittenOut(nn.Module):
+    """An LSTM's step as one writes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.x, self.h = nn.Linear(4, 64), nn.Linear(16, 64)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        h = c = x.new_zeros(len(x), 16)
+        for step in x.unbind(1):
+            i, f, g, o = (self.x(step) + self.h(h)).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return self.head(h)
+
+
+class TestACellWrittenOut:
+    def severities(self, part, value):
+        """By the function, where this part of the gates' biases (i, f, g, o) has this value."""
+        torch.manual_seed(0)
+        model = WrittenOut()
+        nn.init.constant_(model.x.bias[16 * part : 16 * part + 16], value)
+        found = own(check(model, torch.randn(128, 6, 4), select="saturation"))
+        return {f.layer.partition("/")[2]: f.severity for f in found if "@" not in f.layer}
+
+    def test_its_candidate_is_hidden_and_alarms(self):
+        found = self.severities(2, 30.0)
+        assert "warning" in found.values()
+        assert {n.partition("#")[0] for n, s in found.items() if s == "warning"} == {"tanh"}
+
+    @pytest.mark.parametrize("part", [0, 1, 3])
+    def test_its_gates_may_be_open_or_shut(self, part):
+        for value in (-30.0, 30.0):
+            assert set(self.severities(part, value).values()) <= {"note"}
+
+    def test_its_state_sums_up_over_time_and_may_be_sure(self):
+        torch.manual_seed(0)
+        model = WrittenOut()
+        nn.init.constant_(model.x.bias[:32], 30.0)  # keeps all there was, and takes all that comes
+        nn.init.constant_(model.x.bias[32:48], 1.0)
+        x = torch.randn(128, 12, 4) / 10
+        report = check(model, x, select="saturation")
+        notes = [f for f in own(report) if "tanh" in f.layer]
+        assert notes
+        assert report.ok
+
+
 class TestHealth:
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])

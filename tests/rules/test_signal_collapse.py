@@ -260,6 +260,16 @@ class TestInjectedInTheMiddle:
         assert found.cause.rule == "dead-relu"
 
 
+def test_a_third_of_the_units_at_a_large_bias_take_nothing_from_the_others():
+    torch.manual_seed(0)
+    model, x = mlp(6, nn.ReLU, he), torch.randn(128, 32)
+    nn.init.constant_(model[4].bias[:21], -300.0)
+    layer = model[:5](x)
+    assert naive_spread(layer) < 0.01 * layer.std()
+    assert naive_spread(model[:7](x)) > 0.1 * model[:7](x).std()
+    assert findings(model, x) == []
+
+
 def test_layers_whose_outputs_are_not_finite_are_not_said_to_have_collapsed():
     torch.manual_seed(0)
     model = mlp(3, nn.ReLU, he)
@@ -278,11 +288,13 @@ def tensor(spread, std, samples=64):
     return TensorStats(samples, count, 0, 0, 0, 0.0, std**2 * count, -1.0, 1.0, probe=probe)
 
 
-def snapshot(spread, std=1.0, samples=64):
+def snapshot(spread, std=1.0, samples=64, after=None):
+    """Three layers; ``after``: the spread of the last, or what the second has."""
+    after = spread if after is None else after
     layers = tuple(
         Layer(name, "Linear", "linear", (samples, 64), k + 1, tensor(s, std, samples),
               tensor(1.0, 1.0, samples), weight=Weight(f"{name}.weight", None, 64, 64))
-        for k, (name, s) in enumerate([("a", std), ("b", spread), ("c", std)])
+        for k, (name, s) in enumerate([("a", std), ("b", spread), ("c", after)])
     )  # fmt: skip
     nodes = (Node("input"), *(Node("linear", (k,), k) for k in range(3)))
     return Snapshot("Net", layers, nodes, (), {"input": tensor(1.0, 1.0, samples)}, Loss("none"),
@@ -302,6 +314,15 @@ def test_the_boundaries_lie_at_a_hundredth_and_a_ten_thousandth_of_the_pooled_st
     for f in found:
         assert f.layer == "b"
         assert f.evidence["share"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("share", "after", "expected"),
+    [(0.0099, 0.099, "warning"), (0.0099, 0.101, None), (0.99e-4, 1.0, "error")],
+)
+def test_what_a_later_layer_still_shows_was_not_lost_except_into_rounding(share, after, expected):
+    found = rule.judge(snapshot(share, after=after), NAME).findings
+    assert [f.severity for f in found] == ([expected] if expected else [])
 
 
 @pytest.mark.parametrize(("samples", "judged"), [(7, False), (8, True)])

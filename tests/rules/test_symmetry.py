@@ -362,6 +362,30 @@ class TestRecurrentLayers:
         assert findings(model, torch.randn(32, 6, 16), torch.randint(0, 10, (32,))) == []
 
 
+class Steps(nn.Module):
+    """A recurrent network written out: what reads the input and what reads the state are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.x, self.h = nn.Linear(4, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 16)
+        for step in x.unbind(1):
+            h = torch.tanh(self.x(step) + self.h(h))
+        return self.head(h)
+
+
+def test_a_layer_called_at_every_step_is_passed_by_all_that_enters_though_not_by_each_call():
+    torch.manual_seed(0)
+    model, x = Steps(), torch.randn(64, 6, 4)
+    assert check(model, x, torch.randint(0, 10, (64,))).ok
+    nn.init.constant_(model.x.weight, 0.1)
+    found = findings(model, x, torch.randint(0, 10, (64,)))
+    assert found == [("x", "warning")]
+
+
 def test_dropout_and_normalisation_do_not_hide_constant_weights():
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -395,3 +419,16 @@ def test_the_boundary_lies_at_a_tenth_of_the_units(kept, expected):
                         64, 1, outputs=(2,), has_gradients=True)  # fmt: skip
     [found] = rule.judge(snapshot, NAME).findings
     assert (found.layer, found.severity, found.threshold) == ("a", expected, 0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20])
+def test_units_with_different_gradients_differ_however_small_those_are(scale):
+    torch.manual_seed(0)
+    model, (x, y) = mlp(nn.Tanh), data()
+    nn.init.constant_(model[2].weight, 0.05)  # what follows tells its units apart
+
+    report = nndiag.check(
+        model, x, y, lambda output, y: scale * F.cross_entropy(output, y), select=NAME, config=False
+    )
+
+    assert [(f.layer, f.severity) for f in report.findings] == [("2", "warning")]
