@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+import zoo_papers  # noqa: F401  (adds its recipes to the zoo)
 from torch import nn
 
 import nndiag

@@ -7,6 +7,7 @@ each run) and ``healthy.md`` into ``reports/calibration``.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import pandas as pd
 import torch
 import typer
 import zoo
+import zoo_papers
 from scipy import stats
 from torch import nn
 
@@ -45,6 +47,7 @@ class Network(Healthy):
     """
 
     norm: str
+    known: bool  # the rules took shape while it was in the test suite
     exam: trained.Recipe | None = None  # of a trained one: how it came to be, what it must reach
 
 
@@ -60,35 +63,57 @@ KINDS = {
             mlp-float64 mlp-bfloat16 logistic-regression binary-sigmoid-output he-relu-10
             he-relu-20 xavier-tanh-10 xavier-uniform-gain-tanh-8 orthogonal-tanh-20
             truncated-normal-relu self-normalising siren weight-norm-mlp orthogonal-parametrized
-            zero-init-head lora-mlp adapter-bottleneck maxout""",
+            zero-init-head lora-mlp adapter-bottleneck maxout he-leaky-12 orthogonal-relu-12
+            lsuv-gelu-10 lecun-silu-6 mup-mlp hypernetwork""",
         "inside": "mlp-batchnorm-deep mlp-layernorm-deep checkpointed-mlp",
     },
     "residual": {
-        "pre": "residual-mlp-20 resnet-preactivation densenet",
+        "pre": """residual-mlp-20 resnet-preactivation densenet gated-rms-mlp stochastic-depth""",
         "inside": """resnet resnet-zero-gamma resnet-eval-fresh resnet-frozen-backbone
-            squeeze-excite mobilenet resnet-bottleneck regnet mobilenet-v2""",
-        "none": "fixup conv1d-tcn highway-20",
+            squeeze-excite mobilenet resnet-bottleneck regnet mobilenet-v2 shufflenet""",
+        "none": "fixup conv1d-tcn highway-20 rezero normaliser-free-resnet super-resolution",
     },
     "cnn": {
-        "none": "lenet mnist-example text-cnn spatial-transformer",
-        "inside": "vgg-batchnorm conv3d pixel-cnn",
+        "none": """lenet mnist-example text-cnn spatial-transformer he-conv-8
+            delta-orthogonal-conv-12 squeezenet dueling-q-network""",
+        "inside": "vgg-batchnorm conv3d pixel-cnn inception style-transfer",
     },
-    "u-net": {"inside": "unet", "pre": "diffusion-unet diffusion-unet-no-zero-head"},
-    "convnext, mixer": {"pre": "layer-scale mlp-mixer convnext poolformer focalnet"},
-    "autoencoder": {"none": "autoencoder conv-autoencoder tied-autoencoder vae"},
+    "detector": {
+        "inside": "detector-one-stage keypoint-heatmaps detector-pyramid",
+    },
+    "u-net": {
+        "none": "unet-without-norm",
+        "inside": "unet",
+        "pre": "diffusion-unet diffusion-unet-no-zero-head",
+    },
+    "convnext, mixer": {
+        "pre": "layer-scale mlp-mixer convnext poolformer focalnet gated-mlp",
+        "inside": "conv-mixer",
+        "post": "fourier-mixing",
+    },
+    "autoencoder": {
+        "none": """autoencoder conv-autoencoder tied-autoencoder vae vector-quantised
+            masked-autoencoder-density"""
+    },
     "gan": {
         "inside": "dcgan-generator dcgan-discriminator wgan-critic",
-        "none": "spectral-norm-critic",
+        "none": "spectral-norm-critic energy-based",
+        "pre": "residual-gan-generator",
+        "post": "style-generator",
     },
     "recurrent": {
         "none": """lstm lstm-time-first lstm-bidirectional-2 gru gru-bidirectional-2-time-first
             rnn-tanh rnn-relu-2 lstm-regression gru-cell-loop lstm-packed
-            lstm-language-model-tied"""
+            lstm-language-model-tied lstm-forget-bias rnn-identity rnn-tanh-orthogonal
+            seq2seq-attention wavenet quasi-recurrent"""
     },
     "transformer encoder": {
-        "pre": "transformer-encoder-prenorm lora-transformer modernbert",
+        "none": "t-fixup",
+        "pre": """transformer-encoder-prenorm lora-transformer modernbert linear-attention perceiver
+            feature-tokens""",
         "post": """transformer-encoder-postnorm transformer-encoder-eval bert bert-masked
-            bert-tokens roberta albert distilbert electra deberta-v2 mpnet roformer convbert""",
+            bert-tokens roberta albert distilbert electra deberta-v2 mpnet roformer convbert
+            universal-transformer""",
     },
     "transformer decoder": {
         "pre": """nano-gpt gpt2 gpt-neo gpt-neox gptj llama mistral qwen2 gemma phi opt bloom falcon
@@ -107,15 +132,27 @@ KINDS = {
     "speech": {"post": "wav2vec2 hubert", "pre": "spectrogram-transformer", "both": "wavlm"},
     "several inputs": {"pre": "clip siglip vilt blip git"},
     "time series": {"inside": "patchtst"},
-    "state space": {"pre": "mamba rwkv"},
-    "graph": {"none": "graph-convolution"},
+    "state space": {"pre": "mamba rwkv diagonal-state-space"},
+    "graph": {"none": "graph-convolution graph-attention message-passing"},
+    "set": {"none": "deep-sets neural-process", "inside": "pointnet", "post": "set-transformer"},
+    "density": {"none": "normalizing-flow mixture-density"},
+    "loop": {"none": "neural-ode deep-equilibrium"},
     "embeddings": {
         "none": "embedding-bag-classifier embedding-bag-sparse two-tower skip-gram",
-        "inside": "tabular-embeddings",
+        "inside": "tabular-embeddings deep-factorisation-machine",
     },
-    "several heads": {"none": "multi-task ppo-actor-critic"},
-    "mixture of experts": {"post": "mixture-of-experts"},
-    "siamese": {"none": "siamese-contrastive", "inside": "bootstrap-your-own-latent"},
+    "several heads": {"none": "multi-task ppo-actor-critic soft-actor"},
+    "mixture of experts": {
+        "none": "multi-gate-experts",
+        "pre": "top-two-experts",
+        "post": "mixture-of-experts",
+    },
+    "siamese": {
+        "none": "siamese-contrastive momentum-contrast",
+        "inside": "bootstrap-your-own-latent siamese-triplet",
+    },
+    "table": {"none": "cross-network periodic-embeddings"},
+    "conditional": {"inside": "feature-wise-modulation"},
     "physics": {"none": "physics-informed fourier-operator"},
 }
 
@@ -124,10 +161,11 @@ def at_init() -> Iterator[Network]:
     for family, norms in KINDS.items():
         for norm, names in norms.items():
             for name in names.split():
-                yield Network(name, family, "init", functools.partial(_grown, name), norm)
+                build, known = functools.partial(_grown, name), name not in zoo_papers.NAMES
+                yield Network(name, family, "init", build, norm, known)
     for name, (family, norm, _) in healthy_libraries.RECIPES.items():
         build = functools.partial(healthy_libraries.make, name)
-        yield Network(name, family, "init", build, norm)
+        yield Network(name, family, "init", build, norm, known=False)
 
 
 def _grown(name: str, seed: int) -> Subject:
@@ -137,7 +175,7 @@ def _grown(name: str, seed: int) -> Subject:
 def after_training() -> Iterator[Network]:
     for recipe in trained.TRAINED:
         build = functools.partial(trained.train, recipe)
-        yield Network(recipe.name, recipe.family, "trained", build, recipe.norm, recipe)
+        yield Network(recipe.name, recipe.family, "trained", build, recipe.norm, False, recipe)
 
 
 HEALTHY: list[Network] = [*at_init(), *after_training()]
@@ -172,6 +210,32 @@ REPAIRED = [
         "p.grad is None after backward: the blocks make a norm for a cross-attention that they do "
         "not have.",
         "left out",
+    ),
+    Repair(
+        "the digits as a set of pixels, averaged",
+        "dead-relu behind the mean, 56 of 128 units (one seed)",
+        "(z > 0).any(0) over all 1797 images: the 56 are never active; accuracy 0.72.",
+        "left out",
+    ),
+]
+
+
+class FirstContact(NamedTuple):
+    """A false alarm on a network that the rules had never met, and what ended it."""
+
+    network: str
+    said: str
+    false: str
+    cure: str
+
+
+FIRST_CONTACT = [
+    FirstContact(
+        "digits-pointnet",
+        "signal-collapse at each.0: varies by 0.0045 across samples",
+        "0.24, by output.std(0) over all 64 pixels.",
+        "The 512 elements followed through the batch were evenly strided and all lay in the left "
+        "column of pixels, where digits are blank; they are spread by the golden section now.",
     ),
 ]
 
@@ -223,6 +287,7 @@ def _row(
     return {
         "network": network.name,
         "family": network.family,
+        "known": network.known,
         "state": network.state,
         "source": _source(subject.model),
         "norm": network.norm,
@@ -297,7 +362,6 @@ def _page(runs: pd.DataFrame) -> str:
         .render(
             runs=runs,
             seeds=len(SEEDS),
-            torch=torch.__version__,
             states=[_state(name, part) for name, part in runs.groupby("state", sort=False)],
             everything=_state("all", runs),
             sources=runs.groupby("source")["network"].nunique().sort_values(ascending=False),
@@ -310,9 +374,26 @@ def _page(runs: pd.DataFrame) -> str:
             networks=[_network(part) for _, part in runs.groupby("network", sort=False)],
             exams=[_exam(part) for _, part in examined.groupby("network", sort=False)],
             repaired=REPAIRED,
+            new=_state("new", runs[~runs["known"]]),
+            first_contact=FIRST_CONTACT,
+            first_bound=upper_bound(
+                len({c.network for c in FIRST_CONTACT}), runs[~runs["known"]]["network"].nunique()
+            ),
+            versions=_versions(),
             escape=escape,
         )
     )  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that networks come from; empty where one is not installed."""
+    versions = {}
+    for package in ("torch", "transformers", *healthy_libraries.PACKAGES, "scikit-learn"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = ""
+    return versions
 
 
 def _state(name: Any, runs: pd.DataFrame) -> dict[str, Any]:

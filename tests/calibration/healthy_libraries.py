@@ -19,6 +19,7 @@ Recipe = Callable[[], Subject]
 
 # name -> family, where it normalises, how it is made
 RECIPES: dict[str, tuple[str, str, Recipe]] = {}
+PACKAGES = ("monai", "torch-geometric", "x-transformers")
 CLASSES = 10
 VOCABULARY = 99
 
