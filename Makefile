@@ -19,6 +19,7 @@ demo: $(READY) ## train four networks, three of them sick, and diagnose them
 	$(VENV)/bin/nndiag demo --output reports/demo
 
 calibration: $(READY) ## judge the labelled faults and the healthy networks; minutes
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.healthy
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration
 
 test: $(READY) ## lint, check types, run the tests

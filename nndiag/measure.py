@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from nndiag.stats import (
     DirectionStats,
@@ -116,6 +117,7 @@ class Meter:
         self._pending: list[tuple[Pending, list[int]]] = []
         self._groups: dict[Hashable, _Group] = {}
         self._scratch = _Scratch()
+        self._known: dict[Hashable, tuple[StorageWeakRef, int]] = {}
 
     def add(self, pending: Pending) -> int:
         """Something measured elsewhere."""
@@ -157,12 +159,26 @@ class Meter:
     ) -> int:
         """Everything :class:`TensorStats` holds about one tensor.
 
+        What lies unchanged in memory and was measured in the same arrangement, as a view that
+        merges or splits other axes does, is not measured again.
+
         Values far from 1 are scaled by a power of two before they are squared: the square of a
         vanished gradient of 1e-25 would be zero in float32, that of an exploded one infinite.
         """
-        x = readable(tensor)
         kind = ("stats", axes, histogram, probe)
-        return self._take(x, kind, lambda v: _stats(v, axes, histogram, probe, self._scratch))
+        memory = _memory(tensor, axes)
+        if memory is not None:
+            memory = (*memory, histogram, probe)
+            known = self._known.get(memory)
+            if known is not None and not known[0].expired():  # type: ignore[no-untyped-call]
+                return known[1]
+        place = self._take(
+            readable(tensor), kind, lambda v: _stats(v, axes, histogram, probe, self._scratch)
+        )
+        if memory is not None:
+            alive = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            self._known[memory] = alive, place
+        return place
 
     def flat(
         self, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes = _NO_AXES
@@ -546,6 +562,22 @@ def _unit_lengths(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
 
 
 # -- shapes -------------------------------------------------------------------------------------
+
+
+def _memory(x: torch.Tensor, axes: Axes) -> tuple[Hashable, ...] | None:
+    """What two tensors share if they are the same values in the same arrangement; None: unknown."""
+    if x.__class__ not in _PLAIN or x.layout != torch.strided or x.is_inference():
+        return None
+    here = (x.untyped_storage()._cdata, x.data_ptr(), x._version, x.dtype, axes.samples)
+    if not x.is_contiguous() or axes.batch:
+        return (*here, x.shape, x.stride(), axes)
+    unit = None
+    if axes.unit is not None:
+        unit = (x.shape[axes.unit], math.prod(x.shape[axes.unit + 1 :]))
+    return (*here, x.numel(), unit, axes.batch)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _unit(v: torch.Tensor, axes: Axes) -> int | None:

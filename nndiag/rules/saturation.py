@@ -13,10 +13,10 @@ their inputs and weights.
 Only hidden activations alarm, and the candidate of a recurrent cell is one, also where the cell is
 written out: of a tanh of what weights made, times a sigmoid, the sigmoid is the gate. A gate (an
 output multiplied into another tensor) may well be open or shut, and the output of a model may well
-be sure of itself: both are notes at most. GELU, SiLU and ELU are not called saturated for being flat on one
-side, and ReLU's flat side is a matter for dead-relu (of ReLU6, only the share of active values that
-lie at 6 counts here). In trained networks up to 60 % of a last tanh layer may be saturated at 97 %
-accuracy.
+be sure of itself: both are notes at most. GELU, SiLU and ELU are not called saturated for being
+flat on one side, and ReLU's flat side is a matter for dead-relu (of ReLU6, only the share of active
+values that lie at 6 counts here). In trained networks up to 60 % of a last tanh layer may be
+saturated at 97 % accuracy.
 
 Sick::
 

@@ -6,10 +6,10 @@ weights are the extreme: no unit ever differs from another (CS231n 2017 lecture 
 weights break the symmetry; zero biases are fine.
 
 Whether the gradients keep units equal is measured. Where they do not, constant weights in a layer
-that everything passes, at one of its calls or another, are a warning still: for now the layer has one unit (or none, with weights of
-zero: nothing gets through it, forward or backward), and biases alone hardly tell units apart. A
-zero-initialised head or the zero end of a residual branch is no fault: its units get different
-gradients at once.
+that everything passes, at one of its calls or another, are a warning still: for now the layer has
+one unit (or none, with weights of zero: nothing gets through it, forward or backward), and biases
+alone hardly tell units apart. A zero-initialised head or the zero end of a residual branch is no
+fault: its units get different gradients at once.
 
 Sick::
 

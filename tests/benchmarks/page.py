@@ -33,6 +33,7 @@ def render(folder: Path) -> str:
     memory = pd.read_csv(folder / "memory.csv")
     growth = dict(iter(pd.read_csv(folder / "linearity.csv").groupby("grows_with")))
     verdicts = list(judge(speed, memory))
+    narrow = memory.set_index(["workload", "tool"]).loc[("narrow", STATISTICS)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -49,13 +50,12 @@ def render(folder: Path) -> str:
         bare_ms=speed.groupby("workload")["bare_cpu_ms"].median(),
         peak=_cells(memory, _peak),
         bare_mib=memory.groupby("workload")["bare_mib"].median(),
+        added_narrow=narrow["peak_mib"] - narrow["bare_mib"],
         parameters=memory.groupby("workload")["parameters_mib"].first(),
         gaps=_gaps(speed) | _gaps(memory),
         growth=growth,
-        exponents={
-            what: linearity.exponent(rows["size"], rows["extra_ms"])
-            for what, rows in growth.items()
-        },
+        exponents={what: _exponent(rows) for what, rows in growth.items()},
+        upper={what: _exponent(rows.tail(4)) for what, rows in growth.items()},
         machine=speed.iloc[0],
         rounds=speed["rounds"].max(),
         processes=memory["processes"].max(),
@@ -76,6 +76,10 @@ def judge(speed: pd.DataFrame, memory: pd.DataFrame) -> Iterator[Verdict]:
         most, peak = goal.memory * check["bare_mib"] + check["parameters_mib"], check["peak_mib"]
         what = "whole check, peak memory"
         yield Verdict(name, what, f"≤ {most:.1f} MiB", f"{peak:.1f} MiB", bool(peak <= most))
+
+
+def _exponent(rows: pd.DataFrame) -> tuple[float, float, float]:
+    return linearity.exponent(rows["size"], rows["extra_ms"])
 
 
 def _ratio(workload: str, what: str, most: float, found: float) -> Verdict:

@@ -16,8 +16,6 @@ BASES: list[Base] = [base for base in USED if base.act != "sigmoid"]
 WHY: dict[str, str] = {
     "one-for-all": "what `expand` gives is not followed sample by sample, so how much it varies is "
     "not known",
-    "attention-sharp": "attention inside `nn.MultiheadAttention` is recomputed for a sample of "
-    "rows, all from one head",
     "dead-by-rate": "the same training also made the weights several times too large: that is said "
     "first, and the dead units are laid to it",
 }

@@ -379,6 +379,6 @@ def drowned(base: Base, k: int) -> Callable[[Subject], float]:
 
 
 FAULTS: list[Fault] = [
-    *biases(), *units(), *unscaled(), *attention(), *gates(), *off_zero(), *shifted(), *dead(), *negative(),
-    *thrown(), *collapsed(),
+    *biases(), *units(), *unscaled(), *attention(), *gates(), *off_zero(), *shifted(), *dead(),
+    *negative(), *thrown(), *collapsed(),
 ]  # fmt: skip

@@ -178,7 +178,7 @@ class Share(NamedTuple):
         if not self.of:
             return "–"
         low, high = self.interval
-        return f"{self.value:.3f} ({low:.2f}–{high:.2f}; {self.hits}/{self.of})"
+        return f"{self.value:.3f} ({low:.3f}–{high:.3f}; {self.hits}/{self.of})"
 
 
 SHARES = ("recall", "cause", "localisation", "precision", "specificity")

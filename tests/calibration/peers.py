@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import copy
 import datetime
+import inspect
 import itertools
 import logging
 import math
-import multiprocessing
 import os
 import platform
 import random
+import subprocess
+import sys
 import textwrap
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -45,7 +47,7 @@ from nndiag.render.markdown import escape
 FOLDER = Path(__file__).parents[2] / "reports" / "calibration"
 FAULTY, SOUND = 40, 20
 CHEAP = 20_000  # numbers in a batch: healthy networks up to this come from a second seed too
-PATIENCE = 180.0  # seconds for one case
+PATIENCE = 900.0  # seconds for one case: a machine that is busy is not a tool that hangs
 
 
 # -- the corpus: chosen by what the cases are, never by what anybody says of them ------------------
@@ -156,13 +158,16 @@ def judge(tool: Tool, subject: Subject) -> Answer:
 
 
 def easy() -> Subject:
-    """What a tool loads on first use is not charged to the first case."""
+    """Whoever cannot judge this one is not being run right; and what a tool loads on first use is
+
+    not charged to the first case.
+    """
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     return Subject(model, torch.randn(64, 4), torch.arange(64) % 2, nn.functional.cross_entropy)
 
 
-def work(name: str, cases: Sequence[tuple[str, int]], pipe: Connection) -> None:
-    """A tool's process: names of cases come in, answers go out."""
+def work(pipe: Connection, name: str, cases: Sequence[tuple[str, int]]) -> None:
+    """A tool's process: names of cases come in, answers go out; first how the rehearsal went."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable()
@@ -170,10 +175,9 @@ def work(name: str, cases: Sequence[tuple[str, int]], pipe: Connection) -> None:
     with Path(os.devnull).open("w") as null, redirect_stdout(null), redirect_stderr(null):
         known = {case.name: case for case in find(cases)}
         tool.require()
-        judge(tool, easy())
-        pipe.send("ready")
-        while (wanted := pipe.recv()) is not None:
-            subject = known[wanted].build()
+        pipe.send(judge(tool, easy()).crash)
+        while True:
+            subject = known[pipe.recv()].build()
             with silenced():
                 pipe.send(judge(tool, subject))
 
@@ -189,16 +193,19 @@ def find(cases: Sequence[tuple[str, int]]) -> Iterator[Case]:
 
 
 class Worker:
-    """A process that answers questions; another one is begun when it hangs or dies."""
+    """A process that answers questions; another one is begun when it hangs or dies.
+
+    Not one of multiprocessing's: torchlens refuses to work in those.
+    """
 
     def __init__(self, target: Callable[..., None], *args: Any) -> None:
         self.target, self.args = target, args
-        self.process: multiprocessing.process.BaseProcess | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def answer(self, question: str) -> Answer:
+        if self.process is None:
+            self.begin()
         try:
-            if self.process is None:
-                self.begin()
             self.pipe.send(question)
             if self.pipe.poll(PATIENCE):
                 answer: Answer = self.pipe.recv()
@@ -210,28 +217,50 @@ class Worker:
         return Answer(Verdict([], []), 0, seconds, crash)
 
     def begin(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=self.target, args=(*self.args, theirs), daemon=True)
-        self.process.start()
+        """Raises RuntimeError if the rehearsal fails: that is our fault and nobody's verdict."""
+        self.pipe, theirs = Pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+        )
         theirs.close()
-        self.pipe.recv()  # it is ready
+        module = inspect.getmodulename(inspect.getfile(self.target))
+        self.pipe.send((f"calibration.{module}", self.target.__name__, self.args))
+        try:
+            trouble = self.pipe.recv()
+        except EOFError:
+            trouble = "the process died"
+        if trouble:
+            self.end()
+            raise RuntimeError(f"{self.args} fails where nothing is wrong: {trouble}")
 
     def end(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.join()
+            self.process.wait()
             self.process = None
+            self.pipe.close()
 
 
-def run(tools: Sequence[Tool], cases: Sequence[Case], progress: Progress) -> pd.DataFrame:
+CHILD = """
+import importlib, sys
+from multiprocessing.connection import Connection, Pipe
+pipe = Connection(int(sys.argv[1]))
+module, name, args = pipe.recv()
+getattr(importlib.import_module(module), name)(pipe, *args)
+"""
+
+
+def run(tools: Sequence[Tool], cases: Sequence[Case], console: Console) -> pd.DataFrame:
     rows = []
-    for done, tool in enumerate(tools):
+    for tool in tools:
         worker = Worker(work, tool.name, [(case.name, case.seed) for case in cases])
-        for n, case in enumerate(cases):
-            progress.update(done * len(cases) + n, len(tools) * len(cases), tool.name)
-            rows.append(row(tool, case, worker.answer(case.name)))
+        with Progress(tool.name, console) as progress:
+            for n, case in enumerate(cases):
+                progress.update(n, len(cases), case.name)
+                rows.append(row(tool, case, worker.answer(case.name)))
         worker.end()
+        spent = sum(line["seconds"] for line in rows[-len(cases) :])
+        console.print(f"{tool.name}: {spent:.0f} s of processor time", highlight=False)
     return pd.DataFrame(rows)
 
 
@@ -380,8 +409,7 @@ def main(
             raise typer.Exit(2) from error
     torch.set_num_threads(1)
     cases = corpus()
-    with Progress("judging", console) as progress:
-        rows = run(tools, cases, progress)
+    rows = run(tools, cases, console)
     if only:
         print(rows.to_csv(index=False))
         return

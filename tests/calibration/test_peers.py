@@ -1,5 +1,6 @@
 """The comparison with other tools: which cases, how they are scored, what messages mean."""
 
+import multiprocessing
 import os
 import time
 
@@ -146,15 +147,15 @@ def test_a_crash_is_no_verdict():
     assert answer.verdict == Verdict([], [])
 
 
-def moody(pipe):
-    pipe.send("ready")
+def moody(pipe, trouble=""):
+    pipe.send(trouble)
     while True:
         question = pipe.recv()
         if question == "die":
             os._exit(1)
         if question == "hang":
             time.sleep(60)
-        pipe.send(peers.Answer(Verdict([question], []), 0, 0.0, ""))
+        pipe.send((question, type(multiprocessing.parent_process()).__name__))
 
 
 def test_a_tool_that_hangs_or_dies_is_told_as_such_and_begun_anew(monkeypatch):
@@ -166,7 +167,14 @@ def test_a_tool_that_hangs_or_dies_is_told_as_such_and_begun_anew(monkeypatch):
     assert worker.process is None
 
     assert (died.crash, hung.crash) == ("the process died", "no answer in 0.1 s")
-    assert again.verdict.alarms == ["hello"]
+    assert again == ("hello", "NoneType")  # torchlens does not work in multiprocessing's children
+
+
+def test_a_tool_that_fails_where_nothing_is_wrong_ends_the_run():
+    worker = peers.Worker(moody, "it does not like our processes")
+    with pytest.raises(RuntimeError, match="nothing is wrong: it does not like our processes"):
+        worker.answer("hello")
+    assert worker.process is None
 
 
 def test_layers_are_counted_not_their_parameters():
