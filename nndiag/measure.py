@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from nndiag.stats import (
     TensorStats,
     UnitStats,
 )
+
+Made = TypeVar("Made")
 
 PROBES = 512
 # Beyond this many units (a vocabulary's logits) per-unit numbers would dwarf the rest of a report.
@@ -159,14 +161,14 @@ class Meter:
     ) -> int:
         """Everything :class:`TensorStats` holds about one tensor.
 
-        What lies unchanged in memory and was measured in the same arrangement, as a view that
-        merges or splits other axes does, is not measured again.
+        What lies unchanged in memory and was measured in the same arrangement (as a view that
+        merges or splits other axes has) is not measured again, unless it is small.
 
         Values far from 1 are scaled by a power of two before they are squared: the square of a
         vanished gradient of 1e-25 would be zero in float32, that of an exploded one infinite.
         """
         kind = ("stats", axes, histogram, probe)
-        memory = _memory(tensor, axes)
+        memory = _memory(tensor, axes) if tensor.numel() > SMALL else None
         if memory is not None:
             memory = (*memory, histogram, probe)
             known = self._known.get(memory)
@@ -223,6 +225,8 @@ class Meter:
 
 def readable(x: torch.Tensor) -> torch.Tensor:
     """The same values as a dense, real floating-point tensor outside autograd."""
+    if x.__class__ in _PLAIN and x.dtype == torch.float32 and x.layout == torch.strided:
+        return x.detach() if x.requires_grad else x
     x = x.detach()
     if hasattr(x, "full_tensor"):  # a DTensor: sharded over processes
         x = x.full_tensor()
@@ -264,7 +268,7 @@ def _stats(
     shape: tuple[int, ...] | None = None
     if probe and samples is not None:
         shape = tuple(samples.shape[2:])
-        units_only = unit is not None and len(shape) == 1 and v.shape[unit + 1] == shape[0]
+        units_only = unit not in (None, axes.batch) and len(shape) == 1
         if here and units_only and not parts[0][:, 2:4].any():  # a sample's values are the units
             if shape[0] > PROBES:
                 picks = spread(shape, PROBES, v.device)[0].numpy()
@@ -306,7 +310,8 @@ def _assembled(
     rows = zip(counts.tolist(), total.tolist(), pooled.tolist(), within.tolist(), strict=True)
     bins = rest.pop(0) if histogram else None
     return [
-        TensorStats(
+        _made(
+            TensorStats,
             samples=axes.samples,
             count=int(count),
             nan=int(nan),
@@ -316,14 +321,28 @@ def _assembled(
             m2=deviation,
             min=low if count else math.nan,
             max=high if count else math.nan,
-            histogram=None if bins is None else Histogram(bins[i]),
-            units=None if unit is None else UnitStats(n[i], mean[i], m2[i]),
+            histogram=None if bins is None else _made(Histogram, counts=bins[i]),
+            units=None if unit is None else _made(UnitStats, count=n[i], mean=mean[i], m2=m2[i]),
             probe=None
             if shape_of_probe is None
-            else ProbeStats(shape_of_probe, axes.samples, rest[0][i], rest[1][i]),
+            else _made(
+                ProbeStats,
+                shape=shape_of_probe,
+                samples=axes.samples,
+                mean=rest[0][i],
+                m2=rest[1][i],
+            ),
+            direction=None,
         )
         for i, ((low, high, nan, inf, zeros), count, average, deviation) in enumerate(rows)
     ]
+
+
+def _made(kind: type[Made], **values: Any) -> Made:
+    """A frozen dataclass, three times as fast as by its constructor; all fields are given."""
+    made = object.__new__(kind)
+    made.__dict__.update(values)
+    return made
 
 
 def _moments(v: torch.Tensor, unit: int | None, scratch: _Scratch) -> list[np.ndarray]:
@@ -453,8 +472,11 @@ def _histogram(values: torch.Tensor) -> Any:
         bins = torch.zeros((k, _SIZE), dtype=torch.float64, device=x.device)
         return bins.index_add_(1, table, counts.reshape(k, _CODES).double())[:, :-1]
     numbers: np.ndarray = codes.numpy().reshape(k, -1)
-    numbers = numbers + (_CODES * np.arange(k)[:, None] + _CODES // 2)
-    counted = np.bincount(numbers.reshape(-1), minlength=k * _CODES).reshape(k, _CODES)
+    if k > 1:  # few values each: for them to look up the bin is less than to sum up the codes'
+        found = _BINS.take(numbers + _CODES // 2) + _SIZE * np.arange(k)[:, None]
+        counted = np.bincount(found.reshape(-1), minlength=k * _SIZE).reshape(k, _SIZE)
+        return counted[:, :-1].astype(np.float64)
+    counted = np.bincount((numbers + _CODES // 2).reshape(-1), minlength=_CODES)[None]
     sums = np.add.reduceat(counted, _FIRST, axis=1).astype(np.float64)
     binned = np.zeros((k, _SIZE))
     binned[:, _NEGATIVE] = sums[:, : len(_NEGATIVE)]  # of one sign, each bin occurs but once

@@ -46,6 +46,8 @@ def _number(x: float) -> float | str:
 class Histogram:
     """Counts over fixed, signed, logarithmic bins: four to an octave, from 2^-24 to 2^16.
 
+    Of a fixed, well spread choice of each sample's values: a 32nd of them, 16 to 256.
+
     ``counts[k]`` with ``k = 0 .. 2·SIDE``: the middle bin holds zeros and everything smaller in
     size than 2^-24; bins to its right are positive and growing, to its left negative.
     Within an octave the four bins have equal width (the two leading mantissa bits), so their
@@ -117,7 +119,7 @@ class ProbeStats:
 
     The variance of one element over samples is what depends on the input; pooled over units it
     drowns in the differences between units (a deep sigmoid stack keeps a pooled std of 0.12 while
-    its outputs differ by 5e-7 between samples). Up to 512 elements, evenly strided.
+    its outputs differ by 5e-7 between samples). Up to 512 elements, well spread over all axes.
     """
 
     shape: tuple[int, ...]

@@ -256,12 +256,21 @@ def test_more_units_than_one_can_read_have_no_numbers_of_their_own():
 
 @pytest.mark.parametrize(
     ("shape", "batch", "samples"),
-    [((12, 7), 0, 12), ((5, 12, 3), 1, 12), ((12 * 5, 3), 0, 12), ((12, 40, 40), 0, 12)],
+    [
+        ((12, 7), 0, 12),
+        ((7, 12), 1, 12),
+        ((12, 12), 0, 12),
+        ((12, 700), 0, 12),
+        ((5, 12, 3), 1, 12),
+        ((12 * 5, 3), 0, 12),
+        ((12, 40, 40), 0, 12),
+    ],
 )
-def test_the_probe_follows_fixed_elements_across_samples(shape, batch, samples):
+@pytest.mark.parametrize("unit", [None, 0, -1])
+def test_the_probe_follows_fixed_elements_across_samples(shape, batch, samples, unit):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
-    probe = stats_of(x, Axes(None, batch, samples)).probe
+    probe = stats_of(x, Axes(unit and unit % len(shape), batch, samples)).probe
 
     values = np.moveaxis(double(x), batch, 0).reshape(samples, -1)
     width = values.shape[1]
@@ -334,21 +343,21 @@ def test_more_than_a_group_holds_are_all_there():
 
 
 def test_what_lies_unchanged_in_memory_is_measured_once():
-    x = torch.randn(6, 5, 4)
+    x = torch.randn(6, 5, 400)
     meter = Meter()
 
     first = meter.stats(x, Axes(2, 0, 6))
 
     assert meter.stats(x, Axes(2, 0, 6)) == first
-    assert meter.stats(x.view(30, 4), Axes(1, 0, 6)) == first
-    assert meter.stats(x.detach().view(6, 1, 5, 4), Axes(3, 0, 6)) == first
+    assert meter.stats(x.view(30, 400), Axes(1, 0, 6)) == first
+    assert meter.stats(x.detach().view(6, 1, 5, 400), Axes(3, 0, 6)) == first
     others = [
         meter.stats(x, Axes(1, 0, 6)),
         meter.stats(x, Axes(2, 1, 5)),
-        meter.stats(x.view(30, 4), Axes(1, 0, 30)),
+        meter.stats(x.view(30, 400), Axes(1, 0, 30)),
         meter.stats(x.transpose(0, 1), Axes(2, 0, 5)),
         meter.stats(x.clone(), Axes(2, 0, 6)),
-        meter.stats(x[:3], Axes(2, 0, 3)),
+        meter.stats(x[:5], Axes(2, 0, 5)),
         meter.stats(x, Axes(2, 0, 6), histogram=False),
     ]
     x[0, 0, 0] += 1

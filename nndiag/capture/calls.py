@@ -160,7 +160,7 @@ def understood(func: Callable[..., Any]) -> tuple[str, str]:
 _NUMBERS = frozenset((type(None), bool, int, float, str))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """One call of a torch function."""
 
@@ -192,7 +192,7 @@ class Call:
             bound["input" if key in _INPUTS else key] = value
         return bound
 
-    @property
+    @functools.cached_property
     def input(self) -> Any:
         return self.bound.get("input")
 

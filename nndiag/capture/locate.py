@@ -19,9 +19,23 @@ _ENTRIES = (_HERE + "watch.py", _PACKAGE + "api.py")
 _OURS = (_HERE, _PACKAGE + "batch.py", _PACKAGE + "measure.py")
 
 
-@functools.lru_cache(maxsize=4096)
-def _kind(code: CodeType) -> Literal["entry", "skip", "user"]:
-    name = code.co_filename
+Kind = Literal["entry", "skip", "user"]
+
+# By identity, and keeping the code: to hash a code object costs more than all else here.
+_kinds: dict[int, tuple[CodeType, Kind]] = {}
+
+
+def _kind(code: CodeType) -> Kind:
+    known = _kinds.get(id(code))
+    if known is None:
+        if len(_kinds) > 4096:
+            _kinds.clear()
+        known = _kinds[id(code)] = code, _kind_of_file(code.co_filename)
+    return known[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind_of_file(name: str) -> Kind:
     if name in _ENTRIES:
         return "entry"
     return "skip" if name.startswith((_TORCH, *_OURS, "<")) else "user"

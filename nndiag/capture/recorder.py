@@ -68,7 +68,7 @@ class Scope:
     module: nn.Module
     name: str
     error: BaseException | None  # what was being handled as it began
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=dict)
     row: Row | None = None
     leaf: bool = False  # one of torch.nn's own: the calls inside belong to its row
     muted: bool = False  # inside such a leaf
@@ -213,8 +213,10 @@ class Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._elsewhere() or module not in self.names:
             return
-        with self._ours(self.names[module] or ROOT):
+        try:  # no tensor is touched here: what _ours does would be for nothing
             self._stack.append(self._scope(module))
+        except Exception as error:
+            self.not_observed[f"{self.names[module] or ROOT}: {_failure(error)}"] = None
 
     def _scope(self, module: nn.Module) -> Scope:
         outer = self._stack[-1] if self._stack else None
@@ -328,8 +330,8 @@ class Recorder(TorchFunctionMode):
             return scope.row
         name, count = "", 1
         if scope is not None:
-            scope.counts[op] += 1
-            name, count = scope.name, scope.counts[op]
+            name, count = scope.name, scope.counts.get(op, 0) + 1
+            scope.counts[op] = count
         row = self._new_row(f"{name}/{op}" + (f"#{count}" if count > 1 else ""), "function")
         row.op = op
         return row

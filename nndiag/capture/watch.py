@@ -174,8 +174,10 @@ def _one_batch(
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = _forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
-        reached = gradients and _backward(output, batch, recorder, loss, run)
-        del output
+        value = _loss(output, batch, loss, run) if gradients else None
+        del output  # what only the loss needed need not lie about during the backward
+        reached = value is not None and _backward(value, recorder, run)
+        del value
         recorder.gradients = reached
         layers = recorder.layers()
     finally:
@@ -258,11 +260,10 @@ def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
     return tuple(dict.fromkeys(t.node for t in trails if t is not None))
 
 
-def _backward(output: Any, batch: Batch, recorder: Recorder, loss: LossMaker, run: _Run) -> bool:
-    """Whether there are gradients now."""
+def _loss(output: Any, batch: Batch, loss: LossMaker, run: _Run) -> torch.Tensor | None:
     if not any(p.requires_grad for p in run.named.values()):
         run.no_gradients = "no parameter of the model requires a gradient"
-        return False
+        return None
     kind, value = loss(output, Batch(target=detached(batch.target)))
     if not value.requires_grad:
         raise LossError(
@@ -272,6 +273,11 @@ def _backward(output: Any, batch: Batch, recorder: Recorder, loss: LossMaker, ru
     number = float(value.detach())
     mean = run.loss.value + (number - run.loss.value) / (run.batches + 1) if run.batches else number
     run.loss = Loss(kind, mean)
+    return value
+
+
+def _backward(value: torch.Tensor, recorder: Recorder, run: _Run) -> bool:
+    """Whether there are gradients now."""
     try:
         with _foreign(value, run) as older, recorder.backward():
             torch.autograd.backward(value, retain_graph=older)

@@ -139,6 +139,7 @@ def record(work: Workload) -> Recorder:
     with recorder.watching():
         output = work.model(work.x)
     loss = work.loss_fn(output, work.target)
+    del output  # as in a plain step, it need not outlive the loss
     with recorder.backward():
         loss.backward()
     return recorder

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from subjects import CLASSES, FEATURES, HE, SUBJECTS, WIDTH, XAVIER, check, mlp
+from subjects import CLASSES, FEATURES, HE, SUBJECTS, WIDTH, XAVIER, N, check, mlp
 from torch import nn
 from verdict import leading, verdict
 
@@ -133,3 +133,41 @@ def test_a_module_that_makes_it_infinite_is_told_where_its_calls_are_finite():
     report = check(model, SUBJECTS["he-mlp"].data())
 
     assert [f.layer for f in report.at_least("warning") if f.rule == "non-finite"] == ["0"]
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_the_squares_of_gradients_may_leave_float32(scale):
+    """Rows whose norm is rounded to zero looked like one another."""
+    subject = SUBJECTS["tanh-mlp"]
+    model = subject.model()
+    nn.init.constant_(model[2].weight, 0.05)
+
+    report = check(model, subject.data(), lambda out, y: F.cross_entropy(out, y) * scale)
+
+    assert [(f.rule, f.severity) for f in report.at_least("warning")] == [("symmetry", "warning")]
+
+
+@pytest.mark.parametrize("gain", [1.8e-7, 7.6e-8])
+def test_the_virtual_update_bears_gradients_of_nothing(gain):
+    """They would have to be multiplied by more than float32 holds."""
+    torch.manual_seed(2)
+    model = mlp(nn.Tanh, XAVIER * gain, depth=6)
+
+    assert leading(check(model, SUBJECTS["he-mlp"].data())) == "init-scale"
+
+
+def test_running_statistics_are_held_against_the_whole_stream():
+    """A loader sorted by class: each batch alone is far from them, all together are not."""
+    torch.manual_seed(0)
+    x, y = torch.randn(N, FEATURES), torch.arange(N) % CLASSES
+    x[: N // 2] += 12
+    x[N // 2 :] -= 12
+    model = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU())
+    with torch.no_grad():
+        for _ in range(60):
+            model(x[torch.randperm(N)])
+    model.append(nn.Linear(WIDTH, CLASSES)).eval()
+
+    report = check(model, [(x[: N // 2], y[: N // 2]), (x[N // 2 :], y[N // 2 :])])
+
+    assert report.ok

@@ -35,23 +35,30 @@ def parts(data, cuts):
     return [tuple(t[a:b] for t in data) for a, b in itertools.pairwise(ends)]
 
 
-def without(said, rule):
-    """Findings but those of a rule; what they explain stays."""
-    return {f[:3] for f in said if f.rule != rule}
+def without(said, *rules):
+    """Findings but those of some rules; what they explain stays."""
+    return {f[:3] for f in said if f.rule not in rules}
+
+
+# In how many units all weight gradients have one sign is a matter of how many samples mix in one
+# backward pass: of a single sample they all do.
+OF_ONE_PASS = "non-zero-centered"
 
 
 @tried(30)
 @given(apart, cuts)
+@example((SUBJECTS["sigmoid-stack"], 3), [1])
 def test_a_batch_in_parts_gets_the_verdict_of_the_whole(subject_seed, cuts):
     subject, weights = subject_seed
     model, data = subject.model(weights), subject.data(seed=weights + 1)
 
     merged, whole = (verdict(check(model, d, summed)) for d in (parts(data, cuts), data))
 
-    assert merged.findings == whole.findings
+    assert without(merged.findings, OF_ONE_PASS) == without(whole.findings, OF_ONE_PASS)
     assert merged.unjudged == whole.unjudged
     # The virtual update is made on the first part alone; what it moves is a note.
-    assert without(merged.notes, "covariate-shift") == without(whole.notes, "covariate-shift")
+    aside = OF_ONE_PASS, "covariate-shift"
+    assert without(merged.notes, *aside) == without(whole.notes, *aside)
 
 
 @tried(20)
