@@ -71,7 +71,8 @@ KINDS = {
         "pre": """residual-mlp-20 resnet-preactivation densenet gated-rms-mlp stochastic-depth""",
         "inside": """resnet resnet-zero-gamma resnet-eval-fresh resnet-frozen-backbone
             squeeze-excite mobilenet resnet-bottleneck regnet mobilenet-v2 shufflenet""",
-        "none": "fixup conv1d-tcn highway-20 rezero normaliser-free-resnet super-resolution",
+        "none": """fixup conv1d-tcn highway-20 rezero normaliser-free-resnet super-resolution
+            wavenet""",
     },
     "cnn": {
         "none": """lenet mnist-example text-cnn spatial-transformer he-conv-8
@@ -105,7 +106,7 @@ KINDS = {
         "none": """lstm lstm-time-first lstm-bidirectional-2 gru gru-bidirectional-2-time-first
             rnn-tanh rnn-relu-2 lstm-regression gru-cell-loop lstm-packed
             lstm-language-model-tied lstm-forget-bias rnn-identity rnn-tanh-orthogonal
-            seq2seq-attention wavenet quasi-recurrent"""
+            seq2seq-attention quasi-recurrent"""
     },
     "transformer encoder": {
         "none": "t-fixup",
@@ -311,9 +312,9 @@ def _bends(op: str) -> bool:
 def _source(model: nn.Module) -> str:
     """Whose code the network is."""
     packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    libraries = packages - {"torch", "zoo", "calibration"}
-    if libraries:
-        return " ".join(sorted(libraries))
+    for library in ("transformers", "monai", "torch_geometric", "x_transformers"):
+        if library in packages:
+            return library
     return "torch.nn" if any(isinstance(m, _WHOLE) for m in model.modules()) else "own recipe"
 
 

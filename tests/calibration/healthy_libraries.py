@@ -5,8 +5,12 @@ Their packages are the extra ``calibration``; ``RECIPES`` holds those of what is
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,6 +37,14 @@ def make(name: str, seed: int) -> Subject:
 
 def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+@functools.cache
+def library(name: str) -> ModuleType:
+    """Imported when a network of it is made: some warn, which would end the test suite."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
 
 
 # -- MONAI: medical images -------------------------------------------------------------------------
@@ -64,7 +76,9 @@ def _segmenter(size: int, n: int = 16) -> Callable[[Callable[[], nn.Module]], Re
 
 
 if installed("monai"):
-    from monai.networks import nets
+
+    def nets() -> ModuleType:
+        return library("monai.networks.nets")
 
     flat = {"spatial_dims": 2, "in_channels": 1}
 
@@ -75,18 +89,18 @@ if installed("monai"):
 
     def _variational() -> Subject:
         x = torch.randn(32, 1, 32, 32)
-        model = nets.VarAutoEncoder(
+        model = nets().VarAutoEncoder(
             2, (1, 32, 32), 1, latent_size=8, channels=(8, 16), strides=(2, 2)
         )
         return Subject(model, x, x, _vae_loss)
 
     def _rebuilder() -> Subject:
         x = torch.randn(32, 1, 32, 32)
-        model = nets.AutoEncoder(2, 1, 1, channels=(8, 16, 32), strides=(2, 2, 2))
+        model = nets().AutoEncoder(2, 1, 1, channels=(8, 16, 32), strides=(2, 2, 2))
         return Subject(model, x, x, F.mse_loss)
 
     def _diffusion() -> Subject:
-        model = nets.DiffusionModelUNet(
+        model = nets().DiffusionModelUNet(
             2, 1, 1, num_res_blocks=1, channels=(8, 16), attention_levels=(False, True),
             norm_num_groups=4, num_head_channels=8,
         )  # fmt: skip
@@ -96,33 +110,33 @@ if installed("monai"):
     classify, segment = _classifier(32), _segmenter(32)
     RECIPES |= {
         "monai-densenet": ("residual", "pre", classify(
-            lambda: nets.DenseNet(**flat, out_channels=4, init_features=16, growth_rate=8,
+            lambda: nets().DenseNet(**flat, out_channels=4, init_features=16, growth_rate=8,
                                   block_config=(3, 3)))),
         "monai-resnet": ("residual", "inside", classify(
-            lambda: nets.ResNet("basic", [1, 1, 1, 1], [8, 16, 32, 64], spatial_dims=2,
+            lambda: nets().ResNet("basic", [1, 1, 1, 1], [8, 16, 32, 64], spatial_dims=2,
                                 n_input_channels=1, num_classes=4))),
         "monai-efficientnet": ("residual", "inside", _classifier(64)(
-            lambda: nets.EfficientNetBN("efficientnet-b0", pretrained=False, **flat,
+            lambda: nets().EfficientNetBN("efficientnet-b0", pretrained=False, **flat,
                                         num_classes=4))),
         "monai-unet-residual": ("u-net", "inside", segment(
-            lambda: nets.UNet(**flat, out_channels=3, channels=(8, 16, 32), strides=(2, 2),
+            lambda: nets().UNet(**flat, out_channels=3, channels=(8, 16, 32), strides=(2, 2),
                               num_res_units=2))),
         "monai-unet-plain": ("u-net", "inside", segment(
-            lambda: nets.BasicUNet(**flat, out_channels=3, features=(8, 8, 16, 16, 32, 8)))),
+            lambda: nets().BasicUNet(**flat, out_channels=3, features=(8, 8, 16, 16, 32, 8)))),
         "monai-dynunet": ("u-net", "inside", segment(
-            lambda: nets.DynUNet(**flat, out_channels=3, kernel_size=[3, 3, 3], strides=[1, 2, 2],
+            lambda: nets().DynUNet(**flat, out_channels=3, kernel_size=[3, 3, 3], strides=[1, 2, 2],
                                  upsample_kernel_size=[2, 2], filters=[8, 16, 32],
                                  res_block=True))),
         "monai-segresnet": ("u-net", "pre", segment(
-            lambda: nets.SegResNet(**flat, out_channels=3, init_filters=8, blocks_down=(1, 1, 1),
+            lambda: nets().SegResNet(**flat, out_channels=3, init_filters=8, blocks_down=(1, 1, 1),
                                    blocks_up=(1, 1)))),
         "monai-attention-unet": ("u-net", "inside", segment(
-            lambda: nets.AttentionUnet(**flat, out_channels=3, channels=(8, 16, 32),
+            lambda: nets().AttentionUnet(**flat, out_channels=3, channels=(8, 16, 32),
                                        strides=(2, 2)))),
         "monai-vnet": ("u-net", "inside", segment(
-            lambda: nets.VNet(**flat, out_channels=3))),
+            lambda: nets().VNet(**flat, out_channels=3))),
         "monai-highresnet": ("residual", "pre", segment(
-            lambda: nets.HighResNet(**flat, out_channels=3))),
+            lambda: nets().HighResNet(**flat, out_channels=3))),
         "monai-autoencoder": ("autoencoder", "inside", _rebuilder),
         "monai-vae": ("autoencoder", "inside", _variational),
         "monai-diffusion-unet": ("u-net", "pre", _diffusion),
@@ -146,22 +160,24 @@ def _graph(build: Callable[[], nn.Module]) -> Recipe:
 
 
 if installed("torch_geometric"):
-    from torch_geometric import nn as graphs
+
+    def graphs() -> ModuleType:
+        return library("torch_geometric.nn")
 
     RECIPES |= {
-        "pyg-gcn": ("graph", "none", _graph(lambda: graphs.GCN(16, 32, 2, CLASSES))),
+        "pyg-gcn": ("graph", "none", _graph(lambda: graphs().GCN(16, 32, 2, CLASSES))),
         "pyg-gcn-norm": ("graph", "inside", _graph(
-            lambda: graphs.GCN(16, 32, 4, CLASSES, norm="layer_norm", dropout=0.1))),
-        "pyg-sage": ("graph", "none", _graph(lambda: graphs.GraphSAGE(16, 32, 2, CLASSES))),
+            lambda: graphs().GCN(16, 32, 4, CLASSES, norm="layer_norm", dropout=0.1))),
+        "pyg-sage": ("graph", "none", _graph(lambda: graphs().GraphSAGE(16, 32, 2, CLASSES))),
         "pyg-gin": ("graph", "inside", _graph(
-            lambda: graphs.GIN(16, 32, 3, CLASSES, norm="batch_norm"))),
+            lambda: graphs().GIN(16, 32, 3, CLASSES, norm="batch_norm"))),
         "pyg-gat": ("graph", "none", _graph(
-            lambda: graphs.GAT(16, 32, 2, CLASSES, heads=4, act="elu"))),
+            lambda: graphs().GAT(16, 32, 2, CLASSES, heads=4, act="elu"))),
         "pyg-gat-v2": ("graph", "none", _graph(
-            lambda: graphs.GAT(16, 32, 2, CLASSES, v2=True, heads=4, dropout=0.2))),
-        "pyg-edge-cnn": ("graph", "none", _graph(lambda: graphs.EdgeCNN(16, 32, 2, CLASSES))),
+            lambda: graphs().GAT(16, 32, 2, CLASSES, v2=True, heads=4, dropout=0.2))),
+        "pyg-edge-cnn": ("graph", "none", _graph(lambda: graphs().EdgeCNN(16, 32, 2, CLASSES))),
         "pyg-jumping-knowledge": ("graph", "none", _graph(
-            lambda: graphs.GCN(16, 32, 3, CLASSES, jk="cat"))),
+            lambda: graphs().GCN(16, 32, 3, CLASSES, jk="cat"))),
     }  # fmt: skip
 
 
@@ -169,7 +185,9 @@ if installed("torch_geometric"):
 
 
 if installed("x_transformers"):
-    import x_transformers as xt
+
+    def xt() -> ModuleType:
+        return library("x_transformers")
 
     small: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 8}
 
@@ -179,16 +197,18 @@ if installed("x_transformers"):
     def _decoder(**options: Any) -> Recipe:
         def make() -> Subject:
             ids = torch.randint(5, VOCABULARY, (32, 17))
-            layers = xt.Decoder(**small, **options)
-            model = xt.TransformerWrapper(num_tokens=VOCABULARY, max_seq_len=16, attn_layers=layers)
+            layers = xt().Decoder(**small, **options)
+            model = xt().TransformerWrapper(
+                num_tokens=VOCABULARY, max_seq_len=16, attn_layers=layers
+            )
             return Subject(model, ids[:, :-1], ids[:, 1:], _next)
 
         return make
 
     def _encoder(**options: Any) -> Recipe:
         def make() -> Subject:
-            model = xt.TransformerWrapper(
-                num_tokens=VOCABULARY, max_seq_len=16, attn_layers=xt.Encoder(**small, **options)
+            model = xt().TransformerWrapper(
+                num_tokens=VOCABULARY, max_seq_len=16, attn_layers=xt().Encoder(**small, **options)
             )
             ids = torch.randint(5, VOCABULARY, (32, 16))
             return Subject(model, ids, ids, _next)
@@ -196,16 +216,16 @@ if installed("x_transformers"):
         return make
 
     def _pictures() -> Subject:
-        model = xt.ViTransformerWrapper(
-            image_size=32, patch_size=8, num_classes=4, attn_layers=xt.Encoder(**small)
+        model = xt().ViTransformerWrapper(
+            image_size=32, patch_size=8, num_classes=4, attn_layers=xt().Encoder(**small)
         )
         return Subject(
             model, torch.randn(32, 3, 32, 32), torch.randint(0, 4, (32,)), F.cross_entropy
         )
 
     def _series() -> Subject:
-        model = xt.ContinuousTransformerWrapper(
-            dim_in=8, dim_out=8, max_seq_len=16, attn_layers=xt.Encoder(**small)
+        model = xt().ContinuousTransformerWrapper(
+            dim_in=8, dim_out=8, max_seq_len=16, attn_layers=xt().Encoder(**small)
         )
         x = torch.randn(32, 16, 8)
         return Subject(model, x, torch.randn(32, 16, 8), F.mse_loss)

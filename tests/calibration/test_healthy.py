@@ -74,7 +74,7 @@ def _sick(seed: int) -> Subject:
 
 def test_an_alarm_is_told_on_the_page_and_in_the_table(tmp_path):
     networks = [
-        healthy.Network("sick", "mlp", "init", _sick, "none"),
+        healthy.Network("sick", "mlp", "init", _sick, "none", known=False),
         next(n for n in healthy.HEALTHY if n.name == "mlp-1-relu"),
     ]
 
