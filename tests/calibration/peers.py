@@ -220,7 +220,9 @@ class Worker:
         """Raises RuntimeError if the rehearsal fails: that is our fault and nobody's verdict."""
         self.pipe, theirs = Pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            [sys.executable, "-c", CHILD, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         theirs.close()
         module = inspect.getmodulename(inspect.getfile(self.target))
