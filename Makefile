@@ -18,7 +18,8 @@ setup: $(READY) ## make .venv and install nndiag with all it needs
 demo: $(READY) ## train four networks, three of them sick, and diagnose them
 	$(VENV)/bin/nndiag demo --output reports/demo
 
-calibration: $(READY) ## judge the labelled faults and the healthy networks; minutes
+calibration: $(READY) ## judge labelled faults and healthy networks (installs their libraries; minutes)
+	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[calibration]"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.healthy
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration
 
