@@ -102,8 +102,8 @@ class _Scratch:
         if not _is_here(x) or x.numel() > BLOCK:
             return None
         block = self._blocks.get(x.dtype)
-        if block is None:
-            block = self._blocks[x.dtype] = torch.empty(BLOCK, dtype=x.dtype)
+        if block is None or len(block) < x.numel():
+            block = self._blocks[x.dtype] = torch.empty(x.numel(), dtype=x.dtype)
         return block[: x.numel()].view(x.shape)
 
 

@@ -347,10 +347,14 @@ def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: T
     kept.reset()
     with torch.no_grad():
         for p, grad, move in steps:
-            if grad is not None and grad.layout == torch.strided and move is not None:
-                largest, share = move
-                # Two factors: of a vanished gradient one alone would be beyond float32.
-                p.data.add_((grad / largest).to(p.dtype), alpha=-share)
+            if grad is None or grad.layout != torch.strided or move is None:
+                continue
+            largest, share = move
+            grad = grad.to(p.dtype)
+            if share / torch.finfo(p.dtype).max < largest / 2:
+                p.data.add_(grad, alpha=-share / largest)
+            else:  # of a vanished gradient; in two steps, since one factor would be no number
+                p.data.add_(grad / largest, alpha=-share)
     del steps
     recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     try:
