@@ -224,7 +224,12 @@ class Meter:
 
 
 def readable(x: torch.Tensor) -> torch.Tensor:
-    """The same values as a dense, real floating-point tensor outside autograd."""
+    """The same values as a dense, real floating-point tensor outside autograd.
+
+    Apple's GPUs know no double precision: what lies there is brought to the CPU at once.
+    """
+    if x.device.type == "mps":
+        x = x.detach().cpu()
     if x.__class__ in _PLAIN and x.dtype == torch.float32 and x.layout == torch.strided:
         return x.detach() if x.requires_grad else x
     x = x.detach()
