@@ -392,7 +392,7 @@ def _clean(grid: torch.Tensor, scratch: _Scratch) -> list[np.ndarray] | None:
         first, second = _sums(grid, centre, scratch)
     rest = first / n
     mean, m2 = centre[:, 0, :, 0].numpy() + rest, np.maximum(second - first * rest, 0)
-    return [counts, np.full((k, units), float(n)), mean, m2]
+    return [counts, np.broadcast_to(np.float64(n), (k, units)), mean, m2]
 
 
 def _sums(
