@@ -23,8 +23,13 @@ def measure_parameters(
     layers: list[Layer],
     known: Mapping[str, Parameter],
     not_observed: dict[str, None],
+    samples: int,
+    most: int,
 ) -> dict[str, Parameter]:
-    """All parameters with this batch's gradients, merged with what is known of earlier batches."""
+    """All parameters with this batch's gradients, merged with what is known of earlier batches.
+
+    ``samples`` is how many this batch has, ``most`` what the largest of the earlier ones had.
+    """
     use = {layer.weight.name: layer.weight for layer in layers if layer.weight is not None}
     meter = Meter()
     places: dict[tuple[str, str], int] = {}
@@ -54,7 +59,7 @@ def measure_parameters(
             grad=numbers.get((name, "gradient")),
             **numbers.get((name, "rows"), {}),
         )
-        found[name] = _merged(known[name], here) if name in known else here
+        found[name] = _merged(known[name], here, samples - most) if name in known else here
     return found
 
 
@@ -77,13 +82,21 @@ def _parts(
     return parts
 
 
-def _merged(known: Parameter, here: Parameter) -> Parameter:
+def _merged(known: Parameter, here: Parameter, larger: int) -> Parameter:
+    """``larger``: by how many samples this batch is larger than any before.
+
+    The signs of a gradient are counted over the largest batches alone: the fewer samples, the
+    likelier it is that all agree, and a last batch of one sample would weigh like a full one.
+    """
+    counts = {}
+    for name in ("one_sign_rows", "graded_rows"):
+        before, now = getattr(known, name), getattr(here, name)
+        counts[name] = now if larger > 0 else before if larger < 0 else before + now
     return dataclasses.replace(
         known,
         grad=merge_parts(known.grad, here.grad) or known.grad or here.grad,
         duplicate_kept=min(known.duplicate_kept, here.duplicate_kept),
-        one_sign_rows=known.one_sign_rows + here.one_sign_rows,
-        graded_rows=known.graded_rows + here.graded_rows,
+        **counts,
     )
 
 

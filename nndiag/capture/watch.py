@@ -93,6 +93,7 @@ class _Run:
     used: set[str] = field(default_factory=set)
     loss: Loss = field(default_factory=lambda: Loss("none"))
     samples: int = 0
+    most: int = 0  # in one batch
     batches: int = 0
     no_gradients: str = ""
     backward_error: str = ""
@@ -183,7 +184,10 @@ def _one_batch(
     finally:
         recorder.close()
     if reached or first:
-        run.parameters = measure_parameters(run.named, layers, run.parameters, run.not_observed)
+        run.parameters = measure_parameters(
+            run.named, layers, run.parameters, run.not_observed, recorder.samples, run.most
+        )
+        run.most = max(run.most, recorder.samples)
     _merge(run, recorder, layers, outputs, first)
     for name, index in inputs.items():
         if index is not None:

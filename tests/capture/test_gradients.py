@@ -407,3 +407,19 @@ def test_one_virtual_update_moves_every_parameter_by_a_hundredth_along_its_gradi
     ratio = now.var(0, correction=0).mean().sqrt() / spread
     assert shift.scale == pytest.approx(math.log(float(ratio)), rel=1e-2, abs=1e-6)
     assert shift.units == 8
+
+
+@pytest.mark.parametrize("sizes", [(40, 1), (1, 40), (40, 40, 3), (3, 40, 1, 40)])
+def test_signs_of_gradients_are_counted_over_the_largest_batches_alone(sizes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    batches = [(torch.randn(n, 6), torch.randint(0, 3, (n,))) for n in sizes]
+
+    def counts(stream):
+        report = nndiag.check(model, stream, loss_fn=F.cross_entropy, config=False)
+        p = report.snapshot.parameter["0.weight"]
+        return p.one_sign_rows, p.graded_rows
+
+    assert counts(batches) == counts([b for b in batches if len(b[0]) == max(sizes)])
+    # One sample alone would say that every unit of the last layer has one sign or another.
+    assert counts([(torch.rand(1, 6), torch.tensor([0]))]) == (8, 8)
