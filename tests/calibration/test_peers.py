@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from calibration import peers, peers_kinds
 from calibration.cases import Fault, Healthy, Subject
+from calibration.faults import FAULTS
 from calibration.peers import Case, Share
 from calibration.peers_tools import TOOLS, Tool, Verdict
 from nndiag.rule import discover
@@ -105,14 +106,13 @@ def test_healthy_families_take_turns():
 
 
 def test_the_real_corpus_is_what_the_page_says(monkeypatch):
-    faults = pytest.importorskip("calibration.faults").FAULTS
     # Some are trained first, which takes its time; all but the decoder's tokens are floats.
     monkeypatch.setattr(peers, "fits", lambda case: case.architecture != "decoder")
-    cases = peers.faulty(faults)
+    cases = peers.faulty(FAULTS)
     assert all(case.sick for case in cases)
     assert len({(case.kind, case.architecture) for case in cases}) == len(cases) == peers.FAULTY
-    assert {case.rule for case in cases} == {case.rule for case in faults}
-    assert set(peers_kinds.ACCEPTED_OF) <= {case.kind for case in faults}
+    assert {case.rule for case in cases} == {case.rule for case in FAULTS}
+    assert set(peers_kinds.ACCEPTED_OF) <= {case.kind for case in FAULTS}
 
 
 # -- judging ---------------------------------------------------------------------------------------
