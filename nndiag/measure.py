@@ -197,7 +197,7 @@ class Meter:
         """
         x = readable(tensor)
         if not 1 < x.shape[unit] <= MOST_DIRECTIONS:
-            return self.add(Pending(torch.zeros(0, dtype=torch.float64), lambda _: None))
+            return self.apart([None])
         return self._take(x, ("directions", unit), lambda v: _directions(v, unit, self._scratch))
 
     def collect(self) -> list[Any]:
@@ -282,7 +282,7 @@ def _stats(
                 parts += parts[2:4]
         else:
             picked = _picked(samples, PROBES)[..., None]
-            picked = torch.where(torch.isfinite(picked), picked, 0.0)
+            picked = wide(torch.where(torch.isfinite(picked), picked, 0.0))  # few: never too small
             size = torch.full((), float(axes.samples), dtype=torch.float64, device=v.device)
             centre = picked.mean(1, keepdim=True)
             parts += [x.numpy() if here else x for x in _centred(picked, size, centre)]
@@ -308,10 +308,7 @@ def _assembled(
     if n.shape[1] == 1:
         total, pooled, within = n[:, 0], mean[:, 0], m2[:, 0]
     else:
-        with np.errstate(over="ignore"):  # of float64 beyond 1e154
-            total = n.sum(1)
-            pooled = (n * mean).sum(1) / np.maximum(total, 1)
-            within = m2.sum(1) + (n * (mean - pooled[:, None]) ** 2).sum(1)
+        total, pooled, within = (x[:, 0] for x in _merged(n, mean, m2, 1))
     rows = zip(counts.tolist(), total.tolist(), pooled.tolist(), within.tolist(), strict=True)
     bins = rest.pop(0) if histogram else None
     return [
@@ -359,11 +356,18 @@ def _moments(v: torch.Tensor, unit: int | None, scratch: _Scratch) -> list[np.nd
     if len(blocks) == 1:
         return blocks[0]
     counts, n, mean, m2 = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    total = n.sum(0)
-    pooled = (n * mean).sum(0) / np.maximum(total, 1)
-    m2 = (m2 + n * (mean - pooled) ** 2).sum(0)
     counts = np.concatenate([counts[:, :1].min(0), counts[:, 1:2].max(0), counts[:, 2:].sum(0)])
-    return [counts[None], total[None], pooled[None], m2[None]]
+    return [counts[None], *_merged(n, mean, m2, 0)]
+
+
+def _merged(
+    n: np.ndarray, mean: np.ndarray, m2: np.ndarray, axis: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts, means and sums of squared deviations of all parts along an axis, which stays."""
+    with np.errstate(over="ignore"):  # of float64 beyond 1e154
+        total = n.sum(axis, keepdims=True)
+        pooled = (n * mean).sum(axis, keepdims=True) / np.maximum(total, 1)
+        return total, pooled, (m2 + n * (mean - pooled) ** 2).sum(axis, keepdims=True)
 
 
 def _clean(grid: torch.Tensor, scratch: _Scratch) -> list[np.ndarray] | None:

@@ -282,6 +282,16 @@ def test_the_probe_follows_fixed_elements_across_samples(shape, batch, samples, 
     assert probe.spread == pytest.approx(math.sqrt(values[:, picked].var(0).mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize("magnitude", [1e-30, 1e30])
+def test_neither_tiny_nor_huge_values_are_lost_in_what_is_followed(magnitude):
+    x = torch.randn(12, 40, 3, generator=torch.Generator().manual_seed(0)) * magnitude
+
+    probe = stats_of(x, Axes(2, 0, 12)).probe
+
+    values = double(x).reshape(12, -1)
+    assert probe.spread == pytest.approx(math.sqrt(values.var(0).mean()), rel=1e-5)
+
+
 def test_without_a_sample_axis_nothing_is_followed():
     assert stats_of(torch.randn(6, 2)).probe is None
     assert stats_of(torch.randn(7, 2), Axes(None, 0, 3)).probe is None
