@@ -77,7 +77,7 @@ class Scope:
 class _Ours:
     """``with``: our own arithmetic, no part of the model, and none of its troubles.
 
-    A class, since it is entered several times a layer, and a generator costs thrice as much.
+    A class, since it is entered several times a layer, and a generator costs more.
     """
 
     __slots__ = ("gradients", "guard", "rec", "what")
