@@ -4,17 +4,18 @@ Everything is reduced on the tensor's own device, into small float64 vectors, an
 the device: :meth:`Meter.collect` brings all vectors of a batch across in one transfer.
 
 What it costs is the number of passes over memory and, for small tensors, the number of calls. So a
-large tensor is taken in blocks that stay in a core's cache, and small ones of one kind are copied
-side by side and measured together. ``torch.var``, ``torch.var_mean`` and reductions of boolean
-tensors would say the same in one call each, but on a CPU they are many times slower than sums of
-floats, and than NumPy's reductions of booleans.
+large tensor is taken in blocks that stay in a core's cache, small ones of one kind are copied side
+by side and measured together, and what is left of a large one (its units' moments, a few of its
+values) is worked out together with what is left of others. ``torch.var``, ``torch.var_mean`` and
+reductions of boolean tensors would say the same in one call each, but on a CPU they are many times
+slower than sums of floats, and than NumPy's reductions of booleans.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,8 +39,8 @@ PROBES = 512
 MOST_UNITS = 16_384
 MOST_DIRECTIONS = 4_096
 # In values: a tensor up to SMALL waits until there are GATHERED of its kind; a CPU takes a larger
-# one in blocks of about BLOCK (a megabyte).
-SMALL, GATHERED, BLOCK = 8_192, 65_536, 262_144
+# one in blocks of about BLOCK (half a megabyte).
+SMALL, GATHERED, BLOCK = 8_192, 65_536, 131_072
 # Sizes whose squares and their sums neither underflow nor overflow in float32.
 SAFE = 1e-15, 1e15
 
@@ -75,20 +76,21 @@ class _Group:
     """Tensors of one kind side by side, until there are enough of them to be worth a call."""
 
     def __init__(self, work: _Work, like: torch.Tensor) -> None:
-        self.work = work
         places = max(1, GATHERED // max(1, like.numel()))
         self.buffer = torch.empty((places, *like.shape), dtype=like.dtype, device=like.device)
-        self.places: list[int] = []  # where each one's result belongs
+        self.slots = self.buffer.unbind()
+        self.work = work
+        self.indices: list[int] = []  # of each one's result
+        # What else is done to some of them: to which slots, and the indices of the results.
+        self.more: dict[Hashable, tuple[_Work, list[int], list[int]]] = {}
 
-    def add(self, x: torch.Tensor, place: int) -> bool:
-        """Whether the group is full now."""
-        self.buffer[len(self.places)].copy_(x)
-        self.places.append(place)
-        return len(self.places) == len(self.buffer)
-
-    def take(self) -> tuple[list[Any] | Pending, list[int]]:
-        places, self.places = self.places, []
-        return self.work(self.buffer[: len(places)]), places
+    def take(self) -> Iterator[tuple[list[Any] | Pending, list[int]]]:
+        """All results so far; the group is empty afterwards."""
+        held = self.buffer[: len(self.indices)]
+        yield self.work(held), self.indices
+        for work, slots, indices in self.more.values():
+            yield work(held if len(slots) == len(held) else held[slots]), indices
+        self.indices, self.more = [], {}
 
 
 class _Scratch:
@@ -118,6 +120,8 @@ class Meter:
         self._results: list[Any] = []
         self._pending: list[tuple[Pending, list[int]]] = []
         self._groups: dict[Hashable, _Group] = {}
+        self._held: dict[int, tuple[_Group, int]] = {}  # where a tensor's copy still is
+        self._reduced: dict[Hashable, _Remains] = {}
         self._scratch = _Scratch()
         self._known: dict[Hashable, tuple[StorageWeakRef, int]] = {}
 
@@ -127,22 +131,48 @@ class Meter:
 
     def apart(self, measured: list[Any] | Pending) -> int:
         """Measured elsewhere, in a list of one."""
+        index = self._index()
+        self._put(measured, [index])
+        return index
+
+    def together(
+        self, x: torch.Tensor, kind: tuple[Hashable, ...], work: _Work, of: int | None = None
+    ) -> int:
+        """A small tensor, to be worked on with others of its ``kind``, shape and dtype.
+
+        ``of``: the index of another measurement of the same values, whose copy may do.
+        """
+        index = self._index()
+        held = None if of is None else self._held.get(of)
+        if held is not None:
+            group, slot = held
+            _, slots, indices = group.more.setdefault(kind, (work, [], []))
+            slots.append(slot)
+            indices.append(index)
+            return index
+        key = (kind, x.shape, x.dtype, x.device)
+        group_of_kind = self._groups.get(key)
+        if group_of_kind is None:
+            group_of_kind = self._groups[key] = _Group(work, x)
+        group = group_of_kind
+        slot = len(group.indices)
+        if slot == len(group.slots):
+            self._empty(group)
+            slot = 0
+        group.slots[slot].copy_(x)
+        group.indices.append(index)
+        self._held[index] = group, slot
+        return index
+
+    def _index(self) -> int:
         self._results.append(None)
-        self._put(measured, [len(self._results) - 1])
         return len(self._results) - 1
 
-    def together(self, x: torch.Tensor, kind: tuple[Hashable, ...], work: _Work) -> int:
-        """A small tensor, to be worked on with others of its ``kind``, shape and dtype."""
-        key = (*kind, x.shape, x.dtype, x.device)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Group(work, x)
-        place = len(self._results)
-        full = group.add(x, place)
-        self._results.append(None)
-        if full:
-            self._put(*group.take())
-        return place
+    def _empty(self, group: _Group) -> None:
+        for index in group.indices:
+            del self._held[index]
+        for measured, indices in group.take():
+            self._put(measured, indices)
 
     def _put(self, measured: list[Any] | Pending, places: list[int]) -> None:
         if isinstance(measured, Pending):
@@ -167,45 +197,80 @@ class Meter:
         Values far from 1 are scaled by a power of two before they are squared: the square of a
         vanished gradient of 1e-25 would be zero in float32, that of an exploded one infinite.
         """
-        kind = ("stats", axes, histogram, probe)
-        memory = _memory(tensor, axes) if tensor.numel() > SMALL else None
+        x = readable(tensor)
+        if x.numel() <= SMALL:
+            kind = ("stats", axes, histogram, probe)
+            return self.together(x, kind, lambda v: _stats(v, axes, histogram, probe))
+        memory = _memory(tensor, axes)
         if memory is not None:
             memory = (*memory, histogram, probe)
             known = self._known.get(memory)
             if known is not None and not known[0].expired():  # type: ignore[no-untyped-call]
                 return known[1]
-        place = self._take(
-            readable(tensor), kind, lambda v: _stats(v, axes, histogram, probe, self._scratch)
-        )
+        if _is_here(x):
+            index = self._finish_later(x, axes, histogram, probe)
+        else:
+            index = self.apart(_stats(x[None], axes, histogram, probe))
         if memory is not None:
             alive = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-            self._known[memory] = alive, place
-        return place
+            self._known[memory] = alive, index
+        return index
+
+    def _finish_later(self, x: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> int:
+        reduced = _reduced(x[None], axes, histogram, probe)
+        key = (axes, x.shape, x.dtype, reduced.counted is None, reduced.followed is None)
+        remains = self._reduced.get(key)
+        if remains is None:
+            remains = self._reduced[key] = _Remains([], [])
+        index = self._index()
+        remains.parts.append(reduced)
+        remains.indices.append(index)
+        if len(remains.parts) * reduced.size >= GATHERED:
+            self._put(*self._reduced.pop(key).finished())
+        return index
 
     def flat(
-        self, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes = _NO_AXES
+        self,
+        tensor: torch.Tensor,
+        flat: Sequence[tuple[float, float]],
+        axes: Axes = _NO_AXES,
+        *,
+        of: int | None = None,
     ) -> int:
-        """How many values lie in the closed intervals ``flat``; which units were ever outside."""
+        """How many values lie in the closed intervals ``flat``; which units were ever outside.
+
+        ``of``: the index of the same values' :meth:`stats`, where there is one.
+        """
         intervals = tuple(flat)
         kind = ("flat", axes, intervals)
-        return self._take(readable(tensor), kind, lambda v: _flat(v, intervals, axes))
+        return self._take(tensor, kind, lambda v: _flat(v, intervals, axes), of)
 
-    def directions(self, tensor: torch.Tensor, unit: int) -> int:
+    def directions(self, tensor: torch.Tensor, unit: int, *, of: int | None = None) -> int:
         """The sum of the unit-length feature vectors along axis ``unit``, for their mean cosine.
 
-        A vector that is zero, or not finite, has no direction.
+        A vector that is zero, or not finite, has no direction. ``of``: as in :meth:`flat`.
         """
-        x = readable(tensor)
-        if not 1 < x.shape[unit] <= MOST_DIRECTIONS:
+        if not 1 < tensor.shape[unit] <= MOST_DIRECTIONS:
             return self.apart([None])
-        return self._take(x, ("directions", unit), lambda v: _directions(v, unit, self._scratch))
+        kind = ("directions", unit)
+        return self._take(tensor, kind, lambda v: _directions(v, unit, self._scratch), of)
+
+    def _take(
+        self, tensor: torch.Tensor, kind: tuple[Hashable, ...], work: _Work, of: int | None
+    ) -> int:
+        x = readable(tensor)
+        if x.numel() > SMALL:
+            return self.apart(work(x[None]))
+        return self.together(x, kind, work, of)
 
     def collect(self) -> list[Any]:
         """Bring all numbers to the host, one transfer per device, and read them."""
         for group in self._groups.values():
-            if group.places:
-                self._put(*group.take())
+            self._empty(group)
         self._groups.clear()
+        for remains in self._reduced.values():
+            self._put(*remains.finished())
+        self._reduced.clear()
         devices: dict[torch.device, list[tuple[Pending, list[int]]]] = {}
         for item in self._pending:
             devices.setdefault(item[0].vector.device, []).append(item)
@@ -216,11 +281,6 @@ class Meter:
             for (pending, places), values in zip(items, np.split(whole, ends[:-1]), strict=True):
                 self._put(pending.read(values), places)
         return self._results
-
-    def _take(self, x: torch.Tensor, kind: tuple[Hashable, ...], work: _Work) -> int:
-        if x.numel() > SMALL:
-            return self.apart(work(x[None]))
-        return self.together(x, kind, work)
 
 
 def readable(x: torch.Tensor) -> torch.Tensor:
@@ -259,62 +319,136 @@ def _is_here(x: torch.Tensor) -> bool:
 # -- moments, extremes, counts ------------------------------------------------------------------
 
 
-def _stats(
-    v: torch.Tensor, axes: Axes, histogram: bool, probe: bool, scratch: _Scratch
-) -> list[TensorStats] | Pending:
+class _Found(NamedTuple):
+    """What is known of tensors besides numbers."""
+
+    samples: int
+    units: bool
+    shape: tuple[int, ...] | None  # of a sample, if it is followed
+
+
+class _Reduced(NamedTuple):
+    """What is left of k tensors (k, *shape) on a CPU once each value has been looked at."""
+
+    counts: np.ndarray  # (k, 5): extremes, NaN, inf, zeros
+    n: np.ndarray  # (k, units), or (k, 1) where all units have as many
+    mean: np.ndarray  # (k, units)
+    m2: np.ndarray  # (k, units)
+    counted: torch.Tensor | None  # (k, samples, places), values for the histogram
+    followed: torch.Tensor | None  # (k, samples, places), values; None: the units are, or nothing
+    what: _Found
+
+    @property
+    def size(self) -> int:
+        picked = (0 if x is None else x.numel() for x in (self.counted, self.followed))
+        return self.mean.size + self.m2.size + sum(picked)
+
+
+@dataclass
+class _Remains:
+    """Of several tensors of one kind, to be finished together."""
+
+    parts: list[_Reduced]
+    indices: list[int]
+
+    def finished(self) -> tuple[list[TensorStats], list[int]]:
+        if len(self.parts) == 1:
+            return _finished(self.parts[0]), self.indices
+        counts, n, mean, m2, counted, followed, (what, *_) = zip(*self.parts, strict=True)
+        if len({part.shape for part in n}) > 1:
+            n = tuple(np.broadcast_to(x, y.shape) for x, y in zip(n, mean, strict=True))
+        together = _Reduced(
+            np.concatenate(counts),
+            np.concatenate(n),
+            np.concatenate(mean),
+            np.concatenate(m2),
+            None if counted[0] is None else torch.cat(counted),
+            None if followed[0] is None else torch.cat(followed),
+            what,
+        )
+        return _finished(together), self.indices
+
+
+def _stats(v: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> list[Any] | Pending:
     """Statistics of k tensors side by side, (k, *shape)."""
+    if _is_here(v):
+        return _finished(_reduced(v, axes, histogram, probe))
     k, unit = len(v), _unit(v, axes)
-    here = _is_here(v)
-    parts: list[Any] = _moments(v, unit, scratch) if here else _masked(_grid(v, unit))
+    parts = _masked(_grid(v, unit))
     samples = _by_sample(v, axes) if histogram or probe else None
     if histogram:
-        values = v.reshape(k, 1, -1) if samples is None else samples
-        parts.append(_histogram(_picked(values, _binned(math.prod(values.shape[2:])))))
-    shape: tuple[int, ...] | None = None
-    if probe and samples is not None:
-        shape = tuple(samples.shape[2:])
-        units_only = unit not in (None, axes.batch) and len(shape) == 1
-        if here and units_only and not parts[0][:, 2:4].any():  # a sample's values are the units
-            if shape[0] > PROBES:
-                picks = spread(shape, PROBES, v.device)[0].numpy()
-                parts += [part[:, picks] for part in parts[2:4]]
-            else:
-                parts += parts[2:4]
-        else:
-            picked = _picked(samples, PROBES)[..., None]
-            picked = wide(torch.where(torch.isfinite(picked), picked, 0.0))  # few: never too small
-            size = torch.full((), float(axes.samples), dtype=torch.float64, device=v.device)
-            centre = picked.mean(1, keepdim=True)
-            parts += [x.numpy() if here else x for x in _centred(picked, size, centre)]
-    if here:
-        return _assembled(parts, axes, unit, histogram, shape)
+        parts.append(_histogram(_codes(_some(v, samples))))
+    followed = samples if probe else None
+    if followed is not None:
+        parts += _variation(_picked(followed, PROBES), axes.samples)
+    what = _Found(axes.samples, unit is not None, _shape(followed))
     sizes = [part[0].numel() for part in parts]
 
     def read(values: np.ndarray) -> list[TensorStats]:
         arrays = np.split(values, np.cumsum(sizes)[:-1] * k)
-        return _assembled([x.reshape(k, -1) for x in arrays], axes, unit, histogram, shape)
+        counts, n, mean, m2, *rest = (x.reshape(k, -1) for x in arrays)
+        bins = rest.pop(0) if histogram else None
+        return _assembled(what, counts, n, mean, m2, bins, rest)
 
     return Pending(torch.cat([part.reshape(-1) for part in parts]), read)
 
 
+def _reduced(v: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> _Reduced:
+    unit = _unit(v, axes)
+    counts, n, mean, m2 = _moments(v, unit)
+    samples = _by_sample(v, axes) if histogram or probe else None
+    counted = _some(v, samples) if histogram else None
+    followed = samples if probe else None
+    what = _Found(axes.samples, unit is not None, _shape(followed))
+    if followed is not None:
+        units_only = unit not in (None, axes.batch) and followed.dim() == 3
+        finite = not counts[:, 2:4].any()
+        followed = None if units_only and finite else _picked(followed, PROBES)
+    return _Reduced(counts, n, mean, m2, counted, followed, what)
+
+
+def _finished(reduced: _Reduced) -> list[TensorStats]:
+    counts, n, mean, m2, counted, values, what = reduced
+    bins = None if counted is None else _histogram_here(_codes(counted).numpy())
+    followed: list[np.ndarray] = []
+    if values is not None:
+        followed = [x.numpy() for x in _variation(values, what.samples)]
+    elif what.shape is not None:
+        followed = [mean, m2]
+        if what.shape[0] > PROBES:
+            picks = spread(what.shape, PROBES, torch.device("cpu"))[0].numpy()
+            followed = [mean[:, picks], m2[:, picks]]
+    return _assembled(what, counts, n, mean, m2, bins, followed)
+
+
+def _variation(picked: torch.Tensor, samples: int) -> list[torch.Tensor]:
+    """Mean and sum of squared deviations over the samples, of values (k, samples, places)."""
+    values = picked[..., None]
+    values = wide(torch.where(torch.isfinite(values), values, 0.0))  # few: never too small
+    size = torch.full((), float(samples), dtype=torch.float64, device=values.device)
+    return _centred(values, size, values.mean(1, keepdim=True))
+
+
 def _assembled(
-    parts: Sequence[np.ndarray],
-    axes: Axes,
-    unit: int | None,
-    histogram: bool,
-    shape_of_probe: tuple[int, ...] | None,
+    what: _Found,
+    counts: np.ndarray,
+    n: np.ndarray,
+    mean: np.ndarray,
+    m2: np.ndarray,
+    bins: np.ndarray | None,
+    followed: list[np.ndarray],
 ) -> list[TensorStats]:
-    counts, n, mean, m2, *rest = parts
-    if n.shape[1] == 1:
+    width = mean.shape[1]
+    if width == 1:
         total, pooled, within = n[:, 0], mean[:, 0], m2[:, 0]
     else:
         total, pooled, within = (x[:, 0] for x in _merged(n, mean, m2, 1))
     rows = zip(counts.tolist(), total.tolist(), pooled.tolist(), within.tolist(), strict=True)
-    bins = rest.pop(0) if histogram else None
+    n = np.broadcast_to(n, mean.shape)
     return [
         _made(
             TensorStats,
-            samples=axes.samples,
+            samples=what.samples,
             count=int(count),
             nan=int(nan),
             inf=int(inf),
@@ -324,15 +458,15 @@ def _assembled(
             min=low if count else math.nan,
             max=high if count else math.nan,
             histogram=None if bins is None else _made(Histogram, counts=bins[i]),
-            units=None if unit is None else _made(UnitStats, count=n[i], mean=mean[i], m2=m2[i]),
+            units=_made(UnitStats, count=n[i], mean=mean[i], m2=m2[i]) if what.units else None,
             probe=None
-            if shape_of_probe is None
+            if what.shape is None
             else _made(
                 ProbeStats,
-                shape=shape_of_probe,
-                samples=axes.samples,
-                mean=rest[0][i],
-                m2=rest[1][i],
+                shape=what.shape,
+                samples=what.samples,
+                mean=followed[0][i],
+                m2=followed[1][i],
             ),
             direction=None,
         )
@@ -347,17 +481,28 @@ def _made(kind: type[Made], **values: Any) -> Made:
     return made
 
 
-def _moments(v: torch.Tensor, unit: int | None, scratch: _Scratch) -> list[np.ndarray]:
-    """On a CPU: counts (k, 5), namely extremes, NaN, inf, zeros; units' n, mean, m2 (k, units)."""
-    blocks = []
-    for grid in _blocks(v, unit):
-        found = _clean(grid, scratch)
-        blocks.append([x.numpy() for x in _masked(grid)] if found is None else found)
+def _moments(v: torch.Tensor, unit: int | None) -> list[np.ndarray]:
+    """On a CPU: counts (k, 5), namely extremes, NaN, inf, zeros; units' n, mean, m2 (k, units).
+
+    n is (k, 1) where all units have as many.
+    """
+    grids = _blocks(v, unit)
+    found = _plain(grids)
+    if found is not None:
+        return found
+    blocks = [_shifted(grid) or [x.numpy() for x in _masked(grid)] for grid in grids]
     if len(blocks) == 1:
         return blocks[0]
-    counts, n, mean, m2 = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    counts = np.concatenate([counts[:, :1].min(0), counts[:, 1:2].max(0), counts[:, 2:].sum(0)])
-    return [counts[None], *_merged(n, mean, m2, 0)]
+    n = [block[1] for block in blocks]
+    if len({part.shape for part in n}) > 1:
+        n = [np.broadcast_to(part, block[2].shape) for part, block in zip(n, blocks, strict=True)]
+    counts, mean, m2 = (np.concatenate([block[i] for block in blocks]) for i in (0, 2, 3))
+    return [_added(counts)[None], *_merged(np.concatenate(n), mean, m2, 0)]
+
+
+def _added(counts: np.ndarray) -> np.ndarray:
+    """The counts (5) of all parts (parts, 5)."""
+    return np.concatenate([counts[:, :1].min(0), counts[:, 1:2].max(0), counts[:, 2:].sum(0)])
 
 
 def _merged(
@@ -366,19 +511,61 @@ def _merged(
     """Counts, means and sums of squared deviations of all parts along an axis, which stays."""
     with np.errstate(over="ignore"):  # of float64 beyond 1e154
         total = n.sum(axis, keepdims=True)
+        if n.shape[axis] < mean.shape[axis]:  # one number for all
+            total = total * mean.shape[axis]
         pooled = (n * mean).sum(axis, keepdims=True) / np.maximum(total, 1)
         return total, pooled, (m2 + n * (mean - pooled) ** 2).sum(axis, keepdims=True)
 
 
-def _clean(grid: torch.Tensor, scratch: _Scratch) -> list[np.ndarray] | None:
+def _plain(grids: list[torch.Tensor]) -> list[np.ndarray] | None:
+    """The moments of all blocks of tensors on a CPU, from plain sums and sums of squares.
+
+    None where that would not do: values that are not finite, or cannot be squared as they are, or a
+    unit whose spread is small beside its mean, and would be lost to rounding.
+    """
+    k, _, units, _ = grids[0].shape
+    several, first, second = [], np.zeros((k, units)), np.zeros((k, units))
+    for grid in grids:
+        counts = _counts(grid)
+        if counts is None:
+            return None
+        several.append(counts)
+        sums, squares = _sums(grid)
+        first += sums
+        second += squares
+    n = float(sum(grid.shape[1] * grid.shape[3] for grid in grids))
+    if (first * first > 0.96 * n * second).any():
+        return None
+    counts = several[0] if len(several) == 1 else _added(np.concatenate(several))[None]
+    mean = first / n
+    return [counts, np.full((k, 1), n), mean, np.maximum(second - first * mean, 0)]
+
+
+def _shifted(grid: torch.Tensor) -> list[np.ndarray] | None:
     """The moments of a grid on a CPU, if all is finite and can be squared as it is.
 
     Deviations are taken from the first value: then neither the mean nor a spread small beside it is
     lost to rounding, unless that value lies far from the others; if so, from the mean.
     """
-    k, before, units, after = grid.shape
+    counts = _counts(grid)
+    if counts is None:
+        return None
+    n = grid.shape[1] * grid.shape[3]
+    centre = grid[:, :1, :, :1]
+    first, second = _sums(grid - centre)
+    if (first * first > 0.99 * n * second).any():
+        centre = centre + torch.from_numpy(first / n).to(grid.dtype)[:, None, :, None]
+        first, second = _sums(grid - centre)
+    rest = first / n
+    mean, m2 = centre[:, 0, :, 0].numpy() + rest, np.maximum(second - first * rest, 0)
+    return [counts, np.full((len(grid), 1), float(n)), mean, m2]
+
+
+def _counts(grid: torch.Tensor) -> np.ndarray | None:
+    """Extremes and numbers of NaN, inf (none) and zeros, (k, 5); None if not plain."""
     if grid.numel() == 0:
         return None
+    k = len(grid)
     flat = grid.reshape(k, -1)
     if k == 1:
         low, high = torch.aminmax(flat)  # NaN if there is one anywhere
@@ -387,26 +574,42 @@ def _clean(grid: torch.Tensor, scratch: _Scratch) -> list[np.ndarray] | None:
         lows, highs = flat.amin(1).tolist(), flat.amax(1).tolist()
     if not all(_can_be_squared(-low, high) for low, high in zip(lows, highs, strict=True)):
         return None
-    zeros = [np.count_nonzero(row) for row in flat.numpy() == 0]
-    counts = np.array([lows, highs, [0] * k, [0] * k, zeros], np.float64).T
-    n, centre = before * after, grid[:, :1, :, :1]
-    first, second = _sums(grid, centre, scratch)
-    if (first * first > 0.99 * n * second).any():
-        centre = centre + torch.from_numpy(first / n).to(grid.dtype)[:, None, :, None]
-        first, second = _sums(grid, centre, scratch)
-    rest = first / n
-    mean, m2 = centre[:, 0, :, 0].numpy() + rest, np.maximum(second - first * rest, 0)
-    return [counts, np.broadcast_to(np.float64(n), (k, units)), mean, m2]
+    zero = flat.numpy() == 0
+    zeros = [np.count_nonzero(row) for row in zero] if k == 1 or zero.any() else [0] * k
+    return np.array([lows, highs, [0] * k, [0] * k, zeros], np.float64).T
 
 
-def _sums(
-    grid: torch.Tensor, centre: torch.Tensor, scratch: _Scratch
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each unit's sum of deviations from a centre, and of their squares."""
-    deviation = torch.sub(grid, centre, out=scratch.like(grid))
-    first = deviation.sum((1, 3)).numpy().astype(np.float64)
-    torch.mul(deviation, deviation, out=deviation)
-    return first, deviation.sum((1, 3)).numpy().astype(np.float64)
+# How many squares are summed up in float32 before double precision takes over.
+_RUN = 256
+
+
+def _sums(grid: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Each unit's sum, and that of the squares, (k, units)."""
+    units, after = grid.shape[2:]
+    first = grid.sum((1, 3)).numpy().astype(np.float64)
+    if after == 1 and units < 16:
+        return first, (grid * grid).sum((1, 3)).numpy().astype(np.float64)
+    if after == 1:
+        return first, sum(
+            np.einsum("kbru,kbru->kbu", rows.numpy(), rows.numpy()).sum(1, dtype=np.float64)
+            for rows in _runs(grid[..., 0], 1)
+        )
+    return first, sum(
+        (torch.linalg.vector_norm(runs, dim=4).double() ** 2).sum((1, 3)).numpy()
+        for runs in _runs(grid, 3)
+    )
+
+
+def _runs(x: torch.Tensor, axis: int) -> list[torch.Tensor]:
+    """Views of a tensor with an axis cut in two, of which the latter is no longer than a run."""
+    length = x.shape[axis]
+    if length <= 2 * _RUN:
+        return [x.unsqueeze(axis)]
+    whole = length // _RUN * _RUN
+    runs = [torch.unflatten(x.narrow(axis, 0, whole), axis, (-1, _RUN))]
+    return (
+        runs if whole == length else [*runs, x.narrow(axis, whole, length - whole).unsqueeze(axis)]
+    )
 
 
 def _can_be_squared(*sizes: float) -> bool:
@@ -463,34 +666,38 @@ def _binned(width: int) -> int:
     return min(256, max(16, width // 32))
 
 
-def _histogram(values: torch.Tensor) -> Any:
-    """Counts (k, bins) of values (k, …), by their leading 11 bits as float32.
+def _some(v: torch.Tensor, samples: torch.Tensor | None) -> torch.Tensor:
+    """The values that a histogram counts."""
+    values = v.reshape(len(v), 1, -1) if samples is None else samples
+    return _picked(values, _binned(math.prod(values.shape[2:])))
 
-    Those are sign, exponent and two bits of the mantissa: no logarithm is taken.
-    """
-    k, x = len(values), values.reshape(-1)
+
+def _codes(x: torch.Tensor) -> torch.Tensor:
+    """The leading 11 bits of values as float32: sign, exponent and two bits of the mantissa."""
     if x.dtype == torch.float64:  # what is finite stays finite, what is not becomes NaN
         most = torch.finfo(torch.float32).max
         x = torch.where(torch.isfinite(x), x, math.nan).clamp(-most, most)
-    codes = x.to(torch.float32).view(torch.int32) >> 21
-    if not _is_here(x):  # bincount would make a GPU wait: it asks for the largest
-        places = (codes.reshape(k, -1) + _CODES * torch.arange(k, device=x.device)[:, None]).long()
-        counts = torch.zeros(k * _CODES, dtype=torch.int64, device=x.device)
-        counts.scatter_add_(0, places.reshape(-1) + _CODES // 2, torch.ones_like(places).view(-1))
-        table = torch.from_numpy(_BINS).to(x.device, non_blocking=True)
-        bins = torch.zeros((k, _SIZE), dtype=torch.float64, device=x.device)
-        return bins.index_add_(1, table, counts.reshape(k, _CODES).double())[:, :-1]
-    numbers: np.ndarray = codes.numpy().reshape(k, -1)
-    if k > 1:  # few values each: for them to look up the bin is less than to sum up the codes'
-        found = _BINS.take(numbers + _CODES // 2) + _SIZE * np.arange(k)[:, None]
-        counted = np.bincount(found.reshape(-1), minlength=k * _SIZE).reshape(k, _SIZE)
-        return counted[:, :-1].astype(np.float64)
-    counted = np.bincount((numbers + _CODES // 2).reshape(-1), minlength=_CODES)[None]
-    sums = np.add.reduceat(counted, _FIRST, axis=1).astype(np.float64)
-    binned = np.zeros((k, _SIZE))
-    binned[:, _NEGATIVE] = sums[:, : len(_NEGATIVE)]  # of one sign, each bin occurs but once
-    binned[:, _POSITIVE] += sums[:, len(_NEGATIVE) :]
-    return binned[:, :-1]
+    return x.to(torch.float32).view(torch.int32) >> 21
+
+
+def _histogram(codes: torch.Tensor) -> torch.Tensor:
+    """How many of the codes (k, ...) are in each bin, (k, bins)."""
+    k = len(codes)
+    # Not bincount: it makes a GPU wait, since it asks for the largest.
+    places = (codes.reshape(k, -1) + _CODES * torch.arange(k, device=codes.device)[:, None]).long()
+    counts = torch.zeros(k * _CODES, dtype=torch.int64, device=codes.device)
+    counts.scatter_add_(0, places.reshape(-1) + _CODES // 2, torch.ones_like(places).view(-1))
+    table = torch.from_numpy(_BINS).to(codes.device, non_blocking=True)
+    bins = torch.zeros((k, _SIZE), dtype=torch.float64, device=codes.device)
+    return bins.index_add_(1, table, counts.reshape(k, _CODES).double())[:, :-1]
+
+
+def _histogram_here(codes: np.ndarray) -> np.ndarray:
+    """The same on a CPU."""
+    k = len(codes)
+    found = _BINS.take(codes.reshape(k, -1) + _CODES // 2) + _SIZE * np.arange(k)[:, None]
+    counted = np.bincount(found.reshape(-1), minlength=k * _SIZE).reshape(k, _SIZE)
+    return counted[:, :-1].astype(np.float64)
 
 
 _CODES = 2048
@@ -508,9 +715,6 @@ def _bins() -> np.ndarray:
 
 _BINS = _bins()
 _SIZE = 2 * Histogram.SIDE + 2
-# The first code of each run of codes that share a bin; and the bins, by the sign of their values.
-_FIRST = np.flatnonzero((np.diff(_BINS, prepend=-1) != 0) | (np.arange(_CODES) == _CODES // 2))
-_NEGATIVE, _POSITIVE = np.split(_BINS[_FIRST], [np.searchsorted(_FIRST, _CODES // 2)])
 
 
 # -- flat parts, directions ---------------------------------------------------------------------
@@ -569,18 +773,21 @@ def _directions(v: torch.Tensor, unit: int, scratch: _Scratch) -> list[Direction
 
 def _unit_lengths(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
     """Of the vectors along the third axis of a grid: their sum at unit length, and their number."""
-    squares = torch.mul(grid, grid, out=scratch.like(grid)).sum(2)  # (k, before, after)
-    safe = False
+    if grid.shape[3] == 1:
+        sizes = torch.linalg.vector_norm(grid, dim=2)  # (k, before, after)
+    else:  # not the norm along an axis that is not the last in memory: it is ten times as slow
+        sizes = torch.mul(grid, grid, out=scratch.like(grid)).sum(2).sqrt_()
+    plain = False
     if _is_here(grid) and grid.numel():
-        low, high = torch.aminmax(squares)
-        safe = SAFE[0] ** 2 < low.item() and high.item() < SAFE[1] ** 2
-    if safe:
-        vectors, factors = grid, squares.rsqrt_()
-        number = grid.new_full((len(grid), 1), float(squares[0].numel()), dtype=torch.float64)
+        low, high = torch.aminmax(sizes)
+        plain = SAFE[0] < low.item() and high.item() < SAFE[1]
+    if plain:
+        vectors, factors = grid, sizes.reciprocal_()
+        number = grid.new_full((len(grid), 1), float(sizes[0].numel()), dtype=torch.float64)
     else:
-        sizes = grid.abs().amax(2, keepdim=True)
-        seen = torch.isfinite(sizes) & (sizes > 0)
-        vectors = torch.where(seen, grid / torch.where(seen, sizes, 1.0), 0.0)
+        largest = grid.abs().amax(2, keepdim=True)
+        seen = torch.isfinite(largest) & (largest > 0)
+        vectors = torch.where(seen, grid / torch.where(seen, largest, 1.0), 0.0)
         squares = (vectors * vectors).sum(2)
         factors = torch.where(squares > 0, squares.rsqrt(), 0.0)
         number = wide((squares > 0).sum((1, 2)))[:, None]
@@ -634,6 +841,11 @@ def _grid(v: torch.Tensor, unit: int | None) -> torch.Tensor:
         return v.reshape(len(v), 1, 1, v[0].numel())
     before, units, after = v.shape[1 : unit + 1], v.shape[unit + 1], v.shape[unit + 2 :]
     return v.reshape(len(v), math.prod(before), units, math.prod(after))
+
+
+def _shape(samples: torch.Tensor | None) -> tuple[int, ...] | None:
+    """The shape of one sample, of (k, samples, *shape)."""
+    return None if samples is None else tuple(samples.shape[2:])
 
 
 def _by_sample(v: torch.Tensor, axes: Axes) -> torch.Tensor | None:

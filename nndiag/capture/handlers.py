@@ -70,7 +70,7 @@ def activation(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, 
     rec.entering(row, z, trail.axes)
     act = None if rec.only_inputs else theory.activation(call.op, **shaping)
     if act is not None and act.flat and not z.is_complex():
-        row.flat = rec.meter.flat(z, act.flat, trail.axes)
+        row.flat = rec.meter.flat(z, act.flat, trail.axes, of=row.input)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
     result = yield
@@ -107,7 +107,7 @@ def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generat
         features = x.dim() - 1 - spatial(op)
         rec.entering(row, x, Axes(features, batch, samples))
         if not rec.only_inputs:
-            row.direction = rec.meter.directions(x, features)
+            row.direction = rec.meter.directions(x, features, of=row.input)
     result = yield
     if op == "embedding_bag":
         batch, samples = 0, result.shape[0]
