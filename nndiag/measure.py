@@ -14,6 +14,7 @@ slower than sums of floats, and than NumPy's reductions of booleans.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from nndiag.stats import (
     DirectionStats,
@@ -70,6 +70,10 @@ class Pending:
 
 # What measures k tensors side by side, (k, *shape): k results, or how to get them.
 _Work = Callable[[torch.Tensor], "list[Any] | Pending"]
+
+
+# Of a tensor: lowest and highest, numbers of NaN, inf and zeros.
+_Counts = tuple[float, float, float, float, float]
 
 
 class _Group:
@@ -123,7 +127,6 @@ class Meter:
         self._held: dict[int, tuple[_Group, int]] = {}  # where a tensor's copy still is
         self._reduced: dict[Hashable, _Remains] = {}
         self._scratch = _Scratch()
-        self._known: dict[Hashable, tuple[StorageWeakRef, int]] = {}
 
     def add(self, pending: Pending) -> int:
         """Something measured elsewhere."""
@@ -144,7 +147,7 @@ class Meter:
         """
         index = self._index()
         held = None if of is None else self._held.get(of)
-        if held is not None:
+        if held is not None and held[0].slots[0].shape == x.shape:
             group, slot = held
             _, slots, indices = group.more.setdefault(kind, (work, [], []))
             slots.append(slot)
@@ -191,9 +194,6 @@ class Meter:
     ) -> int:
         """Everything :class:`TensorStats` holds about one tensor.
 
-        What lies unchanged in memory and was measured in the same arrangement (as a view that
-        merges or splits other axes has) is not measured again, unless it is small.
-
         Values far from 1 are scaled by a power of two before they are squared: the square of a
         vanished gradient of 1e-25 would be zero in float32, that of an exploded one infinite.
         """
@@ -201,27 +201,18 @@ class Meter:
         if x.numel() <= SMALL:
             kind = ("stats", axes, histogram, probe)
             return self.together(x, kind, lambda v: _stats(v, axes, histogram, probe))
-        memory = _memory(tensor, axes)
-        if memory is not None:
-            memory = (*memory, histogram, probe)
-            known = self._known.get(memory)
-            if known is not None and not known[0].expired():  # type: ignore[no-untyped-call]
-                return known[1]
         if _is_here(x):
-            index = self._finish_later(x, axes, histogram, probe)
-        else:
-            index = self.apart(_stats(x[None], axes, histogram, probe))
-        if memory is not None:
-            alive = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-            self._known[memory] = alive, index
-        return index
+            return self._finish_later(x, axes, histogram, probe)
+        return self.apart(_stats(x[None], axes, histogram, probe))
 
     def _finish_later(self, x: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> int:
-        reduced = _reduced(x[None], axes, histogram, probe)
-        key = (axes, x.shape, x.dtype, reduced.counted is None, reduced.followed is None)
+        plan = _plan(x.shape, axes)
+        reduced = _reduced(x[None], plan, histogram, probe)
+        same = len(reduced.moments), reduced.followed is None
+        key = (axes, x.shape, x.dtype, histogram, probe, same)
         remains = self._reduced.get(key)
         if remains is None:
-            remains = self._reduced[key] = _Remains([], [])
+            remains = self._reduced[key] = _Remains(plan, [], [])
         index = self._index()
         remains.parts.append(reduced)
         remains.indices.append(index)
@@ -319,106 +310,103 @@ def _is_here(x: torch.Tensor) -> bool:
 # -- moments, extremes, counts ------------------------------------------------------------------
 
 
-class _Found(NamedTuple):
-    """What is known of tensors besides numbers."""
-
-    samples: int
-    units: bool
-    shape: tuple[int, ...] | None  # of a sample, if it is followed
-
-
 class _Reduced(NamedTuple):
     """What is left of k tensors (k, *shape) on a CPU once each value has been looked at."""
 
-    counts: np.ndarray  # (k, 5): extremes, NaN, inf, zeros
-    n: np.ndarray  # (k, units), or (k, 1) where all units have as many
-    mean: np.ndarray  # (k, units)
-    m2: np.ndarray  # (k, units)
+    counts: list[_Counts]  # k
+    # Sums and sums of squares, each the same number of values; or number, mean, m2: (k, units).
+    moments: tuple[np.ndarray, ...]
     counted: torch.Tensor | None  # (k, samples, places), values for the histogram
     followed: torch.Tensor | None  # (k, samples, places), values; None: the units are, or nothing
-    what: _Found
+    probe: bool  # whether something is followed
 
     @property
     def size(self) -> int:
         picked = (0 if x is None else x.numel() for x in (self.counted, self.followed))
-        return self.mean.size + self.m2.size + sum(picked)
+        return sum(part.size for part in self.moments) + sum(picked)
 
 
 @dataclass
 class _Remains:
     """Of several tensors of one kind, to be finished together."""
 
+    plan: _Plan
     parts: list[_Reduced]
     indices: list[int]
 
     def finished(self) -> tuple[list[TensorStats], list[int]]:
-        if len(self.parts) == 1:
-            return _finished(self.parts[0]), self.indices
-        counts, n, mean, m2, counted, followed, (what, *_) = zip(*self.parts, strict=True)
-        if len({part.shape for part in n}) > 1:
-            n = tuple(np.broadcast_to(x, y.shape) for x, y in zip(n, mean, strict=True))
+        counts, moments, counted, followed, (probe, *_) = zip(*self.parts, strict=True)
         together = _Reduced(
-            np.concatenate(counts),
-            np.concatenate(n),
-            np.concatenate(mean),
-            np.concatenate(m2),
+            list(itertools.chain(*counts)),
+            tuple(_joined(parts) for parts in zip(*moments, strict=True)),
             None if counted[0] is None else torch.cat(counted),
             None if followed[0] is None else torch.cat(followed),
-            what,
+            probe,
         )
-        return _finished(together), self.indices
+        return _finished(together, self.plan), self.indices
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    if len({part.shape[1] for part in parts}) > 1:  # counts: one for all units, or one a unit
+        shape = max(part.shape for part in parts)
+        parts = [np.broadcast_to(part, shape) for part in parts]
+    return np.concatenate(parts)
 
 
 def _stats(v: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> list[Any] | Pending:
     """Statistics of k tensors side by side, (k, *shape)."""
+    k, plan = len(v), _plan(v.shape[1:], axes)
     if _is_here(v):
-        return _finished(_reduced(v, axes, histogram, probe))
-    k, unit = len(v), _unit(v, axes)
-    parts = _masked(_grid(v, unit))
-    samples = _by_sample(v, axes) if histogram or probe else None
+        return _finished(_reduced(v, plan, histogram, probe), plan)
+    parts = _masked(_grid(v, plan))
     if histogram:
-        parts.append(_histogram(_codes(_some(v, samples))))
-    followed = samples if probe else None
-    if followed is not None:
-        parts += _variation(_picked(followed, PROBES), axes.samples)
-    what = _Found(axes.samples, unit is not None, _shape(followed))
+        parts.append(_histogram(_codes(_picked(v, plan, plan.binned))))
+    probe = probe and plan.sample is not None
+    if probe:
+        parts += _variation(_picked(v, plan, PROBES), plan.samples)
     sizes = [part[0].numel() for part in parts]
 
     def read(values: np.ndarray) -> list[TensorStats]:
         arrays = np.split(values, np.cumsum(sizes)[:-1] * k)
         counts, n, mean, m2, *rest = (x.reshape(k, -1) for x in arrays)
         bins = rest.pop(0) if histogram else None
-        return _assembled(what, counts, n, mean, m2, bins, rest)
+        return _assembled(counts.tolist(), n, mean, m2, bins, rest if probe else None, plan)
 
     return Pending(torch.cat([part.reshape(-1) for part in parts]), read)
 
 
-def _reduced(v: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> _Reduced:
-    unit = _unit(v, axes)
-    counts, n, mean, m2 = _moments(v, unit)
-    samples = _by_sample(v, axes) if histogram or probe else None
-    counted = _some(v, samples) if histogram else None
-    followed = samples if probe else None
-    what = _Found(axes.samples, unit is not None, _shape(followed))
-    if followed is not None:
-        units_only = unit not in (None, axes.batch) and followed.dim() == 3
-        finite = not counts[:, 2:4].any()
-        followed = None if units_only and finite else _picked(followed, PROBES)
-    return _Reduced(counts, n, mean, m2, counted, followed, what)
+def _reduced(v: torch.Tensor, plan: _Plan, histogram: bool, probe: bool) -> _Reduced:
+    grids = _blocks(v, plan)
+    found = _plain(grids)
+    plain = found is not None
+    counts, *moments = _careful(grids) if found is None else found
+    counted = _picked(v, plan, plan.binned) if histogram else None
+    probe = probe and plan.sample is not None
+    followed: torch.Tensor | None = None
+    if probe and not (plain and plan.units_are_values):
+        followed = _picked(v, plan, PROBES)
+    return _Reduced(counts, tuple(moments), counted, followed, probe)
 
 
-def _finished(reduced: _Reduced) -> list[TensorStats]:
-    counts, n, mean, m2, counted, values, what = reduced
+def _finished(reduced: _Reduced, plan: _Plan) -> list[TensorStats]:
+    counts, moments, counted, values, probe = reduced
+    if len(moments) == 2:
+        first, second = (part.astype(np.float64) for part in moments)
+        mean = first / plan.n
+        m2 = np.maximum(second - first * mean, 0)
+        n = np.full((len(mean), 1), plan.n)
+    else:
+        n, mean, m2 = moments
     bins = None if counted is None else _histogram_here(_codes(counted).numpy())
-    followed: list[np.ndarray] = []
+    followed: list[np.ndarray] | None = None
     if values is not None:
-        followed = [x.numpy() for x in _variation(values, what.samples)]
-    elif what.shape is not None:
+        followed = [x.numpy() for x in _variation(values, plan.samples)]
+    elif probe:
         followed = [mean, m2]
-        if what.shape[0] > PROBES:
-            picks = spread(what.shape, PROBES, torch.device("cpu"))[0].numpy()
+        if plan.width > PROBES:
+            picks = spread((plan.width,), PROBES, torch.device("cpu"))[0].numpy()
             followed = [mean[:, picks], m2[:, picks]]
-    return _assembled(what, counts, n, mean, m2, bins, followed)
+    return _assembled(counts, n, mean, m2, bins, followed, plan)
 
 
 def _variation(picked: torch.Tensor, samples: int) -> list[torch.Tensor]:
@@ -430,25 +418,24 @@ def _variation(picked: torch.Tensor, samples: int) -> list[torch.Tensor]:
 
 
 def _assembled(
-    what: _Found,
-    counts: np.ndarray,
+    counts: Sequence[Sequence[float]],
     n: np.ndarray,
     mean: np.ndarray,
     m2: np.ndarray,
     bins: np.ndarray | None,
-    followed: list[np.ndarray],
+    followed: list[np.ndarray] | None,
+    plan: _Plan,
 ) -> list[TensorStats]:
-    width = mean.shape[1]
-    if width == 1:
+    if mean.shape[1] == 1:
         total, pooled, within = n[:, 0], mean[:, 0], m2[:, 0]
     else:
         total, pooled, within = (x[:, 0] for x in _merged(n, mean, m2, 1))
-    rows = zip(counts.tolist(), total.tolist(), pooled.tolist(), within.tolist(), strict=True)
+    rows = zip(counts, total.tolist(), pooled.tolist(), within.tolist(), strict=True)
     n = np.broadcast_to(n, mean.shape)
     return [
         _made(
             TensorStats,
-            samples=what.samples,
+            samples=plan.samples,
             count=int(count),
             nan=int(nan),
             inf=int(inf),
@@ -458,13 +445,15 @@ def _assembled(
             min=low if count else math.nan,
             max=high if count else math.nan,
             histogram=None if bins is None else _made(Histogram, counts=bins[i]),
-            units=_made(UnitStats, count=n[i], mean=mean[i], m2=m2[i]) if what.units else None,
+            units=None
+            if plan.unit is None
+            else _made(UnitStats, count=n[i], mean=mean[i], m2=m2[i]),
             probe=None
-            if what.shape is None
+            if followed is None
             else _made(
                 ProbeStats,
-                shape=what.shape,
-                samples=what.samples,
+                shape=plan.sample,
+                samples=plan.samples,
                 mean=followed[0][i],
                 m2=followed[1][i],
             ),
@@ -481,30 +470,6 @@ def _made(kind: type[Made], **values: Any) -> Made:
     return made
 
 
-def _moments(v: torch.Tensor, unit: int | None) -> list[np.ndarray]:
-    """On a CPU: counts (k, 5), namely extremes, NaN, inf, zeros; units' n, mean, m2 (k, units).
-
-    n is (k, 1) where all units have as many.
-    """
-    grids = _blocks(v, unit)
-    found = _plain(grids)
-    if found is not None:
-        return found
-    blocks = [_shifted(grid) or [x.numpy() for x in _masked(grid)] for grid in grids]
-    if len(blocks) == 1:
-        return blocks[0]
-    n = [block[1] for block in blocks]
-    if len({part.shape for part in n}) > 1:
-        n = [np.broadcast_to(part, block[2].shape) for part, block in zip(n, blocks, strict=True)]
-    counts, mean, m2 = (np.concatenate([block[i] for block in blocks]) for i in (0, 2, 3))
-    return [_added(counts)[None], *_merged(np.concatenate(n), mean, m2, 0)]
-
-
-def _added(counts: np.ndarray) -> np.ndarray:
-    """The counts (5) of all parts (parts, 5)."""
-    return np.concatenate([counts[:, :1].min(0), counts[:, 1:2].max(0), counts[:, 2:].sum(0)])
-
-
 def _merged(
     n: np.ndarray, mean: np.ndarray, m2: np.ndarray, axis: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -517,31 +482,64 @@ def _merged(
         return total, pooled, (m2 + n * (mean - pooled) ** 2).sum(axis, keepdims=True)
 
 
-def _plain(grids: list[torch.Tensor]) -> list[np.ndarray] | None:
-    """The moments of all blocks of tensors on a CPU, from plain sums and sums of squares.
+def _plain(
+    grids: list[torch.Tensor],
+) -> tuple[list[_Counts], np.ndarray, np.ndarray] | None:
+    """Counts, sums and sums of squares of all blocks of tensors on a CPU.
 
-    None where that would not do: values that are not finite, or cannot be squared as they are, or a
-    unit whose spread is small beside its mean, and would be lost to rounding.
+    None where those would not do: values that are not finite, or cannot be squared as they are, or
+    a unit whose spread is small beside its mean, and would be lost to rounding.
     """
-    k, _, units, _ = grids[0].shape
-    several, first, second = [], np.zeros((k, units)), np.zeros((k, units))
+    counts: list[_Counts] = []
+    first = second = None
     for grid in grids:
-        counts = _counts(grid)
-        if counts is None:
+        found = _counts(grid)
+        if found is None:
             return None
-        several.append(counts)
+        counts += found
         sums, squares = _sums(grid)
-        first += sums
-        second += squares
-    n = float(sum(grid.shape[1] * grid.shape[3] for grid in grids))
-    if (first * first > 0.96 * n * second).any():
+        if first is None or second is None:
+            first, second = sums, squares
+        else:
+            first, second = np.add(first, sums, dtype=float), np.add(second, squares, dtype=float)
+    assert first is not None
+    assert second is not None
+    n = sum(grid.shape[1] * grid.shape[3] for grid in grids)
+    mean = first * (1 / n)
+    if (mean * mean > second * (0.9 / n)).any():
         return None
-    counts = several[0] if len(several) == 1 else _added(np.concatenate(several))[None]
-    mean = first / n
-    return [counts, np.full((k, 1), n), mean, np.maximum(second - first * mean, 0)]
+    return counts if len(grids) == 1 else [_together(counts)], first, second
 
 
-def _shifted(grid: torch.Tensor) -> list[np.ndarray] | None:
+def _together(counts: Sequence[_Counts]) -> _Counts:
+    """Of one tensor, those of its blocks."""
+    low, high, *numbers = zip(*counts, strict=True)
+    nan, inf, zeros = (sum(number) for number in numbers)
+    return min(low), max(high), nan, inf, zeros
+
+
+def _careful(
+    grids: list[torch.Tensor],
+) -> tuple[list[_Counts], np.ndarray, np.ndarray, np.ndarray]:
+    """On a CPU: counts; units' n, mean, m2, (k, units). n is (k, 1) if all units have as many."""
+    blocks = [_shifted(grid) or _read(_masked(grid)) for grid in grids]
+    if len(blocks) == 1:
+        return blocks[0]
+    counts, *parts = zip(*blocks, strict=True)
+    n, mean, m2 = (_joined(part) for part in parts)
+    return [_together(list(itertools.chain(*counts)))], *_merged(n, mean, m2, 0)
+
+
+def _read(
+    masked: list[torch.Tensor],
+) -> tuple[list[_Counts], np.ndarray, np.ndarray, np.ndarray]:
+    counts, n, mean, m2 = (x.numpy() for x in masked)
+    return [tuple(row) for row in counts.tolist()], n, mean, m2
+
+
+def _shifted(
+    grid: torch.Tensor,
+) -> tuple[list[_Counts], np.ndarray, np.ndarray, np.ndarray] | None:
     """The moments of a grid on a CPU, if all is finite and can be squared as it is.
 
     Deviations are taken from the first value: then neither the mean nor a spread small beside it is
@@ -552,31 +550,33 @@ def _shifted(grid: torch.Tensor) -> list[np.ndarray] | None:
         return None
     n = grid.shape[1] * grid.shape[3]
     centre = grid[:, :1, :, :1]
-    first, second = _sums(grid - centre)
+    first, second = (x.astype(np.float64) for x in _sums(grid - centre))
     if (first * first > 0.99 * n * second).any():
         centre = centre + torch.from_numpy(first / n).to(grid.dtype)[:, None, :, None]
-        first, second = _sums(grid - centre)
+        first, second = (x.astype(np.float64) for x in _sums(grid - centre))
     rest = first / n
     mean, m2 = centre[:, 0, :, 0].numpy() + rest, np.maximum(second - first * rest, 0)
-    return [counts, np.full((len(grid), 1), float(n)), mean, m2]
+    return counts, np.full((len(grid), 1), float(n)), mean, m2
 
 
-def _counts(grid: torch.Tensor) -> np.ndarray | None:
-    """Extremes and numbers of NaN, inf (none) and zeros, (k, 5); None if not plain."""
+def _counts(grid: torch.Tensor) -> list[_Counts] | None:
+    """Extremes and numbers of NaN, inf (none) and zeros of k; None if any is not plain."""
+    k = len(grid)
     if grid.numel() == 0:
         return None
-    k = len(grid)
     flat = grid.reshape(k, -1)
     if k == 1:
-        low, high = torch.aminmax(flat)  # NaN if there is one anywhere
-        lows, highs = [low.item()], [high.item()]
-    else:
-        lows, highs = flat.amin(1).tolist(), flat.amax(1).tolist()
+        lowest, highest = torch.aminmax(flat)  # NaN if there is one anywhere
+        low, high = lowest.item(), highest.item()
+        if not _can_be_squared(-low, high):
+            return None
+        return [(low, high, 0, 0, int(np.count_nonzero(flat.numpy() == 0)))]
+    lows, highs = flat.amin(1).tolist(), flat.amax(1).tolist()
     if not all(_can_be_squared(-low, high) for low, high in zip(lows, highs, strict=True)):
         return None
     zero = flat.numpy() == 0
-    zeros = [np.count_nonzero(row) for row in zero] if k == 1 or zero.any() else [0] * k
-    return np.array([lows, highs, [0] * k, [0] * k, zeros], np.float64).T
+    zeros = [np.count_nonzero(row) for row in zero] if zero.any() else [0] * k
+    return [(*extremes, 0, 0, n) for *extremes, n in zip(lows, highs, zeros, strict=True)]
 
 
 # How many squares are summed up in float32 before double precision takes over.
@@ -585,19 +585,18 @@ _RUN = 256
 
 def _sums(grid: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Each unit's sum, and that of the squares, (k, units)."""
-    units, after = grid.shape[2:]
-    first = grid.sum((1, 3)).numpy().astype(np.float64)
-    if after == 1 and units < 16:
-        return first, (grid * grid).sum((1, 3)).numpy().astype(np.float64)
-    if after == 1:
-        return first, sum(
-            np.einsum("kbru,kbru->kbu", rows.numpy(), rows.numpy()).sum(1, dtype=np.float64)
-            for rows in _runs(grid[..., 0], 1)
-        )
-    return first, sum(
-        (torch.linalg.vector_norm(runs, dim=4).double() ** 2).sum((1, 3)).numpy()
-        for runs in _runs(grid, 3)
-    )
+    before, units, after = grid.shape[1:]
+    first = grid.sum((1, 3)).numpy()
+    if after > 1:
+        norms = (torch.linalg.vector_norm(runs, dim=4) for runs in _runs(grid, 3))
+        return first, sum((norm.double() ** 2).sum((1, 3)).numpy() for norm in norms)
+    if units < 16:
+        return first, (grid * grid).sum((1, 3)).numpy()
+    values = grid[..., 0].numpy()
+    if before <= _RUN:
+        return first, np.einsum("kru,kru->ku", values, values)
+    runs = (run.numpy() for run in _runs(grid[..., 0], 1))
+    return first, sum(np.einsum("kbru,kbru->kbu", x, x).sum(1, dtype=np.float64) for x in runs)
 
 
 def _runs(x: torch.Tensor, axis: int) -> list[torch.Tensor]:
@@ -666,12 +665,6 @@ def _binned(width: int) -> int:
     return min(256, max(16, width // 32))
 
 
-def _some(v: torch.Tensor, samples: torch.Tensor | None) -> torch.Tensor:
-    """The values that a histogram counts."""
-    values = v.reshape(len(v), 1, -1) if samples is None else samples
-    return _picked(values, _binned(math.prod(values.shape[2:])))
-
-
 def _codes(x: torch.Tensor) -> torch.Tensor:
     """The leading 11 bits of values as float32: sign, exponent and two bits of the mantissa."""
     if x.dtype == torch.float64:  # what is finite stays finite, what is not becomes NaN
@@ -723,19 +716,20 @@ _SIZE = 2 * Histogram.SIDE + 2
 def _flat(
     v: torch.Tensor, intervals: tuple[tuple[float, float], ...], axes: Axes
 ) -> list[FlatStats] | Pending:
-    k, total, unit = len(v), v[0].numel(), _unit(v, axes)
+    k, plan = len(v), _plan(v.shape[1:], axes)
+    total = v[0].numel()
 
     def read(values: np.ndarray) -> list[FlatStats]:
         inside, opened = values.reshape(k, -1)[:, 0].tolist(), values.reshape(k, -1)[:, 1:] > 0
         return [
-            FlatStats(axes.samples, total, int(n), None if unit is None else opened[i])
+            FlatStats(axes.samples, total, int(n), None if plan.unit is None else opened[i])
             for i, n in enumerate(inside)
         ]
 
     if _is_here(v):
-        parts = [_inside(grid, intervals) for grid in _blocks(v, unit)]
+        parts = [_inside(grid, intervals) for grid in _blocks(v, plan)]
         return read(parts[0] if len(parts) == 1 else np.sum(parts, 0))
-    grid = _grid(v, unit)
+    grid = _grid(v, plan)
     inside = functools.reduce(torch.logical_or, [_between(grid, *ends) for ends in intervals])
     both = torch.cat([inside.sum((1, 2, 3))[:, None], (~inside).sum((1, 3))], 1)
     return Pending(wide(both).reshape(-1), read)
@@ -760,15 +754,15 @@ def _between(x: Any, low: float, high: float) -> Any:
 
 
 def _directions(v: torch.Tensor, unit: int, scratch: _Scratch) -> list[DirectionStats] | Pending:
-    k = len(v)
+    k, plan = len(v), _plan(v.shape[1:], Axes(unit))
 
     def read(sums: np.ndarray) -> list[DirectionStats]:
         return [DirectionStats(int(row[-1]), row[:-1]) for row in sums.reshape(k, -1)]
 
     if _is_here(v):
-        sums = [_unit_lengths(grid, scratch).numpy() for grid in _blocks(v, unit)]
+        sums = [_unit_lengths(grid, scratch).numpy() for grid in _blocks(v, plan)]
         return read(sums[0] if len(sums) == 1 else np.sum(sums, 0))
-    return Pending(_unit_lengths(_grid(v, unit), scratch).reshape(-1), read)
+    return Pending(_unit_lengths(_grid(v, plan), scratch).reshape(-1), read)
 
 
 def _unit_lengths(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
@@ -802,71 +796,96 @@ def _unit_lengths(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
 # -- shapes -------------------------------------------------------------------------------------
 
 
-def _memory(x: torch.Tensor, axes: Axes) -> tuple[Hashable, ...] | None:
-    """What two tensors share if they are the same values in the same arrangement; None: unknown."""
-    if x.__class__ not in _PLAIN or x.layout != torch.strided or x.is_inference():
-        return None
-    here = (x.untyped_storage()._cdata, x.data_ptr(), x._version, x.dtype, axes.samples)
-    if not x.is_contiguous() or axes.batch:
-        return (*here, x.shape, x.stride(), axes)
-    unit = None
-    if axes.unit is not None:
-        unit = (x.shape[axes.unit], math.prod(x.shape[axes.unit + 1 :]))
-    return (*here, x.numel(), unit, axes.batch)
-
-
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def _unit(v: torch.Tensor, axes: Axes) -> int | None:
-    return axes.unit if axes.unit is not None and v.shape[axes.unit + 1] <= MOST_UNITS else None
+class _Plan(NamedTuple):
+    """How to take a tensor apart: all that follows from its shape and axes alone."""
+
+    unit: int | None  # None: none, or too many
+    grid: tuple[int, int, int]  # before the unit axis, along it, after it
+    n: int  # values of a unit
+    blocks: tuple[int, int] | None  # of one on a CPU: along which axis, and how long; None: whole
+    batch: int | None  # None: samples cannot be told apart
+    samples: int
+    sample: tuple[int, ...] | None  # the shape of a sample
+    width: int  # its values; all, where samples cannot be told apart
+    binned: int  # how many of them are for the histogram
+    units_are_values: bool  # of a sample
 
 
-def _blocks(v: torch.Tensor, unit: int | None) -> list[torch.Tensor]:
+@functools.lru_cache(maxsize=4096)
+def _plan(shape: tuple[int, ...], axes: Axes) -> _Plan:
+    unit, batch = axes.unit, axes.batch
+    if unit is not None and shape[unit] > MOST_UNITS:
+        unit = None
+    total = math.prod(shape)
+    grid = (1, 1, total)
+    if unit is not None:
+        grid = math.prod(shape[:unit]), shape[unit], math.prod(shape[unit + 1 :])
+    blocks: tuple[int, int] | None = None
+    if total > BLOCK:
+        others = [axis for axis in range(len(shape)) if axis != unit]
+        # Along the first axis, since that is the slowest in memory, if it is long enough.
+        axis = next((a for a in others if shape[a] >= total // BLOCK), None)
+        if axis is None:
+            axis = max(others, key=lambda a: shape[a], default=0)
+        blocks = axis + 1, max(1, shape[axis] * BLOCK // total)
+    sample: tuple[int, ...] | None = None
+    if batch is not None and total and shape[batch] % axes.samples == 0:
+        steps = shape[batch] // axes.samples
+        sample = (*shape[:batch], *shape[batch + 1 :])
+        sample = sample if steps == 1 else (steps, *sample)
+    width = total if sample is None else math.prod(sample)
+    return _Plan(
+        unit,
+        grid,
+        grid[0] * grid[2],
+        blocks,
+        None if sample is None else batch,
+        axes.samples,
+        sample,
+        width,
+        _binned(width),
+        sample is not None and len(sample) == 1 and unit not in (None, batch),
+    )
+
+
+def _blocks(v: torch.Tensor, plan: _Plan) -> list[torch.Tensor]:
     """Tensors (k, *shape) as grids (k, before, units, after); a large one on a CPU in several."""
-    if not _is_here(v) or len(v) > 1 or v.numel() <= BLOCK:
-        return [_grid(v, unit)]
-    others = [axis for axis in range(1, v.dim()) if unit is None or axis != unit + 1]
-    # Along the first axis, since that is the slowest in memory, if it is long enough.
-    axis = next((a for a in others if v.shape[a] >= v.numel() // BLOCK), None)
-    if axis is None:
-        axis = max(others, key=lambda a: v.shape[a], default=0)
-    length = max(1, v.shape[axis] * BLOCK // v.numel())
-    return [_grid(block, unit) for block in torch.split(v, length, axis)]
+    if plan.blocks is None or len(v) > 1:
+        return [_grid(v, plan)]
+    axis, length = plan.blocks
+    before, units, after = plan.grid
+    parts = torch.split(v, length, axis)
+    if plan.unit is None:
+        return [part.reshape(1, 1, 1, -1) for part in parts]
+    if axis <= plan.unit:
+        return [part.reshape(1, -1, units, after) for part in parts]
+    return [part.reshape(1, before, units, -1) for part in parts]
 
 
-def _grid(v: torch.Tensor, unit: int | None) -> torch.Tensor:
-    """Tensors (k, *shape) as (k, before, along, after) an axis; (k, 1, 1, all) without one."""
-    if unit is None:
-        return v.reshape(len(v), 1, 1, v[0].numel())
-    before, units, after = v.shape[1 : unit + 1], v.shape[unit + 1], v.shape[unit + 2 :]
-    return v.reshape(len(v), math.prod(before), units, math.prod(after))
+def _grid(v: torch.Tensor, plan: _Plan) -> torch.Tensor:
+    """Tensors (k, *shape) as (k, before, units, after); (k, 1, 1, all) without a unit axis."""
+    return v.reshape(len(v), *plan.grid)
 
 
-def _shape(samples: torch.Tensor | None) -> tuple[int, ...] | None:
-    """The shape of one sample, of (k, samples, *shape)."""
-    return None if samples is None else tuple(samples.shape[2:])
+def _picked(v: torch.Tensor, plan: _Plan, most: int) -> torch.Tensor:
+    """Of (k, *shape) up to ``most`` values of each sample, the same for the same shape.
 
-
-def _by_sample(v: torch.Tensor, axes: Axes) -> torch.Tensor | None:
-    """Tensors (k, *shape) as (k, samples, *shape of a sample), where the batch axis is known."""
-    if axes.batch is None or v.numel() == 0 or v.shape[axes.batch + 1] % axes.samples:
-        return None
-    v = v.movedim(axes.batch + 1, 1)
-    steps = v.shape[1] // axes.samples
-    return v if steps == 1 else torch.unflatten(v, 1, (axes.samples, steps))
-
-
-def _picked(v: torch.Tensor, most: int) -> torch.Tensor:
-    """Of (k, samples, …) up to ``most`` values of each sample, the same for the same shape."""
-    shape = tuple(v.shape[2:])
-    width = math.prod(shape)
-    if width <= most:
-        return v.flatten(2) if v.dim() > 2 else v[..., None]
-    if v.is_contiguous():  # several times as fast as an index for each axis
-        return v.flatten(2).index_select(2, spread((width,), most, v.device)[0])
+    Of all together, where samples cannot be told apart. (k, samples, values).
+    """
+    k, samples = len(v), 1 if plan.sample is None else plan.samples
+    if plan.batch:
+        v = torch.movedim(v, plan.batch + 1, 1)
+    if plan.width <= most:
+        return v.reshape(k, samples, plan.width)
+    if plan.sample is None or v.is_contiguous():  # several times as fast as an index for each axis
+        flat = v.reshape(k, samples, plan.width)
+        return flat.index_select(2, spread((plan.width,), most, v.device)[0])
     everything: Any = slice(None)
-    return v[(everything, everything, *spread(shape, most, v.device))]
+    by_sample = v.reshape(k, samples, *plan.sample)
+    return by_sample[(everything, everything, *spread(plan.sample, most, v.device))]
 
 
 @functools.lru_cache(maxsize=256)

@@ -352,38 +352,6 @@ def test_more_than_a_group_holds_are_all_there():
     assert places == list(range(len(xs))) == [stats.mean for stats in results]
 
 
-def test_what_lies_unchanged_in_memory_is_measured_once():
-    x = torch.randn(6, 5, 400)
-    meter = Meter()
-
-    first = meter.stats(x, Axes(2, 0, 6))
-
-    assert meter.stats(x, Axes(2, 0, 6)) == first
-    assert meter.stats(x.view(30, 400), Axes(1, 0, 6)) == first
-    assert meter.stats(x.detach().view(6, 1, 5, 400), Axes(3, 0, 6)) == first
-    others = [
-        meter.stats(x, Axes(1, 0, 6)),
-        meter.stats(x, Axes(2, 1, 5)),
-        meter.stats(x.view(30, 400), Axes(1, 0, 30)),
-        meter.stats(x.transpose(0, 1), Axes(2, 0, 5)),
-        meter.stats(x.clone(), Axes(2, 0, 6)),
-        meter.stats(x[:5], Axes(2, 0, 5)),
-        meter.stats(x, Axes(2, 0, 6), histogram=False),
-    ]
-    x[0, 0, 0] += 1
-    others.append(meter.stats(x, Axes(2, 0, 6)))
-    assert len({first, *others}) == 1 + len(others)
-
-
-def test_another_tensor_where_one_lay_is_not_taken_for_it():
-    meter, places = Meter(), []
-
-    for k in range(20):  # freed and made again, often at the same address
-        places.append(meter.stats(torch.full((70_000,), float(k))))
-
-    assert [meter.collect()[place].mean for place in places] == list(range(20))
-
-
 @pytest.mark.parametrize(
     ("shape", "unit"),
     [

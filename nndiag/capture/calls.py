@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -160,41 +159,47 @@ def understood(func: Callable[..., Any]) -> tuple[str, str]:
 _NUMBERS = frozenset((type(None), bool, int, float, str))
 
 
-@dataclass
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif value.__class__ not in _NUMBERS:
+            found += tensors_in(value, depth=2)
+    return found
+
+
+def _bound(
+    op: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    if func is torch.embedding:
+        return dict(zip(("weight", "input"), args, strict=False), **kwargs)
+    order = _OWN_ORDER.get(func, _ORDER.get(op, ()))
+    bound = dict(zip(("input", *order), args, strict=False))
+    for key, value in kwargs.items():
+        bound["input" if key in _INPUTS else key] = value
+    return bound
+
+
 class Call:
-    """One call of a torch function."""
+    """One call of a torch function.
 
-    op: str
-    category: str
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    ``tensors``: all tensors among the arguments, in order. ``bound``: the arguments by name; the
+    first is ``input``.
+    """
 
-    @functools.cached_property
-    def tensors(self) -> list[torch.Tensor]:
-        """All tensors among the arguments, in order."""
-        found: list[torch.Tensor] = []
-        for value in (*self.args, *self.kwargs.values()):
-            if isinstance(value, torch.Tensor):
-                found.append(value)
-            elif value.__class__ not in _NUMBERS:
-                found += tensors_in(value, depth=2)
-        return found
-
-    @functools.cached_property
-    def bound(self) -> dict[str, Any]:
-        """The arguments by name; the first is ``input``."""
-        if self.func is torch.embedding:
-            return dict(zip(("weight", "input"), self.args, strict=False), **self.kwargs)
-        order = _OWN_ORDER.get(self.func, _ORDER.get(self.op, ()))
-        bound = dict(zip(("input", *order), self.args, strict=False))
-        for key, value in self.kwargs.items():
-            bound["input" if key in _INPUTS else key] = value
-        return bound
-
-    @functools.cached_property
-    def input(self) -> Any:
-        return self.bound.get("input")
+    def __init__(
+        self,
+        op: str,
+        category: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.op, self.category, self.func, self.args, self.kwargs = op, category, func, args, kwargs
+        self.tensors = _tensors(args, kwargs)
+        self.bound = _bound(op, func, args, kwargs)
+        self.input: Any = self.bound.get("input")
 
     def again(self, other: torch.Tensor) -> Any:
         """The same call with another tensor in the place of its first argument."""

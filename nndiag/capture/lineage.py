@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -100,7 +100,10 @@ class Trails:
         return None, list(sources)
 
     def notes(self, tensor: torch.Tensor) -> dict[Any, Any]:
-        """A notebook on the tensor's present values; empty again once they change."""
+        """A notebook on the tensor's present values; empty again once they change.
+
+        Views of one tensor (:func:`whole`) may share that one's.
+        """
         notes = self._notes.get(tensor)
         now = version(tensor)
         if notes is None or notes[0] != now or now < 0:
@@ -121,6 +124,32 @@ def version(tensor: torch.Tensor) -> int:
         return tensor._version
     except RuntimeError:  # a tensor made in inference mode
         return -1
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that this one is a view of, or itself."""
+    if tensor.__class__ not in _PLAIN or not tensor._is_view() or tensor.layout != torch.strided:
+        return tensor
+    base = tensor._base
+    return tensor if base is None or base.dtype != tensor.dtype or base.is_complex() else base
+
+
+def arrangement(tensor: torch.Tensor, axes: Axes) -> tuple[Hashable, ...]:
+    """What two views of a tensor share if they are the same values, as far as ``axes`` tell.
+
+    A view that merges or splits axes other than the units' is.
+    """
+    if tensor.layout != torch.strided:
+        return axes
+    offset = tensor.storage_offset()
+    if axes.batch or not tensor.is_contiguous():
+        return offset, tensor.shape, tensor.stride(), axes
+    after = None if axes.unit is None else math.prod(tensor.shape[axes.unit :])
+    units = None if axes.unit is None else tensor.shape[axes.unit]
+    return offset, tensor.numel(), units, after, axes.batch, axes.samples
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]] | None:

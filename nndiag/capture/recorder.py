@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 import sys
 import threading
 from collections import Counter
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from nndiag.batch import has_samples, tensors_in
 from nndiag.capture.calls import Call, understood
 from nndiag.capture.handlers import HANDLERS, QUIET, hidden, measurable
-from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails
+from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails, arrangement, whole
 from nndiag.capture.locate import location
 from nndiag.capture.weights import Running, use_of
 from nndiag.measure import Axes, Meter, Pending
@@ -72,6 +73,7 @@ class Scope:
     row: Row | None = None
     leaf: bool = False  # one of torch.nn's own: the calls inside belong to its row
     muted: bool = False  # inside such a leaf
+    plan: Generator[None, Any, None] | None = None  # of a leaf that is taken for one call
 
 
 class _Ours:
@@ -214,9 +216,17 @@ class Recorder(TorchFunctionMode):
         if self._elsewhere() or module not in self.names:
             return
         try:  # no tensor is touched here: what _ours does would be for nothing
-            self._stack.append(self._scope(module))
+            scope = self._scope(module)
+            self._stack.append(scope)
         except Exception as error:
             self.not_observed[f"{self.names[module] or ROOT}: {_failure(error)}"] = None
+            return
+        if args and scope.row is not None and not scope.leaf and is_spelled_out_gelu(module):
+            with self._ours(scope.name or ROOT):
+                scope.leaf = True
+                plan = HANDLERS["activation"](self, _as_gelu(args))
+                next(plan)
+                scope.muted, scope.plan = True, plan
 
     def _scope(self, module: nn.Module) -> Scope:
         outer = self._stack[-1] if self._stack else None
@@ -249,7 +259,10 @@ class Recorder(TorchFunctionMode):
                 self.failed = error, scope
             return
         self.finished.add(module)
-        if not scope.muted:
+        if scope.plan is not None:
+            with self._ours(scope.name or ROOT), contextlib.suppress(StopIteration):
+                scope.plan.send(output)
+        if not scope.muted or scope.plan is not None:
             with self._ours(scope.name or ROOT):
                 self._finish_module(scope, args, output)
 
@@ -381,7 +394,7 @@ class Recorder(TorchFunctionMode):
         def hook(grad: torch.Tensor) -> None:
             if self._backward:
                 with self._ours(f"the gradient at {name}"):
-                    found.append(self.meter.stats(grad, pooled, probe=False))
+                    found.append(self.measure(grad, pooled, gradient=True))
 
         handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         self._handles.append(handle)
@@ -394,13 +407,15 @@ class Recorder(TorchFunctionMode):
         if not self.only_inputs or axes.unit is not None:
             row.input = self.measure(tensor, axes)
 
-    def measure(self, tensor: torch.Tensor, axes: Axes) -> int:
-        notes = self.trails.notes(tensor)
-        index: int | None = notes.get(axes)
+    def measure(self, tensor: torch.Tensor, axes: Axes, *, gradient: bool = False) -> int:
+        """Where the statistics of a tensor's present values will be; taken once."""
+        notes = self.trails.notes(whole(tensor))
+        how = arrangement(tensor, axes), gradient
+        index: int | None = notes.get(how)
         if index is None:
             all_of_it = not self.only_inputs
-            index = notes[axes] = self.meter.stats(
-                tensor, axes, histogram=all_of_it, probe=all_of_it
+            index = notes[how] = self.meter.stats(
+                tensor, axes, histogram=all_of_it, probe=all_of_it and not gradient
             )
         return index
 
@@ -605,6 +620,26 @@ def is_torch_leaf(module: nn.Module) -> bool:
     """One of torch.nn's own layers with its own forward: one row, its inside belongs to it."""
     kind: Any = type(module)  # mypy does not take a class of modules for hashable
     return not is_script(module) and _has_torchs_forward(kind)
+
+
+def is_spelled_out_gelu(module: nn.Module) -> bool:
+    """A GELU of the user's or another library's own, made of other calls, such as a tanh.
+
+    Taken for one call: what happens to that tanh says nothing about the layer. Only this family is
+    known by name, as its members hardly differ, while anything may be called a ReLU.
+    """
+    return (
+        _GELU.fullmatch(type(module).__name__) is not None
+        and not has_layers(module)
+        and not module._parameters
+    )
+
+
+_GELU = re.compile(r"(New|Fast|Quick|Accurate|OpenAI|Tanh)?GELU(Activation|Tanh|New)?", re.I)
+
+
+def _as_gelu(args: tuple[Any, ...]) -> Call:
+    return Call("gelu", "activation", torch.nn.functional.gelu, args[:1], {"approximate": "tanh"})
 
 
 @functools.lru_cache(maxsize=1024)

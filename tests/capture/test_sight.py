@@ -15,7 +15,8 @@ from oracle import look, row, rows, same_numbers
 from torch import nn
 
 import nndiag
-from nndiag.measure import Meter
+from nndiag.capture.recorder import Recorder
+from nndiag.measure import Axes, Meter
 
 # Every spelling of an activation: the call, the module that computes the same, the canonical name.
 SPELLINGS = {
@@ -518,3 +519,96 @@ def test_a_report_keeps_neither_the_model_nor_its_batch_alive():
 
     assert [ref() for ref in refs] == [None] * 3
     assert report.snapshot.layers
+
+
+@pytest.mark.parametrize("width", [4, 4000])
+def test_what_lies_unchanged_in_memory_is_measured_once(width):
+    x = torch.randn(6, 5, width)
+    recorder = Recorder({}, {}, gradients=True)
+
+    def measure(tensor, unit, batch, samples, **kind):
+        return recorder.measure(tensor, Axes(unit, batch, samples), **kind)
+
+    first = measure(x, 2, 0, 6)
+
+    assert measure(x, 2, 0, 6) == first
+    assert measure(x.view(30, width), 1, 0, 6) == first
+    assert measure(x.view(6, 1, 5, width), 3, 0, 6) == first
+    others = [
+        measure(x, 1, 0, 6),
+        measure(x, 2, 1, 5),
+        measure(x.view(30, width), 1, 0, 30),
+        measure(x.transpose(0, 1), 2, 0, 5),
+        measure(x.clone(), 2, 0, 6),
+        measure(x[:5], 2, 0, 5),
+        measure(x, 2, 0, 6, gradient=True),
+    ]
+    x[0, 0, 0] += 1
+    others.append(measure(x, 2, 0, 6))
+    assert len({first, *others}) == 1 + len(others)
+
+
+def test_views_that_only_look_alike_are_measured_apart():
+    recorder, axes = Recorder({}, {}, gradients=True), Axes(1, 0, 4)
+    z = torch.randn(4, 3, dtype=torch.complex64)
+    both = torch.view_as_real(z)
+
+    places = [recorder.measure(x, axes) for x in (z, z.conj(), z.real, z.imag, both)]
+
+    assert len(set(places)) == 5
+    found = recorder.meter.collect()
+    assert found[places[3]].mean == pytest.approx(z.imag.mean().item(), abs=1e-6)
+    assert found[places[0]].mean != pytest.approx(found[places[1]].mean)
+
+
+def test_another_tensor_where_one_lay_is_not_taken_for_it():
+    recorder, places = Recorder({}, {}, gradients=True), []
+
+    for k in range(20):  # freed and made again, often at the same address
+        places.append(recorder.measure(torch.full((70_000,), float(k)), Axes()))
+
+    numbers = recorder.meter.collect()
+    assert [numbers[place].mean for place in places] == list(range(20))
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class NewGELUActivation(nn.Module):
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class GELU(nn.Module):
+    def forward(self, x):
+        return F.gelu(x)
+
+
+@pytest.mark.parametrize("kind", [QuickGELU, NewGELUActivation, GELU])
+def test_a_gelu_that_is_spelled_out_is_one_layer(kind):
+    model = nn.Sequential(nn.Linear(8, 8), kind(), nn.Linear(8, 2))
+
+    snapshot = look(model, torch.randn(16, 8))
+
+    assert rows(snapshot) == ["0", "1", "2"]
+    layer = row(snapshot, "1")
+    assert (layer.op, layer.kind) == ("gelu", kind.__name__)
+    assert layer.input.units is not None
+    assert layer.grad is not None
+    assert snapshot.nodes[layer.node].inputs == (row(snapshot, "0").node,)
+
+
+@pytest.mark.parametrize("name", ["GELUBlock", "MyReLU", "GELU"])
+def test_what_only_sounds_like_a_gelu_is_looked_into(name):
+    def forward(self, x):
+        return self.inner(x) if name == "GELU" else torch.tanh(x)
+
+    kind = type(name, (nn.Module,), {"forward": forward})
+    inside = kind()
+    inside.inner = nn.Linear(8, 8) if name == "GELU" else None
+
+    snapshot = look(nn.Sequential(inside, nn.Linear(8, 2)), torch.randn(16, 8))
+
+    assert "0.inner" in rows(snapshot) if name == "GELU" else "0/tanh" in rows(snapshot)
