@@ -78,7 +78,7 @@ def check(
         stream: Iterable[Batch] = [Batch(given.args, given.kwargs, target)]
     else:
         stream = batches(batch, model)
-    with _collecting_later(), Progress("checking") as progress:
+    with collecting_later(), Progress("checking") as progress:
         snapshot = watch(
             model,
             stream,
@@ -93,7 +93,7 @@ def check(
 
 
 @contextlib.contextmanager
-def _collecting_later() -> Iterator[None]:
+def collecting_later() -> Iterator[None]:
     """No garbage collection inside: a check makes many small objects that all stay for a while,
     which makes Python look through everything that torch has loaded, several times over.
     """

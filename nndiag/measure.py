@@ -93,7 +93,10 @@ class _Group:
         held = self.buffer[: len(self.indices)]
         yield self.work(held), self.indices
         for work, slots, indices in self.more.values():
-            yield work(held if len(slots) == len(held) else held[slots]), indices
+            some = held
+            if len(slots) < len(held):  # not by an index: it would have to go to the device
+                some = torch.stack([self.slots[slot] for slot in slots])
+            yield work(some), indices
         self.indices, self.more = [], {}
 
 

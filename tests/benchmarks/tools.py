@@ -19,6 +19,7 @@ import torch
 
 import nndiag
 from benchmarks.workloads import Workload
+from nndiag.api import collecting_later
 from nndiag.capture.recorder import Recorder
 from nndiag.measure import Axes, Meter
 
@@ -122,9 +123,10 @@ def measured(work: Workload) -> Iterator[Step]:
 @tool("nndiag statistics", "every layer's and call's input, output, gradient, in nndiag's capture")
 def statistics(work: Workload) -> Iterator[Step]:
     def step() -> list[Any]:
-        recorder = record(work)
-        layers = recorder.layers()
-        recorder.close()
+        with collecting_later():  # as a check does
+            recorder = record(work)
+            layers = recorder.layers()
+            recorder.close()
         work.model.zero_grad(set_to_none=True)
         return layers
 
