@@ -85,18 +85,18 @@ class _Group:
         self.slots = self.buffer.unbind()
         self.work = work
         self.indices: list[int] = []  # of each one's result
-        # What else is done to some of them: to which slots, and the indices of the results.
-        self.more: dict[Hashable, tuple[_Work, list[int], list[int]]] = {}
+        # What else is done to some of them: to which slots, each with the index of its result.
+        self.more: dict[Hashable, tuple[_Work, dict[int, int]]] = {}
 
     def take(self) -> Iterator[tuple[list[Any] | Pending, list[int]]]:
         """All results so far; the group is empty afterwards."""
         held = self.buffer[: len(self.indices)]
         yield self.work(held), self.indices
-        for work, slots, indices in self.more.values():
+        for work, indices in self.more.values():
             some = held
-            if len(slots) < len(held):  # not by an index: it would have to go to the device
-                some = torch.stack([self.slots[slot] for slot in slots])
-            yield work(some), indices
+            if list(indices) != list(range(len(held))):  # no index that has to go to the device
+                some = torch.stack([self.slots[slot] for slot in indices])
+            yield work(some), list(indices.values())
         self.indices, self.more = [], {}
 
 
@@ -148,14 +148,14 @@ class Meter:
 
         ``of``: the index of another measurement of the same values, whose copy may do.
         """
-        index = self._index()
         held = None if of is None else self._held.get(of)
         if held is not None and held[0].slots[0].shape == x.shape:
             group, slot = held
-            _, slots, indices = group.more.setdefault(kind, (work, [], []))
-            slots.append(slot)
-            indices.append(index)
-            return index
+            _, indices = group.more.setdefault(kind, (work, {}))
+            if slot not in indices:
+                indices[slot] = self._index()
+            return indices[slot]
+        index = self._index()
         key = (kind, x.shape, x.dtype, x.device)
         group_of_kind = self._groups.get(key)
         if group_of_kind is None:

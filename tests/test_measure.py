@@ -406,6 +406,23 @@ def test_a_first_value_far_from_the_rest_spoils_no_spread(shape):
     check_against_numpy(x, Axes(1))
 
 
+@pytest.mark.parametrize("asked", [(0, 1, 2), (2, 0, 1), (0, 0, 0, 0), (1,), (2, 2, 0)])
+def test_what_is_asked_of_a_copy_is_said_of_that_one(asked):
+    xs = [torch.randn(6, 5) + k for k in range(3)]
+    meter = Meter()
+    copies = [meter.stats(x, Axes(1, 0, 6)) for x in xs]
+
+    places = [(k, meter.directions(xs[k], 1, of=copies[k])) for k in asked]
+    places += [(k, meter.flat(xs[k], ((-1.0, 1.0),), Axes(1), of=copies[k])) for k in asked]
+
+    found = meter.collect()
+    for k, place in places[: len(asked)]:
+        lengths = xs[k].norm(dim=1, keepdim=True)
+        np.testing.assert_allclose(found[place].total, (xs[k] / lengths).sum(0), rtol=1e-4)
+    for k, place in places[len(asked) :]:
+        assert found[place].flat == (xs[k].abs() <= 1).sum()
+
+
 # -- flat parts -------------------------------------------------------------------------------
 
 
