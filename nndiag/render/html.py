@@ -1,29 +1,69 @@
-"""The report as one page that needs neither network nor script."""
+"""The report as one page that needs no network, and can be read without its script."""
 
 from __future__ import annotations
 
 import functools
+import importlib.resources
 from typing import TYPE_CHECKING, Any
 
 from nndiag.render import story, tables
+from nndiag.render.picture import blocks as text_curve
+from nndiag.render.picture import picture
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
     from nndiag.report import Report
+
+MOST_LISTED = 300
+"""Of one rule's findings in one list: nobody reads further, and a page stays small."""
 
 
 def render(report: Report) -> str:
     """A whole page."""
-    return _render("page.html.j2", report)
+    snapshot = report.snapshot
+    blocks = story.blocks(report.findings)
+    leads = bool(blocks) and blocks[0].severity != "note"
+    drawn = picture(snapshot)
+    layers = [
+        {"layer": row.pop("layer"), "distribution": text_curve(curve["output"]), **row}
+        for row, curve in zip(tables.layers(snapshot), drawn["layers"], strict=True)
+    ]
+    parameters = tables.parameters(snapshot)
+    contents = [
+        ("cause", "Cause", leads),
+        ("picture", "Picture", layers),
+        ("findings", "Findings", len(blocks) > leads),
+        ("layers", "Layers", layers),
+        ("parameters", "Parameters", parameters),
+        ("scope", "What was looked at", True),
+        ("again", "Run it again", snapshot.environment),
+    ]
+    return _render(
+        "page.html.j2",
+        report,
+        lead=blocks[0] if leads else None,
+        blocks=blocks[leads:],
+        contents=[(id, title) for id, title, there in contents if there],
+        picture=drawn,
+        layers=layers,
+        parameters=parameters,
+        anchors={
+            **{row["parameter"]: f"P{i}" for i, row in enumerate(parameters)},
+            **{row["layer"]: f"L{i}" for i, row in enumerate(layers)},
+        },
+        passed=[o for o in report.outcomes if o.status == "passed"],
+        script=_script,
+    )
 
 
 def fragment(report: Report) -> str:
     """The verdict and the findings, to stand inside another page (a notebook)."""
-    return _render("fragment.html.j2", report)
+    return _render("fragment.html.j2", report, blocks=story.blocks(report.findings), anchors={})
 
 
-def _render(template: str, report: Report) -> str:
+def _render(template: str, report: Report, **values: Any) -> str:
     return (
         _environment()
         .get_template(template)
@@ -31,12 +71,27 @@ def _render(template: str, report: Report) -> str:
             report=report,
             snapshot=report.snapshot,
             story=story,
-            blocks=story.blocks(report.findings),
-            layers=tables.layers(report.snapshot),
-            parameters=tables.parameters(report.snapshot),
-            passed=[o for o in report.outcomes if o.status == "passed"],
+            grade=_grade(report),
+            most=MOST_LISTED,
+            **values,
         )
     )
+
+
+def _grade(report: Report) -> str:
+    """The gravest severity, or "fine"; a report that judged nothing is no good news."""
+    if report.findings:
+        return report.findings[0].severity
+    judged = any(o.status == "passed" for o in report.outcomes)
+    return "fine" if report.ok and judged else "note"
+
+
+@functools.cache
+def _script(name: str) -> Markup:
+    from markupsafe import Markup
+
+    folder = importlib.resources.files("nndiag") / "render"
+    return Markup(folder.joinpath(name).read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -52,6 +107,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = _cell
+    environment.filters["sorted_by"] = _sorted_by
     return environment
 
 
@@ -62,3 +118,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return story.number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def _sorted_by(value: Any) -> Markup:
+    """The attribute that a number's cell is sorted by, where it does not say all of it."""
+    from markupsafe import Markup
+
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return Markup("")
+    whole = repr(float(value)) if isinstance(value, float) else str(value)
+    return Markup("") if whole == _cell(value) else Markup(' data-sort="{}"').format(f"{value:.6g}")

@@ -1,0 +1,202 @@
+"""The network along its depth, as numbers for a chart: what the lecture draws for ten tanh layers.
+
+For each layer the distribution of its output and of its gradient, mean and standard deviation,
+the shares of saturated values and of dead units, and the factor by which the gradient changes
+on its way through; beside each what theory expects.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nndiag import flow, gradient_flow, theory
+from nndiag.stats import Histogram, Layer, Snapshot, TensorStats
+
+BINS = 48
+TALLEST = 99
+"""Heights are whole numbers up to this: a page holds two curves a layer."""
+
+
+def picture(snapshot: Snapshot) -> dict[str, Any]:
+    """Plain data: ``reach`` (activations are drawn from -reach to reach), ``decades`` (of the
+    gradients' sizes) and a row for each layer.
+
+    A row's ``expected`` is the mean and standard deviation of its output in theory, given what
+    came in: see :func:`expected`. ``factor`` and ``expected_factor`` are the gradient's.
+    """
+    reach = _reach(snapshot)
+    decades = _decades(snapshot)
+    factors = _factors(snapshot)
+    inner = _gains(snapshot)
+    return {
+        "reach": reach,
+        "decades": decades,
+        "layers": [
+            {
+                "name": layer.name,
+                "op": layer.op if layer.op != "module" else layer.kind,
+                "output": _curve(layer.output, _linear(reach)),
+                "mean": _plain(layer.output.mean),
+                "std": _plain(layer.output.std),
+                "expected": expected(layer, inner),
+                "saturated": _plain(_saturated(layer)),
+                "dead": _plain(_dead(layer)),
+                "grad": None if layer.grad is None else _curve(layer.grad, _sizes(*decades)),
+                "grad_rms": None if layer.grad is None else _plain(layer.grad.rms),
+                "factor": _plain(factors.get(layer.name, (math.nan, math.nan))[0]),
+                "expected_factor": _plain(factors.get(layer.name, (math.nan, math.nan))[1]),
+            }
+            for layer in snapshot.layers
+        ],
+    }
+
+
+def expected(layer: Layer, gains: dict[str, float]) -> list[float] | None:
+    """Mean and standard deviation of a layer's output in theory, from those of its input.
+
+    An activation: those of φ(z) for a Gaussian z with the mean and deviation that came in. A
+    weight layer: zero, and gain · rms(x), which weights of its reference initialisation (std
+    gain / √fan_in) give whatever the input (He et al. 2015, eq. 6-8). A normalisation: 0 and 1.
+    """
+    x = layer.input
+    act = flow.act_of(layer) if flow.is_activation(layer) else None
+    if layer.op in flow.NORMS and layer.op not in ("local_response_norm", "normalize"):
+        return [0.0, 1.0]
+    if x is None or not x.count or not math.isfinite(x.mean) or not math.isfinite(x.std):
+        return None
+    if act is not None:
+        made = theory.moments(act, x.std, x.mean)
+        found = [made.mean, made.std]
+    elif layer.op in flow.WEIGHTED:
+        found = [0.0, gains.get(layer.name, 1.0) * x.rms]
+    else:
+        return None
+    return [_short(v) for v in found] if all(map(math.isfinite, found)) else None
+
+
+def _gains(snapshot: Snapshot) -> dict[str, float]:
+    """What a weight layer's reference initialisation multiplies the scale of its input by."""
+    links = [link for chain in flow.chains(snapshot) for link in chain.links]
+    acts = {link.layer.name: link.activation for link in links if link.activation is not None}
+    known = {name: flow.act_of(row) for name, row in acts.items()}
+    return {name: act.gain for name, act in known.items() if act is not None}
+
+
+def _factors(snapshot: Snapshot) -> dict[str, tuple[float, float]]:
+    """Of the gradient at a weight layer: what it is beside the next one's, and should be."""
+    return {
+        p.layer.name: (p.factor, p.slope * p.gain)
+        for path in gradient_flow.paths(snapshot)
+        for p in path.passages
+    }
+
+
+def _saturated(layer: Layer) -> float:
+    act = flow.act_of(layer) if layer.flat is not None else None
+    if layer.flat is None or act is None or act.family != "saturating":
+        return math.nan
+    return layer.flat.share
+
+
+def _dead(layer: Layer) -> float:
+    act = flow.act_of(layer) if layer.flat is not None else None
+    if layer.flat is None or layer.flat.open is None or act is None or act.family != "rectifier":
+        return math.nan
+    return layer.flat.closed / max(len(layer.flat.open), 1)
+
+
+# -- curves -------------------------------------------------------------------------------------
+
+
+def _reach(snapshot: Snapshot) -> float:
+    """Where the axis of activations ends: where nearly all values of all layers fit in.
+
+    But for one layer in twenty: a single exploded one would make lines of all others.
+    """
+    sizes = [
+        size
+        for layer in snapshot.layers
+        if layer.output.histogram is not None
+        and math.isfinite(size := layer.output.histogram.magnitude_quantile(0.99))
+        and size > 0
+    ]
+    sizes.sort()
+    return _short(sizes[-1 - len(sizes) // 20]) if sizes else 1.0
+
+
+def _decades(snapshot: Snapshot) -> tuple[float, float]:
+    """From where to where, in powers of ten, the sizes of gradients are drawn."""
+    sizes = [
+        math.log10(rms)
+        for layer in snapshot.layers
+        if layer.grad is not None and math.isfinite(rms := layer.grad.rms) and rms > 0
+    ]
+    low, high = (min(sizes), max(sizes)) if sizes else (-3.0, 0.0)
+    return math.floor(low) - 1, math.ceil(high) + 1
+
+
+def _curve(stats: TensorStats, share: np.ndarray) -> list[int] | None:
+    """Heights of the density over the bins, the tallest of them TALLEST."""
+    if stats.histogram is None:
+        return None
+    heights = np.asarray(stats.histogram.counts) @ share
+    top = heights.max()
+    return None if not top > 0 else np.rint(heights / top * TALLEST).astype(int).tolist()
+
+
+def _edges() -> np.ndarray:
+    """All edges of a histogram's bins, from the largest negative one to the largest."""
+    positive = Histogram.edges()
+    return np.concatenate([-positive[::-1], positive])
+
+
+@functools.lru_cache(maxsize=8)
+def _linear(reach: float) -> np.ndarray:
+    """Of a histogram's bins (rows) how much lies in each of those drawn, from -reach to reach.
+
+    What lies beyond is in the outermost.
+    """
+    low, high = _edges()[:-1], _edges()[1:]
+    return _overlap(low, high, np.linspace(-reach, reach, BINS + 1))
+
+
+@functools.lru_cache(maxsize=8)
+def _sizes(low: float, high: float) -> np.ndarray:
+    """The same for the sizes of values, from ten to the ``low`` to ten to the ``high``."""
+    sizes = np.log10(Histogram.edges())
+    share = _overlap(sizes[:-1], sizes[1:], np.linspace(low, high, BINS + 1))
+    nothing = np.zeros((1, BINS))  # zeros, and what is as good as zero, have no size
+    both: np.ndarray = np.concatenate([share[::-1], nothing, share])
+    return both
+
+
+def _overlap(low: np.ndarray, high: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    low, high = (np.clip(x, edges[0], edges[-1])[:, None] for x in (low, high))
+    inside = np.minimum(high, edges[1:]) - np.maximum(low, edges[:-1])
+    width = high - low
+    beyond = (width <= 0)[:, 0]
+    share: np.ndarray = np.clip(inside, 0, None) / np.where(width > 0, width, 1)
+    share[beyond & (low[:, 0] >= edges[-1]), -1] = 1
+    share[beyond & (high[:, 0] <= edges[0]), 0] = 1
+    return share
+
+
+def _plain(value: float) -> float | None:
+    return _short(value) if math.isfinite(value) else None
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def blocks(heights: Sequence[int] | None, width: int = 12) -> str:
+    """A curve in one line of text, for where nothing can be drawn: ``"▁▂▅█▅▂▁"``."""
+    if not heights:
+        return ""
+    parts = [max(part) for part in np.array_split(np.asarray(heights), width)]
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(part) * 8 // (TALLEST + 1))] for part in parts)

@@ -1,0 +1,1 @@
+export {plot, text, areaY, link, dot, ruleX, rect, tip, pointerY} from "@observablehq/plot";

@@ -1,0 +1,217 @@
+"""The page in a real browser: drawn, sorted, filtered, followed, dark, narrow and without scripts.
+
+Accessibility by axe-core (``axe/``, MPL-2.0).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import samples
+
+from nndiag.render import html
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+AXE = Path(__file__).with_name("axe") / "axe.min.js"
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None and "CI" not in os.environ,
+        reason="there is no chromium on this machine; on Debian: apt-get install chromium",
+    ),
+]
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Opens a report; at the end nothing was complained of, nor asked of any network."""
+    complaints: list[str] = []
+    asked: list[str] = []
+    contexts = []
+
+    def open_page(report: Any, *, width: int = 1280, scripts: bool = True, **options: Any) -> Any:
+        path = tmp_path / f"report-{len(contexts)}.html"
+        path.write_text(html.render(report), encoding="utf-8", errors="backslashreplace")
+        context = browser.new_context(
+            viewport={"width": width, "height": 800},
+            java_script_enabled=scripts,
+            reduced_motion="reduce",
+            **options,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on(
+            "console",
+            lambda said: complaints.append(said.text) if said.type != "log" else None,
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in asked if not url.startswith("file:")] == []
+
+
+REPORTS = {
+    "sick": samples.sick,
+    "healthy": samples.healthy,
+    "empty": samples.empty,
+    "large": samples.large,
+    "hostile": lambda: samples.hostile("<script>alert(1)</script>"),
+    "right to left": lambda: samples.hostile("שכבה.\u202eنموذج.层"),
+    "long": lambda: samples.hostile("encoder." * 62),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
+def test_it_opens_and_fits(page, name, width):
+    opened = page(REPORTS[name](), width=width)
+
+    opened.wait_for_load_state("load")
+    assert opened.locator("h1").is_visible()
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    if REPORTS[name]().snapshot.layers:
+        assert opened.locator("#figure svg").count() >= 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["sick", "healthy", "empty", "large"])
+def test_axe_finds_nothing(page, name, scheme):
+    opened = page(REPORTS[name](), color_scheme=scheme)
+    opened.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    opened.add_script_tag(content=AXE.read_text(encoding="utf-8"))
+
+    found = opened.evaluate(
+        "axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"
+    )
+
+    told = [(v["id"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found["violations"]]
+    assert told == []
+    assert found["passes"]
+
+
+def test_the_picture_has_a_curve_a_dot_and_a_name_for_each_layer(page):
+    report = samples.large(20)
+    opened = page(report)
+
+    titles = opened.locator("#figure h3").all_inner_texts()
+    assert titles[:2] == ["Layer", "Activations"]
+    activations = opened.locator("#figure figure").nth(1)
+    assert activations.locator("g.area path").count() == 20
+    assert activations.locator("circle").count() == 20
+    names = opened.locator("#figure figure").first.locator("a")
+    assert names.count() == 20
+
+
+def test_pointing_at_a_layer_tells_its_numbers(page):
+    opened = page(samples.large(20))
+    plot = opened.locator("#figure figure").nth(1).locator("svg")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+
+    opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    told = opened.locator("#figure figure").nth(1).text_content()
+    assert "mean" in told
+    assert "theory" in told or "std" in told
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_a_table_is_sorted_by_any_column_and_back(page, by):
+    opened = page(samples.large(30))
+    rows = opened.locator("#layers-table tbody tr")
+    header = opened.locator("#layers-table thead th", has_text="std")
+    column = header.evaluate("th => th.cellIndex")
+
+    def sort() -> list[float]:
+        if by == "mouse":
+            header.click()
+        else:
+            header.focus()
+            opened.keyboard.press("Enter")
+        cells = rows.evaluate_all(
+            "(rows, i) => rows.map(r => r.cells[i].dataset.sort || r.cells[i].textContent)", column
+        )
+        return [float(cell) for cell in cells]
+
+    once, twice = sort(), sort()
+    assert len(once) == 30
+    assert sorted([once, twice]) == sorted([sorted(once), sorted(once, reverse=True)])
+    assert header.get_attribute("aria-sort") in ("ascending", "descending")
+
+
+def test_a_filter_keeps_the_rows_with_all_its_words(page):
+    opened = page(samples.large(30))
+    field = opened.get_by_label("Show only rows with").first
+    rows = opened.locator("#layers-table tbody tr")
+    name = rows.nth(7).locator("th").inner_text()
+
+    field.fill(name.upper())
+
+    kept = rows.evaluate_all("rows => rows.filter(r => !r.hidden).map(r => r.cells[0].textContent)")
+    assert name in kept
+    assert len(kept) < 30
+    assert opened.locator("#layers [role=status]").inner_text() == f"{len(kept)} of 30"
+    field.fill("")
+    assert rows.evaluate_all("rows => rows.every(r => !r.hidden)")
+
+
+def test_a_finding_leads_to_its_layer(page):
+    opened = page(samples.sick())
+    link = opened.locator("article .place a, .lead .place a").first
+    name = link.inner_text()
+
+    link.focus()
+    opened.keyboard.press("Enter")
+
+    assert opened.locator("tr:target th").inner_text() == name
+    assert opened.evaluate(
+        "(() => {const r = document.querySelector('tr:target').getBoundingClientRect();"
+        "return r.top >= 0 && r.bottom <= innerHeight + 1})()"
+    )
+
+
+def test_dark_and_light_differ_and_both_print(page):
+    colors = []
+    for scheme in ("light", "dark"):
+        opened = page(samples.sick(), color_scheme=scheme)
+        colors.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+        opened.emulate_media(media="print", color_scheme=scheme)
+        paper = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == "rgb(255, 255, 255)"
+    assert len(set(colors)) == 2
+
+
+def test_without_scripts_all_of_it_can_be_read(page):
+    report = samples.sick()
+    opened = page(report, scripts=False)
+
+    told = opened.locator("body").inner_text()
+    for finding in report.findings:
+        assert finding.rule in told
+    assert "scripts are off" in told
+    assert opened.locator("#layers-table tbody tr").count() == len(report.snapshot.layers)
+    assert opened.locator("#layers-table tbody tr").first.is_visible()
+    assert not opened.locator(".filter").first.is_visible()
+    assert not opened.locator("#figure").is_visible()
