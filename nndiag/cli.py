@@ -41,6 +41,13 @@ class Format(str, Enum):
     csv = "csv"
     markdown = "markdown"
     sarif = "sarif"
+    junit = "junit"
+    github = "github"
+    concise = "concise"
+
+
+# What --output writes where no --format is named: the others are made for a log.
+_KEPT = (Format.json, Format.html, Format.csv, Format.markdown, Format.sarif, Format.junit)
 
 
 class FailOn(str, Enum):
@@ -104,7 +111,9 @@ def check(
     ] = None,
     formats: Annotated[
         list[Format] | None,
-        typer.Option("--format", help="Repeatable with --output; all of them if left out there."),
+        typer.Option(
+            "--format", help="Repeatable with --output; all that are files if left out there."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write report.json, report.html, … here.")
@@ -160,7 +169,7 @@ def check(
             seed=seed,
         )
     if output is not None:
-        _write(report, output, formats or list(Format))
+        _write(report, output, formats or _KEPT)
     if output is None and formats and formats != [Format.terminal]:
         print(_text(report, formats[0]), end="")
     elif not quiet:
@@ -258,7 +267,7 @@ def _text(report: Report, form: Format) -> str:
 
 def _files(report: Report, form: Format) -> dict[str, str]:
     """The text of each file of a format by its name."""
-    from nndiag.render import csv, html, json, markdown, sarif
+    from nndiag.render import csv, html, json, junit, lines, markdown, sarif
 
     match form:
         case Format.csv:
@@ -271,6 +280,12 @@ def _files(report: Report, form: Format) -> dict[str, str]:
             return {"report.md": markdown.render(report)}
         case Format.sarif:
             return {"report.sarif": sarif.render(report)}
+        case Format.junit:
+            return {"report.junit.xml": junit.render(report)}
+        case Format.github:
+            return {"report.github.txt": lines.github(report)}
+        case Format.concise:
+            return {"report.txt": lines.concise(report)}
         case Format.terminal:
             return {}  # it is on the terminal
 

@@ -140,6 +140,24 @@ class Report:
 
         files.write({Path(path): sarif.render(self)})
 
+    def to_junit(self, path: PathLike) -> None:
+        """JUnit's XML, a test case for each rule, for CI servers."""
+        from nndiag.render import files, junit
+
+        files.write({Path(path): junit.render(self)})
+
+    def to_github(self) -> str:
+        """GitHub's workflow commands: print them in a job, and they stand beside the lines."""
+        from nndiag.render import lines
+
+        return lines.github(self)
+
+    def to_concise(self) -> str:
+        """A finding a line, as linters print them."""
+        from nndiag.render import lines
+
+        return lines.concise(self)
+
     def __str__(self) -> str:
         from nndiag.render import terminal
 

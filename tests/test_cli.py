@@ -239,12 +239,19 @@ class TestOutput:
         assert out == f"{stub.report}\n"
         assert "a word from the user's file" in err
 
-    @pytest.mark.parametrize("form", ["json", "html", "csv", "markdown", "sarif"])
+    @pytest.mark.parametrize(
+        "form",
+        ["json", "html", "csv", "markdown", "sarif", "junit", "github", "concise"],
+    )
     def test_one_format_goes_to_stdout_as_it_would_to_a_file(self, run, stub, form, tmp_path):
         _, out, _ = run(*CHECK, "--format", form)
         run(*CHECK, "--format", form, "--output", tmp_path / "reports")
 
-        name = {"csv": "findings.csv", "markdown": "report.md"}.get(form, f"report.{form}")
+        names = {
+            "csv": "findings.csv", "markdown": "report.md", "junit": "report.junit.xml",
+            "github": "report.github.txt", "concise": "report.txt",
+        }  # fmt: skip
+        name = names.get(form, f"report.{form}")
         assert out == (tmp_path / "reports" / name).read_text(encoding="utf-8")
 
     def test_several_formats_need_a_folder(self, run, stub):
@@ -258,6 +265,7 @@ class TestOutput:
 
         assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
             "findings.csv", "layers.csv", "parameters.csv", "report.html", "report.json",
+            "report.junit.xml",
             "report.md", "report.sarif",
         ]  # fmt: skip
         assert "dead-relu" in out

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -86,18 +84,11 @@ def _result(finding: Finding, rule: int) -> dict[str, Any]:
 
 
 def _physical(location: str | None) -> dict[str, Any] | None:
-    """The place in the source, where it lies in the project: no path of this machine leaves it."""
-    file, _, line = (location or "").rpartition(":")
-    if not file or not line.isdecimal() or int(line) < 1:
+    place = story.in_project(location)
+    if place is None:
         return None
-    try:
-        here = Path(os.path.realpath(Path.cwd()))
-        path = Path(os.path.realpath(here / file))
-    except (ValueError, OSError):  # no name that a file could have
-        return None
-    if not path.is_relative_to(here):
-        return None
+    file, line = place
     return {
-        "artifactLocation": {"uri": quote(path.relative_to(here).as_posix(), errors="replace")},
-        "region": {"startLine": int(line)},
+        "artifactLocation": {"uri": quote(file, errors="replace")},
+        "region": {"startLine": line},
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nndiag.rule import NOT_SELECTED, SEVERITIES, Finding, Rule, Severity, discover, title
@@ -253,6 +255,22 @@ def whereabouts(finding: Finding, snapshot: Snapshot) -> list[str]:
     if finding.location:
         parts.append(finding.location)
     return parts
+
+
+def in_project(location: str | None) -> tuple[str, int] | None:
+    """File and line in the source, where it lies under the working directory.
+
+    No path of this machine leaves it in what others read.
+    """
+    file, _, line = (location or "").rpartition(":")
+    if not file or not line.isdecimal() or int(line) < 1:
+        return None
+    try:
+        here = Path(os.path.realpath(Path.cwd()))
+        path = Path(os.path.realpath(here / file))
+    except (ValueError, OSError):  # no name that a file could have
+        return None
+    return (path.relative_to(here).as_posix(), int(line)) if path.is_relative_to(here) else None
 
 
 def evidence(finding: Finding) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import pytest
 import samples
 
 import nndiag
-from nndiag.render import csv, html, markdown, sarif, terminal
+from nndiag.render import csv, html, junit, lines, markdown, sarif, terminal
 
 # What a page carries of others' and our script has tests of its own.
 SCRIPT = re.compile(r"<script>.*?</script>", re.S)
@@ -33,6 +33,9 @@ TEXTS = {
     "sick.html": lambda: SCRIPT.sub("<script>…</script>", html.render(samples.sick())),
     "fragment.html": lambda: html.fragment(samples.sick()),
     "sick.sarif": lambda: sarif.render(samples.sick()),
+    "sick.junit.xml": lambda: junit.render(samples.sick()),
+    "sick.github.txt": lambda: lines.github(samples.sick()),
+    "sick.concise.txt": lambda: lines.concise(samples.sick()),
     "findings.csv": lambda: csv.render(samples.sick())["findings.csv"],
 }
 

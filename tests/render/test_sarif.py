@@ -2,11 +2,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import jsonschema
 import pytest
 import samples
 
 from nndiag.render import sarif
+
+# OASIS's own (sarif/LICENSE.md).
+SCHEMA = json.loads(
+    Path(__file__).with_name("sarif").joinpath("sarif-schema-2.1.0.json").read_text()
+)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [samples.sick, samples.healthy, samples.empty, samples.large,
+     lambda: samples.hostile("\udcff\x1b[2J<script>")],
+)  # fmt: skip
+def test_it_is_what_the_official_schema_asks_for(make):
+    log = json.loads(sarif.render(make()))
+
+    validator = jsonschema.validators.validator_for(SCHEMA)(
+        SCHEMA, format_checker=jsonschema.FormatChecker()
+    )
+    assert [error.message for error in validator.iter_errors(log)] == []
 
 
 @pytest.fixture
