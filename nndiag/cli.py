@@ -7,7 +7,7 @@ import importlib
 import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +21,7 @@ from nndiag.targets import load
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nndiag.compare import Comparison
     from nndiag.report import Report
 
 FINE, FOUND, FAILED = 0, 1, 2
@@ -176,6 +177,41 @@ def check(
         _console().print(report)
     failed = fails != "never" and (report.at_least(fails) or report.crashed)
     raise typer.Exit(FOUND if failed else FINE)
+
+
+class CompareFormat(str, Enum):
+    terminal = "terminal"
+    markdown = "markdown"
+    html = "html"
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD.json", help="Saved before.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Saved after.")],
+    form: Annotated[
+        CompareFormat, typer.Option("--format", help="To stdout, or to --output.")
+    ] = CompareFormat.terminal,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here.")] = None,
+) -> None:
+    """Say what differs between two saved reports by more than chance; 1 if anything does."""
+    from nndiag.render import comparison, files
+    from nndiag.report import Report
+
+    found = Report.from_json(old).compare(Report.from_json(new))
+    renders: dict[CompareFormat, Callable[[Comparison], str]] = {
+        CompareFormat.terminal: lambda c: f"{c}\n",
+        CompareFormat.markdown: comparison.markdown,
+        CompareFormat.html: comparison.html,
+    }
+    if output is not None:
+        files.write({output: renders[form](found)})
+        print(comparison.verdict(found))
+    elif form is CompareFormat.terminal:
+        _console().print(comparison.terminal(found))
+    else:
+        print(renders[form](found), end="")
+    raise typer.Exit(FINE if found.same else FOUND)
 
 
 @app.command()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console, ConsoleOptions, RenderResult
 
+    from nndiag.compare import Comparison
+
 PathLike = str | os.PathLike[str]
 
 
@@ -75,6 +77,12 @@ class Report:
         """The same measurements judged again, by other rules or other thresholds."""
         judged = judge(self.snapshot, select, ignore, thresholds)
         return Report(self.snapshot, judged.findings, judged.outcomes, judged.unjudged)
+
+    def compare(self, new: Report) -> Comparison:
+        """What became of this report: ``old.compare(new)``, tolerant of what a seed changes."""
+        from nndiag.compare import compare
+
+        return compare(self, new)
 
     def raise_for_findings(self, at: Severity = "warning") -> None:
         """Fail where there are findings of this severity or a graver one, or a rule crashed.

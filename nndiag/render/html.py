@@ -54,28 +54,22 @@ def render(report: Report) -> str:
             **{row["layer"]: f"L{i}" for i, row in enumerate(layers)},
         },
         passed=[o for o in report.outcomes if o.status == "passed"],
-        script=_script,
     )
 
 
 def fragment(report: Report) -> str:
     """The verdict and the findings, to stand inside another page (a notebook)."""
-    return _render("fragment.html.j2", report, blocks=story.blocks(report.findings), anchors={})
+    return _render("fragment.html.j2", report, blocks=story.blocks(report.findings))
 
 
 def _render(template: str, report: Report, **values: Any) -> str:
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            report=report,
-            snapshot=report.snapshot,
-            story=story,
-            grade=_grade(report),
-            most=MOST_LISTED,
-            **values,
-        )
-    )
+    return page(template, report=report, snapshot=report.snapshot, grade=_grade(report), **values)
+
+
+def page(template: str, **values: Any) -> str:
+    """A template, with what all of them need."""
+    common = {"story": story, "most": MOST_LISTED, "script": _script, "anchors": {}}
+    return _environment().get_template(template).render(common | values)
 
 
 def _grade(report: Report) -> str:

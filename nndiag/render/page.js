@@ -172,5 +172,6 @@ function tables() {
 }
 
 tables();
-draw(JSON.parse(document.getElementById("picture-data").textContent), document.getElementById("figure"));
+const pictured = document.getElementById("picture-data");
+if (pictured) draw(JSON.parse(pictured.textContent), document.getElementById("figure"));
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));

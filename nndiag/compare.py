@@ -1,0 +1,529 @@
+"""Two reports on one model, before and after a change: what differs by more than chance.
+
+Two runs with other seeds and other batches never agree to the last digit. So a number counts as
+different only beyond a band: a part for chance, from theory and from what a parameter's own size
+says of it, and a part that nobody would call a change. ``reports/comparison`` has the rate of
+false differences over thousands of pairs, and the changes that are seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+from nndiag import flow, rule, theory
+from nndiag.rule import Finding
+from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
+
+if TYPE_CHECKING:
+    from nndiag.report import Report
+
+Thing = TypeVar("Thing", Layer, Parameter)
+Kind = Literal["structure", "input", "parameter", "activation", "gradient", "share"]
+
+CHANCE = 4.5
+"""Standard deviations of chance that a band is wide: 7 in a million are beyond, a number."""
+
+# What is no change, whatever the evidence: ln of a ratio, deviations, shares. Half a weight more
+# (ln 1.5 = 0.41) is seen from about 600 values on.
+SLACK: Mapping[Kind, float] = {
+    "parameter": 0.2, "input": 0.25, "activation": 1.5, "gradient": 1.5, "share": 0.25,
+}  # fmt: skip
+SLACK_OF_LEARNED = 0.8
+"""For parameters that are nothing but what training made of zeros: early on, each seed makes
+something else of them. Of their means no seed knows the sign."""
+FEW = 8
+"""Values of a parameter too few to speak of a scale."""
+SLACK_OF_FINDINGS = 1.5
+"""A finding on one side alone counts unless the other is this near (a factor) to having it."""
+
+
+@dataclass(frozen=True)
+class Pair(Generic[Thing]):
+    """The same layer or parameter in both; None where one has none."""
+
+    old: Thing | None
+    new: Thing | None
+
+    @property
+    def name(self) -> str:
+        there = self.new if self.new is not None else self.old
+        assert there is not None
+        return there.name
+
+    @property
+    def renamed(self) -> bool:
+        return self.old is not None and self.new is not None and self.old.name != self.new.name
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it was.
+
+    ``size`` is how far apart ``old`` and ``new`` are, in the terms of ``band``, beyond which a
+    difference is one: ln of a ratio for scales, standard deviations for means, shares as they are;
+    NaN for the structure, where there is nothing to tolerate.
+    """
+
+    kind: Kind
+    name: str
+    what: str
+    old: float
+    new: float
+    size: float = math.nan
+    band: float = math.nan
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A finding on one side alone, or on both with another number."""
+
+    old: Finding | None
+    new: Finding | None
+    borderline: bool = False  # the other side is so near to the threshold that chance may do it
+
+    @property
+    def finding(self) -> Finding:
+        """The graver of both; the new one, if they are alike."""
+        known = [f for f in (self.new, self.old) if f is not None]
+        return min(known, key=lambda f: rule.SEVERITIES.index(f.severity))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """What became of a report. ``print`` it, or write it as HTML or Markdown."""
+
+    old: Report
+    new: Report
+    appeared: tuple[Change, ...]
+    vanished: tuple[Change, ...]
+    worse: tuple[Change, ...]
+    better: tuple[Change, ...]
+    differences: tuple[Difference, ...]
+    layers: tuple[Pair[Layer], ...]
+    parameters: tuple[Pair[Parameter], ...]
+
+    @property
+    def same(self) -> bool:
+        """Nothing differs by more than chance: no number, no part, no error and no warning."""
+        return not self.differences and not any(
+            counts(change) for change in (*self.appeared, *self.vanished)
+        )
+
+    @property
+    def regressed(self) -> bool:
+        """Errors or warnings that were not there before."""
+        return any(map(counts, self.appeared))
+
+    def to_html(self, path: str) -> None:
+        """One file that needs no network."""
+        from pathlib import Path
+
+        from nndiag.render import comparison, files
+
+        files.write({Path(path): comparison.html(self)})
+
+    def to_markdown(self, path: str | None = None) -> str:
+        """Text for a pull request's comment; also into a file."""
+        from pathlib import Path
+
+        from nndiag.render import comparison, files
+
+        text = comparison.markdown(self)
+        if path is not None:
+            files.write({Path(path): text})
+        return text
+
+    def __str__(self) -> str:
+        from nndiag.render import comparison, terminal
+
+        return terminal.plain(comparison.terminal(self))
+
+    def __repr__(self) -> str:
+        from nndiag.render import comparison
+
+        return f"<Comparison: {comparison.verdict(self)}>"
+
+    def __rich__(self) -> object:
+        from nndiag.render import comparison
+
+        return comparison.terminal(self)
+
+
+def counts(change: Change) -> bool:
+    """Whether a finding that came or went is more than chance, and more than a note."""
+    return not change.borderline and change.finding.severity != "note"
+
+
+def compare(old: Report, new: Report) -> Comparison:
+    """What differs between two reports on one model, beyond what a seed or a batch changes."""
+    layers = _paired(old.snapshot.layers, new.snapshot.layers, _layer_key)
+    names = {p.old.name: p.new.name for p in layers if p.old and p.new}
+    parameters = _paired(
+        old.snapshot.parameters, new.snapshot.parameters, _parameter_key, _renamed(layers)
+    )
+    names |= {p.old.name: p.new.name for p in parameters if p.old and p.new}
+    differences = [
+        *_structure(layers, parameters),
+        *_inputs(old.snapshot, new.snapshot),
+        *_parameters(parameters),
+        *_layers(old.snapshot, new.snapshot, layers),
+    ]
+    appeared, vanished, worse, better = _findings(old, new, names)
+    return Comparison(
+        old, new, appeared, vanished, worse, better, tuple(differences), layers, parameters
+    )
+
+
+# -- what is the same thing ---------------------------------------------------------------------
+
+
+def _paired(
+    old: Sequence[Thing],
+    new: Sequence[Thing],
+    key: Callable[[Thing], Hashable],
+    known: Mapping[str, str] | None = None,
+) -> tuple[Pair[Thing], ...]:
+    """By name, or by their places among their like: by whichever more of them are alike.
+
+    (In a Sequential, names are places: a layer less, and all after it have another name.) What is
+    left over is paired by place or by name, then. In the order of the new.
+    """
+    was = {now: before for before, now in (known or {}).items()}
+    names = {thing.name for thing in old}
+    by_name = {now: before for now, before in was.items() if before in names}
+    claimed = set(by_name.values())
+    for thing in new:
+        if thing.name not in by_name and thing.name in names - claimed:
+            by_name[thing.name] = thing.name
+    by_place = _aligned(old, new, key)
+    keys_of_old = {thing.name: key(thing) for thing in old}
+    alike = sum(keys_of_old.get(by_name.get(t.name, "")) == key(t) for t in new)
+    first, second = (by_name, by_place) if alike >= len(by_place) else (by_place, by_name)
+    partner = dict(first)
+    taken = set(first.values())
+    if first is by_name:
+        rest = [t for t in old if t.name not in taken], [t for t in new if t.name not in partner]
+        second = _aligned(*rest, key)
+    for now, before in second.items():
+        if now not in partner and before not in taken:
+            partner[now] = before
+            taken.add(before)
+    things = {thing.name: thing for thing in old}
+    pairs: list[Pair[Thing]] = []
+    for thing in new:
+        pairs.append(Pair(things.get(partner.get(thing.name, "")), thing))
+    for thing in old:
+        if thing.name not in taken:
+            pairs.append(Pair(thing, None))
+    return tuple(pairs)
+
+
+def _aligned(
+    old: Sequence[Thing], new: Sequence[Thing], key: Callable[[Thing], Hashable]
+) -> dict[str, str]:
+    """Old names by new ones, of the longest runs of things that are alike."""
+    keys = [key(thing) for thing in old], [key(thing) for thing in new]
+    # Without junk: that would be whatever is frequent.
+    blocks = SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks()
+    return {new[b + i].name: old[a + i].name for a, b, size in blocks for i in range(size)}
+
+
+def _layer_key(layer: Layer) -> Hashable:
+    return layer.op, layer.kind, len(layer.shape), layer.shape[1:]
+
+
+def _parameter_key(parameter: Parameter) -> Hashable:
+    return parameter.name.rpartition(".")[2], parameter.shape
+
+
+def _renamed(layers: Sequence[Pair[Layer]]) -> dict[str, str]:
+    """Old and new names of the parameters that belong to layers with a new name."""
+    found = {}
+    for pair in layers:
+        before = pair.old.weight if pair.old is not None else None
+        after = pair.new.weight if pair.new is not None else None
+        if before is not None and after is not None:
+            found[before.name] = after.name
+            if before.bias is not None and after.bias is not None:
+                found[before.bias] = after.bias
+    return found
+
+
+# -- what is different --------------------------------------------------------------------------
+
+
+def _structure(
+    layers: Sequence[Pair[Layer]], parameters: Sequence[Pair[Parameter]]
+) -> Iterator[Difference]:
+    for pair in layers:
+        if pair.old is None or pair.new is None:
+            word = "is new" if pair.old is None else "is gone"
+            there = pair.new if pair.new is not None else pair.old
+            assert there is not None
+            text = f"{there.name} ({_called(there)}) {word}"
+            yield Difference("structure", there.name, "layer", math.nan, math.nan, text=text)
+            continue
+        a, b = pair.old, pair.new
+        said = [
+            ("op", _called(a), _called(b)),
+            ("shape", str(a.shape[1:]), str(b.shape[1:])),
+            ("dtype", a.dtype, b.dtype),
+            ("options", _options(a), _options(b)),
+        ]
+        for what, before, after in said:
+            if before != after and not (what == "shape" and len(a.shape) < 2):
+                text = f"{b.name}: {what} was {before}, is {after}"
+                yield Difference("structure", b.name, what, math.nan, math.nan, text=text)
+    for p in parameters:
+        if p.old is None or p.new is None:
+            word = "is new" if p.old is None else "is gone"
+            text = f"{p.name} {word}"
+            yield Difference("structure", p.name, "parameter", math.nan, math.nan, text=text)
+            continue
+        for what in ("shape", "dtype", "trainable"):
+            was, now = getattr(p.old, what), getattr(p.new, what)
+            if was != now:
+                text = f"{p.name}: {what} was {was}, is {now}"
+                yield Difference("structure", p.name, what, math.nan, math.nan, text=text)
+
+
+def _called(layer: Layer) -> str:
+    return layer.op if layer.op != "module" else layer.kind
+
+
+def _options(layer: Layer) -> str:
+    """Numbers that shape an activation, but for what training learns (PReLU's slope)."""
+    fixed = {k: v for k, v in layer.options.items() if layer.op != "prelu"}
+    return ", ".join(f"{name}={value:g}" for name, value in fixed.items()) or "none"
+
+
+def _inputs(old: Snapshot, new: Snapshot) -> Iterator[Difference]:
+    for name in [*new.inputs, *(n for n in old.inputs if n not in new.inputs)]:
+        a, b = old.inputs.get(name), new.inputs.get(name)
+        if a is None or b is None:
+            text = f"input {name} {'is new' if a is None else 'is gone'}"
+            yield Difference("structure", name, "input", math.nan, math.nan, text=text)
+            continue
+        # Samples are alike or not by as much as their own sizes differ: about as much as they are.
+        chance = 0.5 * math.sqrt(1 / max(a.samples, 1) + 1 / max(b.samples, 1))
+        yield from _scales("input", name, "scale", a, b, chance)
+        std = math.sqrt((a.variance + b.variance) / 2)
+        yield from _means("input", name, a, b, std, 2 * chance)
+
+
+def _parameters(pairs: Sequence[Pair[Parameter]]) -> Iterator[Difference]:
+    for pair in pairs:
+        if pair.old is None or pair.new is None or pair.old.shape != pair.new.shape:
+            continue
+        a, b = pair.old.value, pair.new.value
+        n = a.count
+        if n < FEW:  # their scale is anybody's guess
+            continue
+        # The rms of N independent Gaussian values is known to 1/√(2N), their mean to rms/√N.
+        chance = 1 / math.sqrt(n)
+        if _is_learned(pair.old) or _is_learned(pair.new):
+            yield from _scales("parameter", pair.name, "scale", a, b, chance, SLACK_OF_LEARNED)
+            continue
+        yield from _scales("parameter", pair.name, "scale", a, b, chance)
+        size = math.sqrt((a.second_moment + b.second_moment) / 2)
+        yield from _means("parameter", pair.name, a, b, size, math.sqrt(2) * chance)
+
+
+def _is_learned(parameter: Parameter) -> bool:
+    """Whether a parameter may be nothing but what training made of zeros, or of ones.
+
+    Biases and scales are taken for that. Weights are if they are small (those of std 1/√fan_in
+    keep a signal) and some stand out: the largest of N Gaussian values is near √(2 ln 2N) of their
+    deviations, that of updates, which are as large as what they follow, far beyond.
+    """
+    value = parameter.value
+    if len(parameter.shape) < 2 or not value.rms > 0:
+        return True
+    fan_in = math.prod(parameter.shape[1:])
+    largest = max(-value.min, value.max) / value.rms
+    stands_out = largest > 1.25 * math.sqrt(2 * math.log(2 * value.count))
+    return value.rms * math.sqrt(fan_in) < 0.25 and stands_out
+
+
+def _layers(old: Snapshot, new: Snapshot, pairs: Sequence[Pair[Layer]]) -> Iterator[Difference]:
+    chance = _fluctuations(new)
+    for pair in pairs:
+        a, b = pair.old, pair.new
+        if a is None or b is None:
+            continue
+        seen = 1 / max(a.output.samples, 1) + 1 / max(b.output.samples, 1)
+        # Of ln of an rms: a quarter of the variance of ln of its square's, twice (Hanin & Nica).
+        spread = math.sqrt(chance.get(b.name, 0.0) / 2 + seen / 4)
+        yield from _scales("activation", b.name, "scale", a.output, b.output, spread)
+        if a.grad is not None and b.grad is not None and old.loss.kind == new.loss.kind:
+            whole = math.sqrt(max(chance.values(), default=0.0) / 2 + seen / 4)
+            yield from _scales("gradient", b.name, "scale", a.grad, b.grad, whole)
+        if a.flat is not None and b.flat is not None:
+            what = {"rectifier": "zero", "saturating": "saturated"}
+            act = flow.act_of(b)
+            if act is not None and act.family in what:
+                width = max(len(b.output.units) if b.output.units is not None else 1, 1)
+                share = math.sqrt(0.25 / width + 0.25 * seen)
+                yield from _shares(b.name, what[act.family], a.flat.share, b.flat.share, share)
+
+
+def _fluctuations(snapshot: Snapshot) -> dict[str, float]:
+    """By layer: the variance by chance of ln of its output's mean square, of one input.
+
+    ``fluctuation(φ) · Σ 1/width`` over the weight layers on the way (Hanin & Nica 2020).
+    """
+    relu = theory.activation("relu")  # as much as any: others damp it
+    assert relu is not None
+    factor = theory.fluctuation(relu)
+    weights = [layer for layer in snapshot.layers if layer.op in flow.LEARNED]
+    found = {}
+    for layer in snapshot.layers:
+        before = flow.ancestors(snapshot, layer.node) | {layer.node}
+        found[layer.name] = factor * sum(
+            1 / max(flow.width(w), 1) for w in weights if w.node in before
+        )
+    return found
+
+
+def _scales(
+    kind: Kind,
+    name: str,
+    what: str,
+    a: TensorStats,
+    b: TensorStats,
+    chance: float,
+    slack: float | None = None,
+) -> Iterator[Difference]:
+    """Whether two root mean squares differ by more than chance."""
+    if not a.count or not b.count:
+        return
+    if a.nonfinite or b.nonfinite:
+        if bool(a.nonfinite) != bool(b.nonfinite):
+            text = f"{name}: NaN or infinity {'is new' if b.nonfinite else 'is gone'}"
+            yield Difference(kind, name, "finite", a.nonfinite, b.nonfinite, text=text)
+        return
+    slack = SLACK[kind] if slack is None else slack
+    if a.rms == 0 or b.rms == 0:
+        # All zero before and not now, of more than a few: that is no chance.
+        if a.rms != b.rms and kind != "gradient":
+            yield Difference(kind, name, what, a.rms, b.rms, math.inf, slack)
+        return
+    size, band = abs(math.log(b.rms / a.rms)), slack + CHANCE * chance
+    if size > band:
+        yield Difference(kind, name, what, a.rms, b.rms, size, band)
+
+
+def _means(
+    kind: Kind, name: str, a: TensorStats, b: TensorStats, unit: float, chance: float
+) -> Iterator[Difference]:
+    """Whether two means differ by more than chance, both in terms of ``unit``."""
+    if not a.count or not b.count or a.nonfinite or b.nonfinite or not unit > 0:
+        return
+    size, band = abs(b.mean - a.mean) / unit, SLACK[kind] + CHANCE * chance
+    if size > band:
+        yield Difference(kind, name, "mean", a.mean, b.mean, size, band)
+
+
+def _shares(name: str, what: str, a: float, b: float, chance: float) -> Iterator[Difference]:
+    size, band = abs(b - a), SLACK["share"] + CHANCE * chance
+    if size > band:
+        yield Difference("share", name, f"{what} share", a, b, size, band)
+
+
+# -- findings -----------------------------------------------------------------------------------
+
+
+def _findings(
+    old: Report, new: Report, names: Mapping[str, str]
+) -> tuple[tuple[Change, ...], tuple[Change, ...], tuple[Change, ...], tuple[Change, ...]]:
+    """Those that appeared, vanished, got worse and got better.
+
+    A note that became an error or a warning appeared as one.
+    """
+    before = {(f.rule, names.get(f.layer, f.layer)): f for f in old.findings}
+    after = {(f.rule, f.layer): f for f in new.findings}
+    back = {now: was for was, now in names.items()}
+    ran, runs = _judged(old), _judged(new)
+    came = [
+        (before.get(key), f)
+        for key, f in after.items()
+        if f.rule in ran and _is_graver(f, before.get(key))
+    ]
+    went = [
+        (f, after.get(key))
+        for key, f in before.items()
+        if f.rule in runs and _is_graver(f, after.get(key))
+    ]
+    moved = Counter(f.rule for was, f in came if was is None)
+    moved &= Counter(f.rule for f, now in went if now is None)
+    appeared = tuple(
+        Change(was, f, _may_be_chance(f, was, old.snapshot, back.get(f.layer, f.layer), moved))
+        for was, f in came
+    )
+    vanished = tuple(
+        Change(f, now, _may_be_chance(f, now, new.snapshot, names.get(f.layer, f.layer), moved))
+        for f, now in went
+    )
+    worse: list[Change] = []
+    better: list[Change] = []
+    for key, f in after.items():
+        was = before.get(key)
+        if was is None or _is_graver(f, was) or _is_graver(was, f):
+            continue
+        change = _worse_by(was, f)
+        if change > math.log(SLACK_OF_FINDINGS):
+            worse.append(Change(was, f))
+        elif change < -math.log(SLACK_OF_FINDINGS):
+            better.append(Change(was, f))
+    return appeared, vanished, tuple(worse), tuple(better)
+
+
+def _judged(report: Report) -> set[str]:
+    return {o.rule for o in report.outcomes if o.status in ("found", "passed")}
+
+
+def _is_graver(finding: Finding, other: Finding | None) -> bool:
+    return other is None or (finding.severity != "note" and other.severity == "note")
+
+
+def _worse_by(old: Finding, new: Finding) -> float:
+    """ln of how much farther from its threshold a finding's number is."""
+    a, b = (f.evidence.get(f.measure, math.nan) for f in (old, new))
+    limit = new.threshold
+    if limit is None or not all(x > 0 and math.isfinite(x) for x in (a, b, limit)):
+        return 0.0
+    return math.log(b / a) * (1 if b > limit else -1)
+
+
+def _may_be_chance(
+    finding: Finding, note: Finding | None, other: Snapshot, layer: str, moved: Container[str]
+) -> bool:
+    """Whether the other run has it elsewhere, nearly as a note, or a little below the threshold."""
+    if note is not None and _worse_by(note, finding) != 0:
+        return abs(_worse_by(note, finding)) <= math.log(SLACK_OF_FINDINGS)
+    return finding.rule in moved or _is_near(finding, other, layer)
+
+
+def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
+    """Whether the other run would have it too, were the threshold a little milder."""
+    value, limit = finding.evidence.get(finding.measure, math.nan), finding.threshold
+    known = rule.discover().get(finding.rule)
+    if known is None or limit is None or not (limit > 0 and value > 0):
+        return False
+    threshold = known.RULE.thresholds.get(finding.measure)
+    if threshold is None:
+        return False
+    milder = limit / SLACK_OF_FINDINGS if value > limit else limit * SLACK_OF_FINDINGS
+    milder = min(max(milder, threshold.low), threshold.high)
+    again = rule.judge(other, [finding.rule], None, {f"{finding.rule}.{finding.measure}": milder})
+    had = {f.layer for f in rule.judge(other, [finding.rule]).findings}
+    return any(
+        not _is_graver(finding, f) and (f.layer == layer or f.layer not in had)
+        for f in again.findings
+    )
