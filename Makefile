@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test benchmarks calibration peers clean
+.PHONY: help setup demo test benchmarks calibration comparison peers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -33,6 +33,9 @@ test: $(READY) ## lint, check types, run the tests
 # What other tools cost is measured where they are: $(VENV)/bin/pip install -e ".[benchmarks]"
 benchmarks: $(READY) ## measure what nndiag costs in time and memory; remakes reports/benchmarks
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) benchmarks
+
+comparison: $(READY) ## measure how often two runs are told apart; remakes reports/comparison (20 minutes)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) comparison
 
 peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs them; minutes)
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[peers]"

@@ -119,6 +119,9 @@ def check(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write report.json, report.html, … here.")
     ] = None,
+    name: Annotated[
+        str, typer.Option(help="Of the files in --output, where several reports go.")
+    ] = "report",
     select: Annotated[
         list[str] | None,
         typer.Option(metavar="RULE", help="Only these rules; names, codes or beginnings: ND2."),
@@ -144,6 +147,8 @@ def check(
     from nndiag.progress import silenced
 
     formats = formats or []
+    if name in ("", ".", "..", "index") or set(name) & set("/\\\0"):
+        raise typer.BadParameter("it names files in --output: no path", param_hint="--name")
     if output is None and len(formats) > 1:
         raise typer.BadParameter(
             "several formats need --output DIR; without it, one goes to stdout",
@@ -170,7 +175,7 @@ def check(
             seed=seed,
         )
     if output is not None:
-        _write(report, output, formats or _KEPT)
+        _write(report, output, formats or _KEPT, name)
     if output is None and formats and formats != [Format.terminal]:
         print(_text(report, formats[0]), end="")
     elif not quiet:
@@ -287,11 +292,13 @@ def _thresholds(options: Sequence[str] | None) -> dict[str, float] | None:
     return thresholds
 
 
-def _write(report: Report, folder: Path, formats: Sequence[Format]) -> None:
-    from nndiag.render import files
+def _write(report: Report, folder: Path, formats: Sequence[Format], name: str) -> None:
+    from nndiag.render import files, index
 
-    texts = [item for form in formats for item in _files(report, form).items()]
-    files.write({folder / name: text for name, text in texts})
+    texts = [item for form in formats for item in _files(report, form, name).items()]
+    files.write({folder / file: text for file, text in texts})
+    if Format.html in formats:
+        index.update(folder)
 
 
 def _text(report: Report, form: Format) -> str:
@@ -301,27 +308,28 @@ def _text(report: Report, form: Format) -> str:
     return next(iter(_files(report, form).values()))
 
 
-def _files(report: Report, form: Format) -> dict[str, str]:
+def _files(report: Report, form: Format, name: str = "report") -> dict[str, str]:
     """The text of each file of a format by its name."""
     from nndiag.render import csv, html, json, junit, lines, markdown, sarif
 
     match form:
         case Format.csv:
-            return csv.render(report)
+            tables = csv.render(report)
+            return tables if name == "report" else {f"{name}.{t}": x for t, x in tables.items()}
         case Format.html:
-            return {"report.html": html.render(report)}
+            return {f"{name}.html": html.render(report)}
         case Format.json:
-            return {"report.json": json.render(report)}
+            return {f"{name}.json": json.render(report)}
         case Format.markdown:
-            return {"report.md": markdown.render(report)}
+            return {f"{name}.md": markdown.render(report)}
         case Format.sarif:
-            return {"report.sarif": sarif.render(report)}
+            return {f"{name}.sarif": sarif.render(report)}
         case Format.junit:
-            return {"report.junit.xml": junit.render(report)}
+            return {f"{name}.junit.xml": junit.render(report)}
         case Format.github:
-            return {"report.github.txt": lines.github(report)}
+            return {f"{name}.github.txt": lines.github(report)}
         case Format.concise:
-            return {"report.txt": lines.concise(report)}
+            return {f"{name}.txt": lines.concise(report)}
         case Format.terminal:
             return {}  # it is on the terminal
 

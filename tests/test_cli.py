@@ -254,6 +254,24 @@ class TestOutput:
         name = names.get(form, f"report.{form}")
         assert out == (tmp_path / "reports" / name).read_text(encoding="utf-8")
 
+    def test_reports_with_names_of_their_own_share_a_folder_and_an_index(self, run, stub, tmp_path):
+        for name in ("unet", "head"):
+            run(*CHECK, "--output", tmp_path, "--name", name)
+
+        names = {path.name for path in tmp_path.iterdir()}
+        assert {"unet.html", "unet.json", "unet.findings.csv", "head.html"} <= names
+        text = (tmp_path / "index.html").read_text(encoding="utf-8")
+        assert 'href="unet.html"' in text
+        assert 'href="head.html"' in text
+
+    @pytest.mark.parametrize("name", ["a/b", "..", "", "index", "a\\b"])
+    def test_a_name_is_no_path(self, run, stub, tmp_path, name):
+        status, _, err = run(*CHECK, "--output", tmp_path / "out", "--name", name)
+
+        assert status == 2
+        assert "no path" in err
+        assert not (tmp_path / "out").exists()
+
     def test_several_formats_need_a_folder(self, run, stub):
         status, _, err = run(*CHECK, "--format", "json", "--format", "html")
 
@@ -264,7 +282,8 @@ class TestOutput:
         _, out, _ = run(*CHECK, "--output", tmp_path / "a" / "b")
 
         assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
-            "findings.csv", "layers.csv", "parameters.csv", "report.html", "report.json",
+            "findings.csv", "index.html", "layers.csv", "parameters.csv", "report.html",
+            "report.json",
             "report.junit.xml",
             "report.md", "report.sarif",
         ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import json
 from typing import TYPE_CHECKING, Any
 
 from nndiag.render import story, tables
@@ -54,6 +55,13 @@ def render(report: Report) -> str:
             **{row["layer"]: f"L{i}" for i, row in enumerate(layers)},
         },
         passed=[o for o in report.outcomes if o.status == "passed"],
+        summary=json.dumps(
+            {
+                "model": snapshot.model[:200],
+                "verdict": story.verdict(report),
+                "grade": _grade(report),
+            }
+        ),
     )
 
 

@@ -63,7 +63,7 @@ function draw(data, place) {
   const longest = Math.max(...layers.map((l) => l.name.length + l.op.length + 1));
   const room = Math.min(185, 24 + 6.1 * longest);
   const most = Math.floor((room - 18) / 6.1);
-  const label = (l) => (l.name.length + l.op.length < most ? `${l.name} ${l.op}` : Short(l.name, most));
+  const label = (l) => (!l.name.includes(l.op) && l.name.length + l.op.length < most ? `${l.name} ${l.op}` : Short(l.name, most));
   const named = tall >= 20 ? layers : layers.filter((layer) => layer.row % Math.ceil(14 / tall) === 0);
   add("Layer", "names, from the input down to the output", Plot.plot({
     ...base, width: room, x: { axis: null, domain: [0, 1] },

@@ -125,8 +125,11 @@ def _reach(snapshot: Snapshot) -> float:
         and math.isfinite(size := layer.output.histogram.magnitude_quantile(0.99))
         and size > 0
     ]
+    if not sizes:
+        return 1.0
     sizes.sort()
-    return _short(sizes[-1 - len(sizes) // 20]) if sizes else 1.0
+    most = sizes[-1 - len(sizes) // 20]
+    return _short(sizes[-1] if sizes[-1] < 4 * most else most)
 
 
 def _decades(snapshot: Snapshot) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def jobs(pairs: int, edited: int) -> Iterator[Asked]:
                     yield from ((name, stage, number, change) for change in EDITS)
 
 
-def main(pairs: int = 39, edited: int = 2, output: Path = OUTPUT, processes: int = 2) -> None:
+def main(pairs: int = 40, edited: int = 2, output: Path = OUTPUT, processes: int = 2) -> None:
     todo = list(jobs(pairs, edited))
     # Spawned, not forked: a fork would not have torch's threads.
     context = multiprocessing.get_context("spawn")

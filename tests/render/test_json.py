@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -204,3 +205,20 @@ def test_short_arrays_are_readable_and_long_ones_are_packed():
 
 def test_a_hundred_layers_of_512_units_take_a_few_megabytes():
     assert len(saved.render(samples.large(100, units=512))) < 12e6
+
+
+SAVED = sorted(Path(__file__).with_name("saved").glob("report-*.json"))
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+def test_what_an_older_version_saved_still_loads(path):
+    """Files stay as the version wrote them that first had their form; none is ever remade."""
+    report = saved.read(path.read_text(encoding="utf-8"), str(path))
+
+    assert [f.layer for f in report.findings] == [f.layer for f in samples.sick().findings]
+    assert report.snapshot.layers[0].output.mean == samples.sick().snapshot.layers[0].output.mean
+    assert str(report)
+
+
+def test_every_form_there_ever_was_has_such_a_file():
+    assert [path.stem for path in SAVED] == [f"report-{n}" for n in range(1, saved.SCHEMA + 1)]

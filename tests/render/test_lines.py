@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from json import loads as json_loads
 from xml.etree import ElementTree
 
 import pytest
 import samples
 
-from nndiag.render import junit, lines, story
+from nndiag.render import csv, html, json, junit, lines, sarif, story
 
 COMMAND = re.compile(r"::(error|warning|notice) ([^:]*)::(.*)")
 ALL = [samples.sick, samples.healthy, samples.empty, samples.large]
@@ -90,3 +91,23 @@ def test_what_xml_cannot_hold_is_escaped():
 
     told = [text for e in root.iter() for text in (e.text or "", *e.attrib.values())]
     assert any(story.printable(name) in text for text in told)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_every_format_counts_the_same(make):
+    report = make()
+    findings = len(report.findings)
+    page = html.render(report)
+
+    assert len(csv.render(report)["findings.csv"].splitlines()) - 1 == len(report.to_frame())
+    assert len(report.to_frame()) == findings
+    assert len(json_loads(sarif.render(report))["runs"][0]["results"]) == findings
+    assert len(json_loads(json.render(report))["report"]["findings"]) == findings
+    assert len(lines.concise(report).splitlines()) == findings + len(report.crashed) + 1
+    told = re.findall(r"([\d,]+) (?:error|warning|note)s?", story.tally(report.findings))
+    assert sum(int(n.replace(",", "")) for n in told) == findings
+    assert story.verdict(report) in page
+    assert page.count('<tr id="L') == len(report.snapshot.layers)
+    assert page.count('<tr id="P') == len(report.snapshot.parameters)
+    blocks = story.blocks(report.findings)
+    assert sum(len(b.findings) + len(b.consequences) for b in blocks) == findings
