@@ -106,7 +106,10 @@ class Report:
         files.write({Path(path): html.render(self)})
 
     def to_csv(self, folder: PathLike) -> None:
-        """``findings.csv``, ``layers.csv`` and ``parameters.csv`` in this folder."""
+        """``findings.csv``, ``layers.csv`` and ``parameters.csv`` in this folder.
+
+        ``nndiag.render.tables.ABOUT`` says what each column holds.
+        """
         from nndiag.render import csv, files
 
         files.write({Path(folder) / name: text for name, text in csv.render(self).items()})

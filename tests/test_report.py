@@ -15,6 +15,7 @@ import pytest
 from render import samples
 
 from nndiag.errors import FindingsError, OutputError, ReportError, SettingsError, UnknownRuleError
+from nndiag.render import tables
 from nndiag.report import Report
 from nndiag.rule import Finding, Outcome
 from nndiag.stats import FlatStats
@@ -400,3 +401,10 @@ def test_the_test_for_torch_can_fail(report, tmp_path):
 def test_two_reports_of_the_same_run_are_not_compared_number_by_number(report):
     assert report != replace(report)
     assert Finding("a", "b", "note", "c", "d") == Finding("a", "b", "note", "c", "d")
+
+
+def test_every_column_of_a_table_is_documented_and_no_other():
+    columns = {*tables.LAYERS, *tables.PARAMETERS, *tables.FINDINGS}
+
+    assert columns == tables.ABOUT.keys()
+    assert all(text and text[0].isupper() for text in tables.ABOUT.values() if text[0].isalpha())

@@ -76,7 +76,13 @@ def _render(template: str, report: Report, **values: Any) -> str:
 
 def page(template: str, **values: Any) -> str:
     """A template, with what all of them need."""
-    common = {"story": story, "most": MOST_LISTED, "script": _script, "anchors": {}}
+    common = {
+        "story": story,
+        "most": MOST_LISTED,
+        "script": _script,
+        "anchors": {},
+        "about": tables.ABOUT,
+    }
     return _environment().get_template(template).render(common | values)
 
 

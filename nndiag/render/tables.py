@@ -28,6 +28,41 @@ FINDINGS = (
     "rule", "code", "severity", "layer", "message", "evidence", "threshold", "location", "cause",
 )  # fmt: skip
 
+# What a column holds. Numbers are of one run, over all values of a tensor unless it says units.
+ABOUT: dict[str, str] = {
+    "layer": "Name of the module, or of the call within one (/relu, encoder.3/relu#2)",
+    "kind": "Class of the module; function, for a call",
+    "op": "What it computes, by its canonical name",
+    "shape": "Of the output (on the first batch), or of the parameter",
+    "units": "How many units (channels, features) the output has, where they can be told",
+    "samples": "How many samples of the batches were seen",
+    "mean": "Of all finite values",
+    "std": "Standard deviation of all finite values (biased)",
+    "min": "Smallest finite value",
+    "max": "Largest finite value",
+    "spread": "How much a value differs between samples: rms over the positions followed",
+    "zero_fraction": "Share of values that are exactly zero, 0 to 1",
+    "saturated_fraction": "Share of inputs where a saturating activation is flat, 0 to 1",
+    "dead_units": "Units of a rectifier that were never active on any sample",
+    "nonfinite": "How many values are NaN or infinite",
+    "grad_rms": "Root mean square of the gradient of the loss",
+    "grad_nonfinite": "How many values of the gradient are NaN or infinite",
+    "grad_zero_fraction": "Share of the gradient's values that are exactly zero, 0 to 1",
+    "location": "file:line of the call in the user's code",
+    "parameter": "Name, as in named_parameters()",
+    "dtype": "Of the parameter",
+    "trainable": "Whether it requires a gradient",
+    "duplicate_units": "Rows (units) with the very weights of another one",
+    "used": "Whether the forward used it",
+    "rule": "Name of the rule",
+    "code": "Its code",
+    "severity": "error, warning or note",
+    "message": "What was found",
+    "evidence": "The numbers behind it, by name (in CSV as JSON)",
+    "threshold": "What the deciding number was held against",
+    "cause": "The finding that explains this one: rule at layer",
+}
+
 # Whole numbers that may be unknown: pandas would make floats of them.
 COUNTS = ("units", "samples", "dead_units", "nonfinite", "grad_nonfinite", "duplicate_units")
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import samples
 
-from nndiag.render import html
+from nndiag.compare import compare
+from nndiag.render import html, index
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
@@ -95,20 +96,22 @@ def test_it_opens_and_fits(page, name, width):
         assert opened.locator("#figure svg").count() >= 2
 
 
+def violations(opened: Any) -> list[Any]:
+    opened.add_script_tag(content=AXE.read_text(encoding="utf-8"))
+    found = opened.evaluate(
+        "axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"
+    )
+    assert found["passes"]
+    return [(v["id"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found["violations"]]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["sick", "healthy", "empty", "large"])
 def test_axe_finds_nothing(page, name, scheme):
     opened = page(REPORTS[name](), color_scheme=scheme)
     opened.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
-    opened.add_script_tag(content=AXE.read_text(encoding="utf-8"))
 
-    found = opened.evaluate(
-        "axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"
-    )
-
-    told = [(v["id"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found["violations"]]
-    assert told == []
-    assert found["passes"]
+    assert violations(opened) == []
 
 
 def test_the_picture_has_a_curve_a_dot_and_a_name_for_each_layer(page):
@@ -190,6 +193,19 @@ def test_a_finding_leads_to_its_layer(page):
         "(() => {const r = document.querySelector('tr:target').getBoundingClientRect();"
         "return r.top >= 0 && r.bottom <= innerHeight + 1})()"
     )
+
+
+@pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_comparison_and_an_index_open_fit_and_satisfy_axe(page, tmp_path, width, scheme):
+    opened = page(samples.sick(), width=width, color_scheme=scheme)
+    compare(samples.healthy(), samples.sick()).to_html(tmp_path / "comparison.html")
+    index.update(tmp_path)
+
+    for name in ("comparison.html", "index.html"):
+        opened.goto((tmp_path / name).as_uri())
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        assert violations(opened) == []
 
 
 def test_dark_and_light_differ_and_both_print(page):
