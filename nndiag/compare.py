@@ -235,7 +235,7 @@ def _aligned(
 
 
 def _layer_key(layer: Layer) -> Hashable:
-    return layer.op, layer.kind, len(layer.shape), layer.shape[1:]
+    return layer.op, layer.kind, _units(layer)
 
 
 def _parameter_key(parameter: Parameter) -> Hashable:
@@ -272,12 +272,12 @@ def _structure(
         a, b = pair.old, pair.new
         said = [
             ("op", _called(a), _called(b)),
-            ("shape", str(a.shape[1:]), str(b.shape[1:])),
+            ("units", str(_units(a)), str(_units(b))),
             ("dtype", a.dtype, b.dtype),
             ("options", _options(a), _options(b)),
         ]
         for what, before, after in said:
-            if before != after and not (what == "shape" and len(a.shape) < 2):
+            if before != after:
                 text = f"{b.name}: {what} was {before}, is {after}"
                 yield Difference("structure", b.name, what, math.nan, math.nan, text=text)
     for p in parameters:
@@ -291,6 +291,11 @@ def _structure(
             if was != now:
                 text = f"{p.name}: {what} was {was}, is {now}"
                 yield Difference("structure", p.name, what, math.nan, math.nan, text=text)
+
+
+def _units(layer: Layer) -> int | None:
+    """Not the shape: how many samples, steps or pixels there are is up to the batch."""
+    return None if layer.output.units is None else len(layer.output.units)
 
 
 def _called(layer: Layer) -> str:

@@ -121,6 +121,32 @@ def test_other_names_are_no_difference():
     ]  # fmt: skip
 
 
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 32)  # (steps, samples, features)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][-1])
+
+
+def test_another_number_of_samples_and_of_steps_is_no_difference():
+    reports = []
+    for seed, (steps, samples) in enumerate(((7, 128), (11, 200))):
+        torch.manual_seed(seed)
+        x, y = torch.randn(steps, samples, 8), torch.randint(0, 5, (samples,))
+        reports.append(nndiag.check(Reader(), x, y, nn.functional.cross_entropy, config=False))
+
+    assert reports[0].compare(reports[1]).same, str(reports[0].compare(reports[1]))
+
+
+def test_another_width_is_a_difference():
+    found = OLD.compare(report(network(1, width=64), 1, width=64))
+
+    assert {"units", "shape"} <= {d.what for d in found.differences}
+
+
 def test_a_layer_less_in_a_sequential_is_that_layer_and_not_all_after_it():
     def numbered(model: nn.Sequential) -> nn.Sequential:
         return nn.Sequential(*model.children())
