@@ -501,7 +501,11 @@ def _worse_by(old: Finding, new: Finding) -> float:
     """ln of how much farther from its threshold a finding's number is."""
     a, b = (f.evidence.get(f.measure, math.nan) for f in (old, new))
     limit = new.threshold
-    if limit is None or not all(x > 0 and math.isfinite(x) for x in (a, b, limit)):
+    if (
+        old.measure != new.measure
+        or limit is None
+        or not all(x > 0 and math.isfinite(x) for x in (a, b, limit))
+    ):
         return 0.0
     return math.log(b / a) * (1 if b > limit else -1)
 
@@ -510,9 +514,10 @@ def _may_be_chance(
     finding: Finding, note: Finding | None, other: Snapshot, layer: str, moved: Container[str]
 ) -> bool:
     """Whether the other run has it elsewhere, nearly as a note, or a little below the threshold."""
-    if note is not None and _worse_by(note, finding) != 0:
-        return abs(_worse_by(note, finding)) <= math.log(SLACK_OF_FINDINGS)
-    return finding.rule in moved or _is_near(finding, other, layer)
+    if finding.rule in moved or _is_near(finding, other, layer):
+        return True
+    change = 0.0 if note is None else abs(_worse_by(note, finding))
+    return 0 < change <= math.log(SLACK_OF_FINDINGS)
 
 
 def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
@@ -524,11 +529,29 @@ def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
     threshold = known.RULE.thresholds.get(finding.measure)
     if threshold is None:
         return False
-    milder = limit / SLACK_OF_FINDINGS if value > limit else limit * SLACK_OF_FINDINGS
-    milder = min(max(milder, threshold.low), threshold.high)
-    again = rule.judge(other, [finding.rule], None, {f"{finding.rule}.{finding.measure}": milder})
+    chance = 0.0
+    if threshold.high == 1:  # a share, and of few it is what chance makes of it
+        chance = CHANCE * math.sqrt(2 * limit * (1 - limit) / _share_of(finding))
+    lower = min(limit / SLACK_OF_FINDINGS, limit - chance)
+    upper = max(limit * SLACK_OF_FINDINGS, limit + chance)
+    # A number at its very limit does not tell on which side of it the fault lies.
+    milder = [lower] * (value >= limit) + [upper] * (value <= limit)
     had = {f.layer for f in rule.judge(other, [finding.rule]).findings}
     return any(
         not _is_graver(finding, f) and (f.layer == layer or f.layer not in had)
-        for f in again.findings
+        for value in milder
+        for f in rule.judge(
+            other,
+            [finding.rule],
+            None,
+            {f"{finding.rule}.{finding.measure}": min(max(value, threshold.low), threshold.high)},
+        ).findings
     )
+
+
+def _share_of(finding: Finding) -> float:
+    """Of how many rows or units a finding's share is; infinity, where it does not say."""
+    evidence = finding.evidence
+    if evidence.get("dead_units", 0) > 0 and evidence.get("share", 0) > 0:
+        return evidence["dead_units"] / evidence["share"]
+    return max(evidence.get("rows", math.inf), 1)

@@ -110,6 +110,7 @@ def _warn(layer: Layer, ratio: float, one: int, of: int, limit: Limits) -> Findi
         evidence={
             "ratio": ratio,
             "one_sign": one / of,
+            "rows": of,
             "condition": theory.mean_square_condition(ratio, width),
         },
     )

@@ -65,7 +65,7 @@ def write(rows: pd.DataFrame, output: Path) -> None:
     text = environment.get_template("README.md.j2").render(
         pairs=len(alike), wrong=wrong, low=interval.low, high=interval.high, seen=seen,
         networks=alike.network.nunique(), stages=STAGES,
-        false=alike[~alike.same].to_dict("records"),
+        mistaken=alike[~alike.same].to_dict("records"),
         missed=changed[changed.same].to_dict("records"),
         date=datetime.date.today(), torch=torch.__version__, python=platform.python_version(),
     )  # fmt: skip

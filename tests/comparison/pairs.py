@@ -24,6 +24,9 @@ STAGES = (0, 30)
 
 LOOKED_AT = 128
 
+FIRST = 2_000
+"""Seeds up to here are those that the bands were set on."""
+
 Edit = Callable[[nn.Module, torch.Tensor], "tuple[nn.Module, torch.Tensor] | None"]
 
 
@@ -109,8 +112,8 @@ def job(asked: Asked) -> dict[str, object] | None:
     name, stage, number, change = asked
     recipe = RECIPES[name]
     # Each run has a seed of its own: no two pairs share one.
-    old = run(recipe, stage, 2 * number)
-    new = run(recipe, stage, 2 * number + 1, EDITS.get(change))
+    seed = FIRST + 2 * number
+    old, new = run(recipe, stage, seed), run(recipe, stage, seed + 1, EDITS.get(change))
     if old is None or new is None:
         return None
     found = old.compare(new)

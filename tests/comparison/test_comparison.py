@@ -227,6 +227,31 @@ def test_a_finding_just_beyond_its_threshold_may_be_chance(monkeypatch, side, ot
     assert well.compare(sick).regressed == (other > 1.5)
 
 
+@pytest.mark.parametrize(("rows", "borderline"), [(10, True), (2000, False), (None, False)])
+def test_a_share_of_few_rows_is_what_chance_makes_of_it(monkeypatch, rows, borderline):
+    """Half of ten rows, against a fifth of them: six of ten would come from two in one run of 70."""
+    module = ModuleType("stub", "A stub.")
+    module.RULE = Rule("ND901", "stub", "warning", "activations",
+                       thresholds={"share": Threshold(0.5, "derived: by hand", high=1)})  # fmt: skip
+
+    def check(snapshot, limit):
+        if snapshot.loss.value >= limit.share:
+            evidence = {"share": snapshot.loss.value} | ({} if rows is None else {"rows": rows})
+            yield Finding("stub", "ND901", "warning", "act0", "m", evidence, limit.share,
+                          measure="share")  # fmt: skip
+
+    module.check = check
+    monkeypatch.setattr("nndiag.rule.discover", lambda: {"stub": module})
+
+    def with_loss(value: float) -> Report:
+        loss = replace(OLD.snapshot.loss, value=value)
+        return replace(OLD, snapshot=replace(OLD.snapshot, loss=loss)).judge()
+
+    for value in (0.5, 0.6):
+        [change] = with_loss(0.2).compare(with_loss(value)).appeared
+        assert change.borderline == borderline
+
+
 def test_a_rule_that_did_not_run_before_has_not_appeared():
     quiet = OLD.judge(ignore=["init-scale"])
 
