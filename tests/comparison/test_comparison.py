@@ -229,10 +229,10 @@ def test_a_finding_just_beyond_its_threshold_may_be_chance(monkeypatch, side, ot
 
 @pytest.mark.parametrize(("rows", "borderline"), [(10, True), (2000, False), (None, False)])
 def test_a_share_of_few_rows_is_what_chance_makes_of_it(monkeypatch, rows, borderline):
-    """Half of ten rows, against a fifth of them: six of ten would come from two in one run of 70."""
+    """Half of ten rows against a fifth: of so few, chance moves a share by more than that."""
     module = ModuleType("stub", "A stub.")
-    module.RULE = Rule("ND901", "stub", "warning", "activations",
-                       thresholds={"share": Threshold(0.5, "derived: by hand", high=1)})  # fmt: skip
+    threshold = Threshold(0.5, "derived: by hand", high=1)
+    module.RULE = Rule("ND901", "stub", "warning", "activations", thresholds={"share": threshold})
 
     def check(snapshot, limit):
         if snapshot.loss.value >= limit.share:
