@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from nndiag.compare import Change, Comparison, Difference, counts
@@ -122,6 +123,31 @@ def layer_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
+SIDES = ("layer", "std", "gradient rms", "flat share")
+
+
+def sides(comparison: Comparison, most: int) -> list[tuple[str, ...]]:
+    """A few layers' numbers, old → new, in the order of the network; what differs comes first."""
+    rows = layer_rows(comparison)
+    chosen = [row for row in rows if row["differs"]][:most]
+    chosen += [row for row in rows if not row["differs"]][: most - len(chosen)]
+    places = {id(row): place for place, row in enumerate(rows)}
+    return [
+        (
+            row["layer"],
+            *(
+                _change(*(_told(row[f"{name}, {when}"]) for when in ("old", "new")))
+                for name in SIDES[1:]
+            ),
+        )
+        for row in sorted(chosen, key=lambda row: places[id(row)])
+    ]
+
+
+def _told(value: float) -> str:
+    return "—" if math.isnan(value) else story.number(value)
+
+
 def parameter_rows(comparison: Comparison) -> list[dict[str, Any]]:
     changed = {d.name for d in comparison.differences}
     rows = []
@@ -188,9 +214,22 @@ def terminal(comparison: Comparison) -> RenderableType:
         parts += _more(len(found))
     if comparison.differences:
         parts.append(Text())
+    if comparison.layers and not comparison.same:
+        parts += [_table(comparison), Text()]
     style = "bold green" if comparison.same else "bold"
     parts.append(Text(verdict(comparison), style=style))
     return Group(*parts)
+
+
+def _table(comparison: Comparison) -> RenderableType:
+    table = Table(box=None, pad_edge=False)
+    for name in SIDES:
+        table.add_column(name, overflow="fold", justify="left" if name == "layer" else "right")
+    for row in sides(comparison, MOST_LINES):
+        table.add_row(*(Text(story.printable(cell)) for cell in row))
+    hidden = len(comparison.layers) - MOST_LINES
+    more = [Text(f"and {story.plural(hidden, 'other layer')}", style="dim")] if hidden > 0 else []
+    return Group(table, *more)
 
 
 def _more(count: int) -> list[RenderableType]:
@@ -225,6 +264,16 @@ def _markdown(comparison: Comparison, most: int) -> Iterator[str]:
         yield ""
         yield "</details>"
         yield ""
+    rows = sides(comparison, min(most, 50))
+    if rows:
+        yield "<details><summary>Layers, side by side</summary>"
+        yield ""
+        yield f"| {' | '.join(SIDES)} |"
+        yield "| --- | ---: | ---: | ---: |"
+        for row in rows:
+            yield f"| {' | '.join(escape(cell[:LONGEST]) for cell in row)} |"
+        yield ""
+        yield "</details>"
 
 
 def _list(texts: Iterable[str], most: int) -> Iterator[str]:

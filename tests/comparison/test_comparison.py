@@ -19,6 +19,7 @@ from comparison.pairs import EDITS, RECIPES, run
 from nndiag.cli import app
 from nndiag.compare import counts
 from nndiag.render import comparison as render
+from nndiag.render import story
 from nndiag.report import Report
 from nndiag.rule import Finding, Rule, Threshold
 
@@ -277,6 +278,22 @@ def test_every_difference_and_change_is_told_in_every_form(tmp_path):
         assert render.verdict(CHANGED) in told
     assert "<h1>Sequential</h1>" in page
     assert repr(CHANGED) == f"<Comparison: {render.verdict(CHANGED)}>"
+
+
+def test_layers_stand_side_by_side_old_and_new():
+    std = [story.number(r.snapshot.by_name["linear0"].output.std) for r in (OLD, CHANGED.new)]
+
+    for told in (str(CHANGED), CHANGED.to_markdown()):
+        [line] = [li for li in told.splitlines() if li.split()[:2] in (["linear0", std[0]],)
+                  or li.startswith("| linear0 |")]  # fmt: skip
+        assert f"{std[0]} → {std[1]}" in line
+    rows = render.layer_rows(CHANGED)
+    assert [row["layer"] for row in rows] == [x.name for x in CHANGED.new.snapshot.layers]
+    for row in rows:
+        for when, side in (("old", OLD), ("new", CHANGED.new)):
+            layer = side.snapshot.by_name[row["layer"]]
+            assert row[f"std, {when}"] == layer.output.std
+            assert row[f"gradient rms, {when}"] == layer.grad.rms
 
 
 def test_a_comment_is_never_too_long():
