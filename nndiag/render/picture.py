@@ -170,9 +170,13 @@ def _linear(reach: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _sizes(low: float, high: float) -> np.ndarray:
-    """The same for the sizes of values, from ten to the ``low`` to ten to the ``high``."""
+    """The same for the sizes of values, from ten to the ``low`` to ten to the ``high``.
+
+    What is smaller still is left out: as a heap at the edge it would make the rest flat.
+    """
     sizes = np.log10(Histogram.edges())
     share = _overlap(sizes[:-1], sizes[1:], np.linspace(low, high, BINS + 1))
+    share[sizes[1:] <= low] = 0
     nothing = np.zeros((1, BINS))  # zeros, and what is as good as zero, have no size
     both: np.ndarray = np.concatenate([share[::-1], nothing, share])
     return both

@@ -60,6 +60,15 @@ def test_sizes_of_gradients_are_drawn_by_their_logarithms():
     assert picture._curve(samples.stats(np.zeros(9)), picture._sizes(-6, 0)) is None
 
 
+def test_sizes_too_small_to_draw_do_not_heap_up():
+    share = picture._sizes(-3, 0)
+    edges = Histogram.edges()
+
+    drawn = share[Histogram.SIDE + 1 :].sum(1)
+    assert not drawn[edges[1:] <= 1e-3].any()
+    np.testing.assert_allclose(drawn[edges[:-1] >= 1e-3], 1)
+
+
 @pytest.mark.parametrize("act", [nn.Tanh(), nn.ReLU(), nn.Sigmoid(), nn.GELU(), nn.LeakyReLU(0.2)])
 def test_an_activation_does_what_theory_expects_of_a_gaussian(act):
     model = nn.Sequential(nn.Linear(400, 300), act)
