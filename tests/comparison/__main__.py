@@ -49,6 +49,7 @@ def write(rows: pd.DataFrame, output: Path) -> None:
     alike, changed = rows[rows.change == "none"], rows[rows.change != "none"]
     wrong = int((~alike.same).sum())
     interval = binomtest(wrong, len(alike)).proportion_ci(0.95, "exact")
+    bound = binomtest(wrong, len(alike), alternative="less").proportion_ci(0.95, "exact").high
     seen = [
         {
             "change": change,
@@ -63,7 +64,7 @@ def write(rows: pd.DataFrame, output: Path) -> None:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     text = environment.get_template("README.md.j2").render(
-        pairs=len(alike), wrong=wrong, low=interval.low, high=interval.high, seen=seen,
+        pairs=len(alike), wrong=wrong, low=interval.low, high=interval.high, bound=bound, seen=seen,
         networks=alike.network.nunique(), stages=STAGES,
         mistaken=alike[~alike.same].to_dict("records"),
         missed=changed[changed.same].to_dict("records"),
