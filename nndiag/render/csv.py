@@ -18,4 +18,11 @@ def render(report: Report) -> dict[str, str]:
     # An evidence dict's repr would be Python; every tool reads JSON.
     findings["evidence"] = [json.dumps(plain(r["evidence"])) for r in tables.findings(report)]
     frames = {"findings": findings, "layers": report.layers, "parameters": report.parameters}
-    return {f"{name}.csv": frame.to_csv(index=False) for name, frame in frames.items()}
+    return {
+        f"{name}.csv": frame.map(_writable).to_csv(index=False) for name, frame in frames.items()
+    }
+
+
+def _writable(value: object) -> object:
+    """Without NUL, which the csv of Python 3.10 refuses to write."""
+    return value.replace("\0", "\\x00") if isinstance(value, str) else value
