@@ -312,26 +312,22 @@ def _files(report: Report, form: Format, name: str = "report") -> dict[str, str]
     """The text of each file of a format by its name."""
     from nndiag.render import csv, html, json, junit, lines, markdown, sarif
 
-    match form:
-        case Format.csv:
-            tables = csv.render(report)
-            return tables if name == "report" else {f"{name}.{t}": x for t, x in tables.items()}
-        case Format.html:
-            return {f"{name}.html": html.render(report)}
-        case Format.json:
-            return {f"{name}.json": json.render(report)}
-        case Format.markdown:
-            return {f"{name}.md": markdown.render(report)}
-        case Format.sarif:
-            return {f"{name}.sarif": sarif.render(report)}
-        case Format.junit:
-            return {f"{name}.junit.xml": junit.render(report)}
-        case Format.github:
-            return {f"{name}.github.txt": lines.github(report)}
-        case Format.concise:
-            return {f"{name}.txt": lines.concise(report)}
-        case Format.terminal:
-            return {}  # it is on the terminal
+    if form is Format.csv:
+        tables = csv.render(report)
+        return tables if name == "report" else {f"{name}.{t}": x for t, x in tables.items()}
+    renders: dict[Format, tuple[str, Callable[[Report], str]]] = {
+        Format.html: ("html", html.render),
+        Format.json: ("json", json.render),
+        Format.markdown: ("md", markdown.render),
+        Format.sarif: ("sarif", sarif.render),
+        Format.junit: ("junit.xml", junit.render),
+        Format.github: ("github.txt", lines.github),
+        Format.concise: ("txt", lines.concise),
+    }
+    if form not in renders:
+        return {}  # it is on the terminal
+    ending, render = renders[form]
+    return {f"{name}.{ending}": render(report)}
 
 
 def _console() -> Console:

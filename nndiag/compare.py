@@ -9,10 +9,12 @@ false differences over thousands of pairs, and the changes that are seen.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from nndiag import flow, rule, theory
@@ -120,18 +122,14 @@ class Comparison:
         """Errors or warnings that were not there before."""
         return any(map(counts, self.appeared))
 
-    def to_html(self, path: str) -> None:
+    def to_html(self, path: str | os.PathLike[str]) -> None:
         """One file that needs no network."""
-        from pathlib import Path
-
         from nndiag.render import comparison, files
 
         files.write({Path(path): comparison.html(self)})
 
-    def to_markdown(self, path: str | None = None) -> str:
+    def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
         """Text for a pull request's comment; also into a file."""
-        from pathlib import Path
-
         from nndiag.render import comparison, files
 
         text = comparison.markdown(self)
@@ -163,11 +161,11 @@ def counts(change: Change) -> bool:
 def compare(old: Report, new: Report) -> Comparison:
     """What differs between two reports on one model, beyond what a seed or a batch changes."""
     layers = _paired(old.snapshot.layers, new.snapshot.layers, _layer_key)
-    names = {p.old.name: p.new.name for p in layers if p.old and p.new}
+    names = _names(layers)
     parameters = _paired(
         old.snapshot.parameters, new.snapshot.parameters, _parameter_key, _renamed(layers)
     )
-    names |= {p.old.name: p.new.name for p in parameters if p.old and p.new}
+    names |= _names(parameters)
     differences = [
         *_structure(layers, parameters),
         *_inputs(old.snapshot, new.snapshot),
@@ -222,6 +220,15 @@ def _paired(
         if thing.name not in taken:
             pairs.append(Pair(thing, None))
     return tuple(pairs)
+
+
+def _names(pairs: Sequence[Pair[Thing]]) -> dict[str, str]:
+    """New names by old ones. What is gone has none that something new could have."""
+    return {
+        pair.old.name: f"{pair.old.name} (gone)" if pair.new is None else pair.new.name
+        for pair in pairs
+        if pair.old is not None
+    }
 
 
 def _aligned(

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nndiag.compare import Change, Comparison, Difference, counts
+from nndiag.compare import Change, Comparison, Difference, Pair, counts
 from nndiag.render import story
 from nndiag.render.markdown import LONGEST, MOST_BYTES, escape
 
@@ -103,21 +103,19 @@ def differences(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
 
 
 def layer_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    changed = {d.name for d in comparison.differences}
     rows = []
     for pair in comparison.layers:
         a, b = pair.old, pair.new
         rows.append(
             {
                 "layer": pair.name,
-                "was called": a.name if a is not None and pair.renamed else "",
+                **_fate(comparison, pair),
                 "op": _change(_op(a), _op(b)),
                 **_both("mean", _of(a, "output"), _of(b, "output")),
                 **_both("std", _of(a, "output"), _of(b, "output")),
                 **_both("rms", _of(a, "grad"), _of(b, "grad"), "gradient rms"),
                 "flat share, old": math.nan if a is None or a.flat is None else a.flat.share,
                 "flat share, new": math.nan if b is None or b.flat is None else b.flat.share,
-                "differs": "yes" if pair.name in changed else "",
             }
         )
     return rows
@@ -149,22 +147,31 @@ def _told(value: float) -> str:
 
 
 def parameter_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    changed = {d.name for d in comparison.differences}
     rows = []
     for pair in comparison.parameters:
         a, b = pair.old, pair.new
         rows.append(
             {
                 "parameter": pair.name,
-                "was called": a.name if a is not None and pair.renamed else "",
+                **_fate(comparison, pair),
                 "shape": _change(_shape(a), _shape(b)),
                 **_both("mean", _of(a, "value"), _of(b, "value")),
                 **_both("rms", _of(a, "value"), _of(b, "value")),
                 **_both("rms", _of(a, "grad"), _of(b, "grad"), "gradient rms"),
-                "differs": "yes" if pair.name in changed else "",
             }
         )
     return rows
+
+
+def _fate(comparison: Comparison, pair: Pair[Any]) -> dict[str, str]:
+    """What became of one thing, and how it was called."""
+    if pair.old is None or pair.new is None:
+        return {"was called": "", "differs": "new" if pair.old is None else "gone"}
+    named = {d.name for d in comparison.differences if d.what not in ("layer", "parameter")}
+    return {
+        "was called": pair.old.name if pair.renamed else "",
+        "differs": "yes" if pair.name in named else "",
+    }
 
 
 def _of(thing: Layer | Parameter | None, what: str) -> TensorStats | None:

@@ -8,8 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from nndiag.render import story, tables
-from nndiag.render.picture import blocks as text_curve
-from nndiag.render.picture import picture
+from nndiag.render.picture import picture, text_curve
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -1,8 +1,8 @@
 "use strict";
 // Everything here only adds to a page that can be read without it.
 
-const Short = (name, most) => (name.length > most ? "…" + name.slice(1 - most) : name);
-const Say = (value) => (value === null ? "not known" : String(Number(Number(value).toPrecision(3))));
+const short = (name, most) => (name.length > most ? "…" + name.slice(1 - most) : name);
+const say = (value) => (value === null ? "not known" : String(Number(Number(value).toPrecision(3))));
 
 function draw(data, place) {
   const layers = data.layers.map((layer, row) => ({ ...layer, row }));
@@ -29,12 +29,12 @@ function draw(data, place) {
   const told = (layer) =>
     [
       `${layer.name} (${layer.op})`,
-      `mean ${Say(layer.mean)}, std ${Say(layer.std)}`,
-      layer.expected && `theory: mean ${Say(layer.expected[0])}, std ${Say(layer.expected[1])}`,
-      layer.saturated !== null && `saturated: ${Say(layer.saturated * 100)} %`,
-      layer.dead !== null && `dead units: ${Say(layer.dead * 100)} %`,
-      layer.grad_rms !== null && `gradient, rms: ${Say(layer.grad_rms)}`,
-      layer.factor !== null && `gradient × ${Say(layer.factor)}, theory ${Say(layer.expected_factor)}`,
+      `mean ${say(layer.mean)}, std ${say(layer.std)}`,
+      layer.expected && `theory: mean ${say(layer.expected[0])}, std ${say(layer.expected[1])}`,
+      layer.saturated !== null && `saturated: ${say(layer.saturated * 100)} %`,
+      layer.dead !== null && `dead units: ${say(layer.dead * 100)} %`,
+      layer.grad_rms !== null && `gradient, rms: ${say(layer.grad_rms)}`,
+      layer.factor !== null && `gradient × ${say(layer.factor)}, theory ${say(layer.expected_factor)}`,
     ].filter(Boolean).join("\n");
   const tip = (x) =>
     Plot.tip(layers, Plot.pointerY({
@@ -63,7 +63,7 @@ function draw(data, place) {
   const longest = Math.max(...layers.map((l) => l.name.length + l.op.length + 1));
   const room = Math.min(185, 24 + 6.1 * longest);
   const most = Math.floor((room - 18) / 6.1);
-  const label = (l) => (!l.name.includes(l.op) && l.name.length + l.op.length < most ? `${l.name} ${l.op}` : Short(l.name, most));
+  const label = (l) => (!l.name.includes(l.op) && l.name.length + l.op.length < most ? `${l.name} ${l.op}` : short(l.name, most));
   const named = tall >= 20 ? layers : layers.filter((layer) => layer.row % Math.ceil(14 / tall) === 0);
   add("Layer", "names, from the input down to the output", Plot.plot({
     ...base, width: room, x: { axis: null, domain: [0, 1] },
@@ -130,7 +130,7 @@ function draw(data, place) {
     const step = far < 5 ? 2 : 10 ** Math.ceil(Math.log10(far) / 2);
     add("Gradient, × a layer", "by how much the gradient grows or shrinks on its way through, with theory's behind", Plot.plot({
       ...base, width: 180, x: {
-        type: "log", domain: [1 / far, far], axis: "top", ticks: [1 / step, 1, step], label: null, tickFormat: (d) => Say(d),
+        type: "log", domain: [1 / far, far], axis: "top", ticks: [1 / step, 1, step], label: null, tickFormat: (d) => say(d),
       },
       marks: [
         Plot.ruleX([1], { stroke: "var(--quiet)", strokeDasharray: "3,3" }),

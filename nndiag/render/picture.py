@@ -201,7 +201,7 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def blocks(heights: Sequence[int] | None, width: int = 12) -> str:
+def text_curve(heights: Sequence[int] | None, width: int = 12) -> str:
     """A curve in one line of text, for where nothing can be drawn: ``"▁▂▅█▅▂▁"``."""
     if not heights:
         return ""

@@ -105,15 +105,15 @@ def test_the_exponent_of_a_power_law_is_its_power(power):
     assert linearity.exponent(size, 7 * size**power) == pytest.approx((power,) * 3)
 
 
-# What it reads and resets, VmHWM and /proc/self/clear_refs, no other kernel has; CI runs it.
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="the kernel's peak (VmHWM) can be read and reset on Linux only"
-)
 def test_the_peak_is_what_a_step_holds_at_once():
     def step() -> None:
         torch.zeros(16, 2**20).add_(1)
         torch.zeros(16, 2**20).add_(1)
 
+    if sys.platform != "linux":  # no other kernel has what is read and reset
+        with pytest.raises((OSError, AttributeError)):
+            memory.peak_of(step)
+        return
     assert memory.peak_of(step) == pytest.approx(64, abs=2)
 
 
@@ -253,11 +253,8 @@ def test_arithmetic_does_not_wait():
     assert not device.waits
 
 
-# CUDA's own detector of waits; without a device the same law is shown by the pretended one above.
-@pytest.mark.skipif(
-    not torch.cuda.is_available(),
-    reason="CUDA's detector of waits needs a CUDA device; the tests above show the law without one",
-)
+# Without a device the same law is shown by the pretended one above.
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA's own detector needs a device")
 def test_no_layer_waits_for_a_cuda_device():
     work = tanh_chain(width=64, depth=6, batch=64)
     work.model.cuda()

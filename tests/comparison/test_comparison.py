@@ -162,6 +162,11 @@ def test_a_layer_less_in_a_sequential_is_that_layer_and_not_all_after_it():
         f"{i}.{p}" for i in (1, 4, 7, 10) for p in ("weight", "bias")
     }
     assert {d.kind for d in found.differences} <= {"structure", "activation", "gradient"}
+    fates = {row["layer"]: row["differs"] for row in render.layer_rows(found)[:9]}
+    # What is gone had the names of what is there, and says nothing of that.
+    numbers = {d.name for d in found.differences if d.kind != "structure"}
+    assert {name for name, fate in fates.items() if fate} == numbers & fates.keys()
+    assert [row["differs"] for row in render.layer_rows(found)[9:]] == ["gone"] * 4
 
 
 def test_a_value_that_is_not_finite_is_a_difference_and_a_regression():
@@ -196,29 +201,41 @@ def test_a_finding_appears_vanishes_gets_worse_and_better():
     assert "init-scale" in {c.finding.rule for c in worst.compare(bad).better}
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """The loss stands in for whatever a rule measures: reports of a rule on it, of any value."""
+
+    def use(threshold: Threshold, is_sick, **more: float):
+        module = ModuleType("stub", "A stub.")
+        module.RULE = Rule("ND901", "stub", "warning", "activations",
+                           thresholds={"value": threshold})  # fmt: skip
+
+        def check(snapshot, limit):
+            value = snapshot.loss.value
+            if is_sick(value, limit.value):
+                yield Finding("stub", "ND901", "warning", "act0", "m", {"value": value} | more,
+                              limit.value, measure="value")  # fmt: skip
+
+        module.check = check
+        monkeypatch.setattr("nndiag.rule.discover", lambda: {"stub": module})
+
+        def with_value(value: float) -> Report:
+            loss = replace(OLD.snapshot.loss, value=value)
+            return replace(OLD, snapshot=replace(OLD.snapshot, loss=loss)).judge()
+
+        return with_value
+
+    return use
+
+
 @pytest.mark.parametrize("side", [1, -1], ids=["above is sick", "below is sick"])
 @pytest.mark.parametrize("other", [1.0, 1.3, 1.49, 1.51, 3.0])
-def test_a_finding_just_beyond_its_threshold_may_be_chance(monkeypatch, side, other):
-    """The loss stands in for whatever a rule measures; the limit is 1."""
-    module = ModuleType("stub", "A stub.")
-    module.RULE = Rule("ND901", "stub", "warning", "activations",
-                       thresholds={"loss": Threshold(1.0, "derived: by hand")})  # fmt: skip
+def test_a_finding_just_beyond_its_threshold_may_be_chance(measured, side, other):
+    with_value = measured(
+        Threshold(1.0, "derived: by hand"), lambda value, limit: (value - limit) * side > 0
+    )
 
-    def check(snapshot, limit):
-        value = snapshot.loss.value
-        if (value - limit.loss) * side > 0:
-            evidence = {"loss": value}
-            yield Finding("stub", "ND901", "warning", "act0", "m", evidence, limit.loss,
-                          measure="loss")  # fmt: skip
-
-    module.check = check
-    monkeypatch.setattr("nndiag.rule.discover", lambda: {"stub": module})
-
-    def with_loss(value: float) -> Report:
-        loss = replace(OLD.snapshot.loss, value=value)
-        return replace(OLD, snapshot=replace(OLD.snapshot, loss=loss)).judge()
-
-    sick, well = with_loss(2.0**side), with_loss(1 / (other * 1.001) ** side)
+    sick, well = with_value(2.0**side), with_value(1 / (other * 1.001) ** side)
 
     [change] = sick.compare(well).vanished
     assert change.borderline == (other < 1.5)
@@ -229,27 +246,15 @@ def test_a_finding_just_beyond_its_threshold_may_be_chance(monkeypatch, side, ot
 
 
 @pytest.mark.parametrize(("rows", "borderline"), [(10, True), (2000, False), (None, False)])
-def test_a_share_of_few_rows_is_what_chance_makes_of_it(monkeypatch, rows, borderline):
+def test_a_share_of_few_rows_is_what_chance_makes_of_it(measured, rows, borderline):
     """Half of ten rows against a fifth: of so few, chance moves a share by more than that."""
-    module = ModuleType("stub", "A stub.")
-    threshold = Threshold(0.5, "derived: by hand", high=1)
-    module.RULE = Rule("ND901", "stub", "warning", "activations", thresholds={"share": threshold})
-
-    def check(snapshot, limit):
-        if snapshot.loss.value >= limit.share:
-            evidence = {"share": snapshot.loss.value} | ({} if rows is None else {"rows": rows})
-            yield Finding("stub", "ND901", "warning", "act0", "m", evidence, limit.share,
-                          measure="share")  # fmt: skip
-
-    module.check = check
-    monkeypatch.setattr("nndiag.rule.discover", lambda: {"stub": module})
-
-    def with_loss(value: float) -> Report:
-        loss = replace(OLD.snapshot.loss, value=value)
-        return replace(OLD, snapshot=replace(OLD.snapshot, loss=loss)).judge()
+    more = {} if rows is None else {"rows": rows}
+    with_value = measured(
+        Threshold(0.5, "derived: by hand", high=1), lambda value, limit: value >= limit, **more
+    )
 
     for value in (0.5, 0.6):
-        [change] = with_loss(0.2).compare(with_loss(value)).appeared
+        [change] = with_value(0.2).compare(with_value(value)).appeared
         assert change.borderline == borderline
 
 

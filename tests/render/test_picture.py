@@ -121,5 +121,5 @@ def test_what_is_not_finite_is_not_drawn_and_breaks_nothing():
 
 
 def test_a_curve_in_one_line_of_text():
-    assert picture.blocks([0, 0, 50, 99, 50, 0], 6) == "▁▁▅█▅▁"
-    assert picture.blocks(None) == ""
+    assert picture.text_curve([0, 0, 50, 99, 50, 0], 6) == "▁▁▅█▅▁"
+    assert picture.text_curve(None) == ""
