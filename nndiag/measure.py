@@ -772,7 +772,7 @@ def _unit_lengths(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
     """Of the vectors along the third axis of a grid: their sum at unit length, and their number."""
     if grid.shape[3] == 1:
         sizes = torch.linalg.vector_norm(grid, dim=2)  # (k, before, after)
-    else:  # not the norm along an axis that is not the last in memory: it is ten times as slow
+    else:  # not the norm along an axis that is not the last in memory: it is far slower
         sizes = torch.mul(grid, grid, out=scratch.like(grid)).sum(2).sqrt_()
     plain = False
     if _is_here(grid) and grid.numel():
