@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nndiag.errors import (
     BatchError,
     CaptureError,
+    CureError,
     FindingsError,
     LossError,
     ModelError,
@@ -26,8 +27,9 @@ from nndiag.errors import (
 if TYPE_CHECKING:
     from nndiag.api import check
     from nndiag.batch import Batch
+    from nndiag.fixes.repair import Repair, repair
     from nndiag.report import Report
-    from nndiag.rule import Finding
+    from nndiag.rule import Finding, Prescription
 
 __version__ = "0.1.0"
 
@@ -35,24 +37,31 @@ __all__ = [
     "Batch",
     "BatchError",
     "CaptureError",
+    "CureError",
     "Finding",
     "FindingsError",
     "LossError",
     "ModelError",
     "NNDiagError",
     "OutputError",
+    "Prescription",
+    "Repair",
     "Report",
     "ReportError",
     "SettingsError",
     "TargetError",
     "UnknownRuleError",
     "check",
+    "repair",
 ]
 
 # Resolved on first use: torch takes seconds to import, and a pytest plugin is imported by every
 # session of everybody who has nndiag installed.
 _LAZY = {
     "check": "nndiag.api",
+    "repair": "nndiag.fixes.repair",
+    "Repair": "nndiag.fixes.repair",
+    "Prescription": "nndiag.rule",
     "Batch": "nndiag.batch",
     "Report": "nndiag.report",
     "Finding": "nndiag.rule",

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nndiag.compare import Comparison
+    from nndiag.fixes.repair import Repair
     from nndiag.report import Report
 
 FINE, FOUND, FAILED = 0, 1, 2
@@ -49,6 +50,11 @@ class Format(str, Enum):
 
 # What --output writes where no --format is named: the others are made for a log.
 _KEPT = (Format.json, Format.html, Format.csv, Format.markdown, Format.sarif, Format.junit)
+
+
+class Allow(str, Enum):
+    safe = "safe"
+    all = "all"
 
 
 class FailOn(str, Enum):
@@ -141,6 +147,37 @@ def check(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no report on the terminal.")
     ] = False,
+    fix: Annotated[
+        bool,
+        typer.Option(
+            "--fix",
+            help="Try the cures on a copy and show what helped; with --output, keep the repaired "
+            "state (repair.pt) and the lines that make it (repair.py). The exit status is of "
+            "what is left then.",
+        ),
+    ] = False,
+    allow: Annotated[
+        Allow, typer.Option(help="With --fix: only cures that lose nothing, or all.")
+    ] = Allow.safe,
+    trained: Annotated[
+        bool | None,
+        typer.Option(
+            "--trained/--untrained", help="With --fix: whether it was; judged if left out."
+        ),
+    ] = None,
+    trial: Annotated[
+        int,
+        typer.Option(
+            metavar="STEPS", min=0, help="With --fix: also train before and after for so long."
+        ),
+    ] = 0,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(metavar="TARGET", help="With --trial: optimizer(parameters); Adam if not."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --fix: overwrite what --output holds of it.")
+    ] = False,
 ) -> None:
     """Run a model once, and say what is wrong in it."""
     from nndiag import settings
@@ -154,6 +191,16 @@ def check(
             "several formats need --output DIR; without it, one goes to stdout",
             param_hint="--format",
         )
+    kept_as = "repair" if name == "report" else f"{name}.repair"
+    if fix:
+        _fits_a_repair(formats, output, kept_as, force)
+    else:
+        given = {
+            "--allow": allow is not Allow.safe, "--trained": trained is not None,
+            "--trial": trial, "--optimizer": optimizer, "--force": force,
+        }  # fmt: skip
+        if alone := [option for option, there in given.items() if there]:
+            raise typer.BadParameter("it goes with --fix", param_hint=alone[0])
     fails = settings.load().override(fail_on=None if fail_on is None else fail_on.value).fail_on
     # Whatever the user's code prints must not end up within a report on stdout.
     with (
@@ -164,24 +211,82 @@ def check(
         thresholds = _thresholds(threshold)
         from nndiag.api import check as run
 
-        report = run(
+        inputs = (
             load(model),
             load(batch),
             None if target is None else load(target),
             None if loss is None else load(loss, is_function=True),
-            select=_words(select),
-            ignore=_words(ignore),
-            thresholds=thresholds,
-            seed=seed,
         )
-    if output is not None:
+        chosen: dict[str, Any] = {
+            "select": _words(select),
+            "ignore": _words(ignore),
+            "thresholds": thresholds,
+            "seed": seed,
+        }
+        if fix:
+            from nndiag.fixes.repair import repair
+
+            repaired = repair(
+                *inputs,
+                allow=allow.value,
+                trained=trained,
+                trial_steps=trial,
+                optimizer=None if optimizer is None else load(optimizer, is_function=True),
+                **chosen,
+            )
+            report = repaired.after
+        else:
+            report = run(*inputs, **chosen)
+    if fix:
+        _show_repair(repaired, formats, output, kept_as, force, quiet)
+    elif output is not None:
         _write(report, output, formats or _KEPT, name)
-    if output is None and formats and formats != [Format.terminal]:
+    if fix:
+        pass
+    elif output is None and formats and formats != [Format.terminal]:
         print(_text(report, formats[0]), end="")
     elif not quiet:
         _console().print(report)
     failed = fails != "never" and (report.at_least(fails) or report.crashed)
     raise typer.Exit(FOUND if failed else FINE)
+
+
+_OF_REPAIRS = (Format.terminal, Format.html, Format.markdown)
+
+
+def _fits_a_repair(formats: Sequence[Format], output: Path | None, name: str, force: bool) -> None:
+    """That a repair can be shown and kept as asked, before anything is run for it."""
+    from nndiag.fixes.repair import ENDINGS
+    from nndiag.render import files
+
+    if wrong := [form.value for form in formats if form not in _OF_REPAIRS]:
+        raise typer.BadParameter(
+            f"a repair has no {wrong[0]}; legal with --fix are terminal, html and markdown",
+            param_hint="--format",
+        )
+    if output is not None:
+        files.free([output / f"{name}{ending}" for ending in ENDINGS], force)
+
+
+def _show_repair(
+    repair: Repair,
+    formats: Sequence[Format],
+    output: Path | None,
+    name: str,
+    force: bool,
+    quiet: bool,
+) -> None:
+    from nndiag.render import repair as page
+
+    if output is not None:
+        kept = repair.save(output, name, force=force)
+    if output is None and formats and formats != [Format.terminal]:
+        print((page.html if formats[0] is Format.html else page.markdown)(repair), end="")
+    elif not quiet:
+        _console().print(repair)
+        if output is not None:
+            told = ", ".join(str(path) for path in kept)
+            _console().print(f"Kept: {told}", markup=False, soft_wrap=True)
 
 
 class CompareFormat(str, Enum):

@@ -160,7 +160,7 @@ def counts(change: Change) -> bool:
 
 def compare(old: Report, new: Report) -> Comparison:
     """What differs between two reports on one model, beyond what a seed or a batch changes."""
-    layers = _paired(old.snapshot.layers, new.snapshot.layers, _layer_key)
+    layers = paired(old.snapshot, new.snapshot)
     names = _names(layers)
     parameters = _paired(
         old.snapshot.parameters, new.snapshot.parameters, _parameter_key, _renamed(layers)
@@ -179,6 +179,11 @@ def compare(old: Report, new: Report) -> Comparison:
 
 
 # -- what is the same thing ---------------------------------------------------------------------
+
+
+def paired(old: Snapshot, new: Snapshot) -> tuple[Pair[Layer], ...]:
+    """Which layer is which, whatever its name: in the order of the new, what is gone at the end."""
+    return _paired(old.layers, new.layers, _layer_key)
 
 
 def _paired(

@@ -150,6 +150,28 @@ def _next(
             return activation, tuple(between), None, op
 
 
+def activation_after(snapshot: Snapshot, layer: Layer) -> Layer | None:
+    """The activation that works on what a layer gives, with nothing but hand-ons between."""
+    return _next(snapshot, layer)[0]
+
+
+def makers(snapshot: Snapshot, layer: Layer) -> tuple[Layer, ...]:
+    """The nearest rows before a layer that learn, or normalise: whose doing its input is."""
+    found: dict[str, Layer] = {}
+    todo, seen = list(snapshot.nodes[layer.node].inputs), set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        row = snapshot.layer_at(node)
+        if row is not None and row.op in LEARNED | NORMS:
+            found.setdefault(row.name, row)
+        else:
+            todo += snapshot.nodes[node].inputs
+    return tuple(sorted(found.values(), key=lambda row: row.node))
+
+
 def _op_before(snapshot: Snapshot, layer: Layer) -> str:
     node = layer.node
     while snapshot.nodes[node].inputs:

@@ -14,9 +14,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nndiag import flow, theory
+from nndiag import flow, prescribe, theory
+from nndiag.rule import Prescription
 from nndiag.stats import Layer, Snapshot
 
+OFF = math.log(1.2)  # weights this far from their reference are worth bringing back
 WORTH_SAYING = 0.1  # share of saturated values or dead units that is named as a reason
 
 
@@ -67,6 +69,11 @@ class GradientPath:
     @property
     def last(self) -> Layer:
         return self.passages[-1].after
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Its weight layers, from the first to the last."""
+        return [*(p.layer for p in self.passages), self.last]
 
     @property
     def total(self) -> float:
@@ -123,6 +130,18 @@ class GradientPath:
                 text += f", where {name} has {gain:.2g}"
             parts.append(text)
         return " and ".join(parts)
+
+
+def reweighted(snapshot: Snapshot, path: GradientPath) -> Iterator[Prescription]:
+    """Cures of a factor that is not one by weights that fit."""
+    off = [p.after for p in path.passages if p.by_weights > OFF]
+    alone = [path.alone.after] if path.alone is not None else []
+    yield from prescribe.redraw(snapshot, off or path.layers)
+    yield from prescribe.rescale(snapshot, off)
+    if alone and alone[0] not in off:
+        yield from prescribe.lsuv(snapshot, alone)
+    yield from prescribe.lsuv(snapshot, path.layers)
+    yield from prescribe.restart(snapshot)
 
 
 def _mean(values: Iterator[float]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nndiag.errors import FindingsError, ReportError, SettingsError
-from nndiag.rule import SEVERITIES, Finding, Outcome, Severity, Unjudged, judge
+from nndiag.rule import SEVERITIES, Finding, Outcome, Prescription, Severity, Unjudged, judge
 from nndiag.stats import Snapshot
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class Report:
             raise SettingsError(f"there is no severity {severity!r}. Legal are: {legal}.")
         grave = SEVERITIES[: SEVERITIES.index(severity) + 1]
         return tuple(f for f in self.findings if f.severity in grave)
+
+    @property
+    def prescriptions(self) -> tuple[Prescription, ...]:
+        """The cures of all findings, each once: those of the leading causes first."""
+        return tuple(dict.fromkeys(cure for f in self.findings for cure in f.prescriptions))
 
     @property
     def layers(self) -> pd.DataFrame:

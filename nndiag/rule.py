@@ -41,13 +41,32 @@ class Threshold:
     high: float = math.inf
 
 
+Changes = Literal["nothing", "scale", "weights", "architecture"]
+
+
 @dataclass(frozen=True)
 class Prescription:
-    """A cure for a finding: what to do, why it helps, and the lines to paste."""
+    """A cure for a finding: what to do, why it helps, what to expect, and the lines to paste.
+
+    One with a ``name`` can be run as it is: its ``code`` works on ``model`` (and ``batch``), and
+    :func:`nndiag.repair` tries it. One without is advice, or code for the model's source.
+
+    ``changes`` says what becomes of the function that the model computes. "nothing": it stays.
+    "scale": weights keep their directions, or biases go. "weights": what a layer has learned is
+    lost. "architecture": other layers, or more of them. So in a model that was never trained all
+    but the last are safe, in a trained one only the first.
+    """
 
     what: str
     why: str = ""
     code: str = ""
+    name: str = ""
+    effect: str = ""
+    changes: Changes = "nothing"
+
+    def safe(self, trained: bool) -> bool:
+        """Whether nothing that was learned or designed is lost by it."""
+        return self.changes == "nothing" or (self.changes != "architecture" and not trained)
 
 
 @dataclass(frozen=True)

@@ -515,6 +515,94 @@ def test_a_sick_net_is_found_sick_from_the_command_line(run):
     assert re.search(rf"\[ND103\] dead-relu\n  --> act   ReLU   .*net\.py:{line}\n", out)
 
 
+class TestFix:
+    """Real repairs: what is shown, what is kept, and that nothing of the user's is lost."""
+
+    FIX = ("check", "net.py:sick", "--batch", "net.py:batch", "--loss", "net.py:loss", "--fix")
+
+    def test_shows_what_was_tried_and_ends_as_what_is_left_says(self, run):
+        status, out, _ = run(*self.FIX)
+
+        assert status == 0
+        assert "dead-relu is gone" in out
+        assert "nn.init.zeros_(model.hidden.bias)" in out
+
+    def test_what_is_not_allowed_is_not_done(self, run):
+        status, out, _ = run(*self.FIX, "--trained")
+
+        assert status == 1
+        assert "not tried" in out
+
+    def test_the_repaired_state_and_its_lines_are_kept(self, run, project):
+        import torch
+
+        assert run(*self.FIX, "--output", "out", "-q")[:2] == (0, "")
+
+        kept = {path.name for path in Path("out").iterdir()}
+        assert kept == {"repair.pt", "repair.py", "repair.html", "repair.md"}
+        state = torch.load("out/repair.pt", weights_only=True)
+        assert state["hidden.bias"].abs().max() < 1
+        assert "nn.init.zeros_(model.hidden.bias)" in Path("out/repair.py").read_text("utf-8")
+
+    @pytest.mark.parametrize("ending", ["pt", "py", "html", "md"])
+    def test_nothing_is_overwritten_unless_forced(self, run, project, ending):
+        Path("out").mkdir()
+        dear = Path(f"out/repair.{ending}")
+        dear.write_text("dear")
+
+        status, _, err = run(*self.FIX, "--output", "out")
+
+        assert status == 2
+        assert f"{dear} exists already" in err
+        assert "--force" in err
+        assert [path.name for path in Path("out").iterdir()] == [dear.name]
+        assert dear.read_text() == "dear"
+        assert run(*self.FIX, "--output", "out", "--force")[0] == 0
+        assert dear.read_bytes() != b"dear"
+
+    def test_a_repair_with_a_name_lies_beside_the_report_of_that_name(self, run, project):
+        assert run(*self.FIX, "--output", "out", "--name", "unet", "-q")[0] == 0
+
+        assert Path("out/unet.repair.pt").exists()
+        assert not Path("out/unet.html").exists()
+
+    @pytest.mark.parametrize("form", ["html", "markdown"])
+    def test_the_page_goes_to_stdout(self, run, form):
+        status, out, _ = run(*self.FIX, "--format", form)
+
+        assert status == 0
+        assert "zeros_(model.hidden.bias)" in out
+        assert ("<!doctype html>" in out) == (form == "html")
+
+    def test_training_before_and_after_is_tried_with_the_users_optimiser(self, run, project):
+        Path("opt.py").write_text(
+            "import torch\ndef sgd(parameters): return torch.optim.SGD(parameters, 0.1)\n"
+        )
+
+        status, out, _ = run(*self.FIX, "--trial", "5", "--optimizer", "opt.py:sgd")
+
+        assert status == 0
+        assert "5 seeds" in out
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--fix", "--format", "sarif"), "a repair has no sarif; legal with --fix are"),
+            (("--force",), "it goes with --fix"),
+            (("--trial", "10"), "it goes with --fix"),
+            (("--allow", "all"), "it goes with --fix"),
+            (("--untrained",), "it goes with --fix"),
+            (("--fix", "--trial", "-1"), "Invalid value for '--trial'"),
+            (("--fix", "--allow", "some"), "'some' is not one of"),
+        ],
+    )
+    def test_wrong_usage_is_two(self, run, arguments, message):
+        status, _, err = run(*CHECK, *arguments)
+
+        assert status == 2
+        assert message in " ".join(err.replace("│", " ").split())
+
+
 def test_python_m_nndiag_is_the_same_and_commands_without_a_model_need_no_torch(project):
     code = (
         "import runpy, sys; sys.argv = ['nndiag', 'rules']\n"

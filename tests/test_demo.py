@@ -133,7 +133,8 @@ def test_the_relu_net_is_killed_by_its_learning_rate(digits):
 
 
 def share_never_active(model, digits):
-    network = demo.Network("", "", model, digits.images[:256], digits.labels[:256], 0.0)
+    images, labels = digits.images[:256], digits.labels[:256]
+    network = demo.Network("", "", model, images, labels, 0.0, RECIPES["dead-relu"])
     units = [unit for layer in outputs_of(torch.relu, network) for unit in layer]
     return sum(max(unit) <= 0 for unit in units) / len(units)
 
@@ -178,6 +179,23 @@ def test_the_healthy_network_gets_a_clean_bill(reports):
     assert reports["healthy-cnn"].ok, reports["healthy-cnn"]
 
 
+@pytest.mark.parametrize("name", ["sigmoid-stack", "tanh-10x", "dead-relu"])
+def test_a_sick_network_is_cured_and_then_learns(networks, digits, name):
+    network = networks[name]
+    weights = copy.deepcopy(network.model.state_dict())
+
+    repair, accuracy = demo.cure(network, digits)
+
+    assert repair.ok, repair
+    assert repair.trial is not None
+    assert repair.trial.verdict == "better"
+    assert repair.held_out is not None
+    assert repair.held_out[1].ok
+    assert accuracy > max(0.94, network.accuracy)
+    for key, value in network.model.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     """The whole demo: what it printed and the folder it wrote."""
@@ -196,6 +214,14 @@ def test_it_ends_in_a_table_of_all_four(shown, networks):
     assert table.count("healthy ") == 1
 
 
+def test_each_sick_network_ends_cured_with_its_training_before_and_after(shown):
+    assert shown[0].count("Cured: ") == 3
+    assert shown[0].count("trains better") == 3
+    for name in ("sigmoid-stack", "tanh-10x", "dead-relu"):
+        page = (shown[1] / name / "repair.html").read_text(encoding="utf-8")
+        assert "<!doctype html>" in page
+
+
 def test_the_accuracy_stands_before_each_report(shown, networks):
     told = re.findall(r"Accuracy on images it has not seen: (\S+)", shown[0])
 
@@ -207,7 +233,7 @@ def test_every_link_of_the_index_leads_to_a_file(shown, networks):
     in_html = re.findall(r'href="([^"]+)"', (folder / "index.html").read_text(encoding="utf-8"))
     in_markdown = re.findall(r"\]\(([^)]+)\)", (folder / "index.md").read_text(encoding="utf-8"))
 
-    assert len(in_html) == 6 * len(networks)
+    assert len(in_html) == 6 * len(networks) + 3  # and what cured the sick ones
     assert len(in_markdown) == 4 * len(networks)
     for link in in_html + in_markdown:
         assert (folder / link).stat().st_size > 0, link

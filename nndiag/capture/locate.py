@@ -16,7 +16,7 @@ _PACKAGE = os.path.dirname(_HERE.rstrip(os.sep)) + os.sep
 # Where a check enters the model: what lies above did not call the layer.
 _ENTRIES = (_HERE + "watch.py", _PACKAGE + "api.py")
 # Not the whole package: its demo holds models of its own.
-_OURS = (_HERE, _PACKAGE + "batch.py", _PACKAGE + "measure.py")
+_OURS = (_HERE, _PACKAGE + "batch.py", _PACKAGE + "measure.py", _PACKAGE + "fixes" + os.sep)
 
 
 Kind = Literal["entry", "skip", "user"]

@@ -221,10 +221,11 @@ class Recorder(TorchFunctionMode):
         except Exception as error:
             self.not_observed[f"{self.names[module] or ROOT}: {_failure(error)}"] = None
             return
-        if args and scope.row is not None and not scope.leaf and is_spelled_out_gelu(module):
+        if args and scope.row is not None and not scope.leaf and is_spelled_out(module):
             with self._ours(scope.name or ROOT):
+                call = _as_one_call(module, args)
                 scope.leaf = True
-                plan = HANDLERS["activation"](self, _as_gelu(args))
+                plan = HANDLERS[call.category](self, call)
                 next(plan)
                 scope.muted, scope.plan = True, plan
 
@@ -622,13 +623,16 @@ def is_torch_leaf(module: nn.Module) -> bool:
     return not is_script(module) and _has_torchs_forward(kind)
 
 
-def is_spelled_out_gelu(module: nn.Module) -> bool:
-    """A GELU of the user's or another library's own, made of other calls, such as a tanh.
+def is_spelled_out(module: nn.Module) -> bool:
+    """A layer that is made of other calls, such as a tanh, and is taken for one call.
 
-    Taken for one call: what happens to that tanh says nothing about the layer. Only this family is
-    known by name, as its members hardly differ, while anything may be called a ReLU.
+    What happens to that tanh says nothing about the layer. Either the module says itself which
+    call it amounts to: its method ``as_torch_call`` takes the positional arguments of ``forward``
+    and returns a function of torch with its arguments, as in ``nndiag.fixes``. Or it is a GELU.
+    Only this family is known by name, as its members hardly differ, while anything may be called a
+    ReLU.
     """
-    return (
+    return hasattr(type(module), "as_torch_call") or (
         _GELU.fullmatch(type(module).__name__) is not None
         and not has_layers(module)
         and not module._parameters
@@ -638,8 +642,13 @@ def is_spelled_out_gelu(module: nn.Module) -> bool:
 _GELU = re.compile(r"(New|Fast|Quick|Accurate|OpenAI|Tanh)?GELU(Activation|Tanh|New)?", re.I)
 
 
-def _as_gelu(args: tuple[Any, ...]) -> Call:
-    return Call("gelu", "activation", torch.nn.functional.gelu, args[:1], {"approximate": "tanh"})
+def _as_one_call(module: Any, args: tuple[Any, ...]) -> Call:
+    kwargs: dict[str, Any] = {}
+    if hasattr(type(module), "as_torch_call"):
+        func, args = module.as_torch_call(*args)
+    else:
+        func, args, kwargs = torch.nn.functional.gelu, args[:1], {"approximate": "tanh"}
+    return Call(*understood(func), func, args, kwargs)
 
 
 @functools.lru_cache(maxsize=1024)

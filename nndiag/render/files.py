@@ -6,13 +6,13 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nndiag.errors import OutputError
 
 
-def write(texts: Mapping[Path, str]) -> None:
+def write(texts: Mapping[Path, str | bytes]) -> None:
     """Write all of these files or none: each beside its place first, then all moved there.
 
     Raises:
@@ -24,7 +24,7 @@ def write(texts: Mapping[Path, str]) -> None:
         try:
             for path, text in texts.items():
                 # A lone surrogate (a name that came from broken bytes) has no UTF-8.
-                data = text.encode("utf-8", "backslashreplace")
+                data = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
                 place = Path(os.path.realpath(path))
                 if place.is_dir():
                     raise IsADirectoryError("it is a folder; name a file in it")
@@ -51,3 +51,17 @@ def write(texts: Mapping[Path, str]) -> None:
             f"{path} could not be written: {reason}. What was there before is "
             "still there. Choose a place that can be written to."
         ) from error
+
+
+def free(paths: Iterable[Path], force: bool) -> None:
+    """That nothing of the user's is there already, unless ``force``.
+
+    Raises:
+        OutputError: something is.
+    """
+    there = [path for path in paths if path.exists()]
+    if there and not force:
+        raise OutputError(
+            f"{', '.join(map(str, there))} exists already and may be worth keeping. Nothing was "
+            "written. Choose another place or name, or say force (--force) to overwrite it."
+        )

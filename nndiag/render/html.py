@@ -58,7 +58,7 @@ def render(report: Report) -> str:
             {
                 "model": snapshot.model[:200],
                 "verdict": story.verdict(report),
-                "grade": _grade(report),
+                "grade": grade(report),
             }
         ),
     )
@@ -70,7 +70,7 @@ def fragment(report: Report) -> str:
 
 
 def _render(template: str, report: Report, **values: Any) -> str:
-    return page(template, report=report, snapshot=report.snapshot, grade=_grade(report), **values)
+    return page(template, report=report, snapshot=report.snapshot, grade=grade(report), **values)
 
 
 def page(template: str, **values: Any) -> str:
@@ -85,7 +85,7 @@ def page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(common | values)
 
 
-def _grade(report: Report) -> str:
+def grade(report: Report) -> str:
     """The gravest severity, or "fine"; a report that judged nothing is no good news."""
     if report.findings:
         return report.findings[0].severity

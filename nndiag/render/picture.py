@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,17 +20,41 @@ from nndiag.stats import Histogram, Layer, Snapshot, TensorStats
 BINS = 48
 TALLEST = 99
 """Heights are whole numbers up to this: a page holds two curves a layer."""
+BLOCKS = "▁▂▃▄▅▆▇█"
+"""What a curve is drawn with in a line of text."""
 
 
-def picture(snapshot: Snapshot) -> dict[str, Any]:
+class Scales(NamedTuple):
+    """Activations are drawn from -reach to reach, sizes of gradients over these powers of ten."""
+
+    reach: float
+    decades: tuple[float, float]
+
+
+def scales(snapshot: Snapshot) -> Scales:
+    """Those on which nearly all values of all layers can be seen."""
+    return Scales(_reach(snapshot) or 1.0, _decades(snapshot))
+
+
+def common_scales(old: Snapshot, new: Snapshot) -> Scales:
+    """Those on which two pictures can be held against each other.
+
+    The larger reach of both; but the new one's, where the old one had exploded: on the scale of an
+    explosion everything else is a line.
+    """
+    was, now = _reach(old), _reach(new)
+    reach = was if was is not None and (now is None or now < was < 4 * now) else now
+    return Scales(reach or 1.0, _decades(old, new))
+
+
+def picture(snapshot: Snapshot, on: Scales | None = None) -> dict[str, Any]:
     """Plain data: ``reach`` (activations are drawn from -reach to reach), ``decades`` (of the
-    gradients' sizes) and a row for each layer.
+    gradients' sizes) and a row for each layer. ``on``: the scales, where they are not its own.
 
     A row's ``expected`` is the mean and standard deviation of its output in theory, given what
     came in: see :func:`expected`. ``factor`` and ``expected_factor`` are the gradient's.
     """
-    reach = _reach(snapshot)
-    decades = _decades(snapshot)
+    reach, decades = on or scales(snapshot)
     factors = _factors(snapshot)
     inner = _gains(snapshot)
     return {
@@ -41,15 +65,15 @@ def picture(snapshot: Snapshot) -> dict[str, Any]:
                 "name": layer.name,
                 "op": layer.op if layer.op != "module" else layer.kind,
                 "output": _curve(layer.output, _linear(reach)),
-                "mean": _plain(layer.output.mean),
-                "std": _plain(layer.output.std),
+                "mean": plain(layer.output.mean),
+                "std": plain(layer.output.std),
                 "expected": expected(layer, inner),
-                "saturated": _plain(_saturated(layer)),
-                "dead": _plain(_dead(layer)),
+                "saturated": plain(saturated(layer)),
+                "dead": plain(dead(layer)),
                 "grad": None if layer.grad is None else _curve(layer.grad, _sizes(*decades)),
-                "grad_rms": None if layer.grad is None else _plain(layer.grad.rms),
-                "factor": _plain(factors.get(layer.name, (math.nan, math.nan))[0]),
-                "expected_factor": _plain(factors.get(layer.name, (math.nan, math.nan))[1]),
+                "grad_rms": None if layer.grad is None else plain(layer.grad.rms),
+                "factor": plain(factors.get(layer.name, (math.nan, math.nan))[0]),
+                "expected_factor": plain(factors.get(layer.name, (math.nan, math.nan))[1]),
             }
             for layer in snapshot.layers
         ],
@@ -96,14 +120,16 @@ def _factors(snapshot: Snapshot) -> dict[str, tuple[float, float]]:
     }
 
 
-def _saturated(layer: Layer) -> float:
+def saturated(layer: Layer) -> float:
+    """The share of inputs where a saturating activation is flat; NaN for any other layer."""
     act = flow.act_of(layer) if layer.flat is not None else None
     if layer.flat is None or act is None or act.family != "saturating":
         return math.nan
     return layer.flat.share
 
 
-def _dead(layer: Layer) -> float:
+def dead(layer: Layer) -> float:
+    """The share of a rectifier's units that no sample opened; NaN for any other layer."""
     act = flow.act_of(layer) if layer.flat is not None else None
     if layer.flat is None or layer.flat.open is None or act is None or act.family != "rectifier":
         return math.nan
@@ -113,7 +139,7 @@ def _dead(layer: Layer) -> float:
 # -- curves -------------------------------------------------------------------------------------
 
 
-def _reach(snapshot: Snapshot) -> float:
+def _reach(snapshot: Snapshot) -> float | None:
     """Where the axis of activations ends: where nearly all values of all layers fit in.
 
     But for one layer in twenty: a single exploded one would make lines of all others.
@@ -126,16 +152,17 @@ def _reach(snapshot: Snapshot) -> float:
         and size > 0
     ]
     if not sizes:
-        return 1.0
+        return None
     sizes.sort()
     most = sizes[-1 - len(sizes) // 20]
     return _short(sizes[-1] if sizes[-1] < 4 * most else most)
 
 
-def _decades(snapshot: Snapshot) -> tuple[float, float]:
+def _decades(*snapshots: Snapshot) -> tuple[float, float]:
     """From where to where, in powers of ten, the sizes of gradients are drawn."""
     sizes = [
         math.log10(rms)
+        for snapshot in snapshots
         for layer in snapshot.layers
         if layer.grad is not None and math.isfinite(rms := layer.grad.rms) and rms > 0
     ]
@@ -193,7 +220,8 @@ def _overlap(low: np.ndarray, high: np.ndarray, edges: np.ndarray) -> np.ndarray
     return share
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+    """A number as JSON can hold it, to four digits; None for one that is not finite."""
     return _short(value) if math.isfinite(value) else None
 
 
@@ -206,4 +234,4 @@ def text_curve(heights: Sequence[int] | None, width: int = 12) -> str:
     if not heights:
         return ""
     parts = [max(part) for part in np.array_split(np.asarray(heights), width)]
-    return "".join("▁▂▃▄▅▆▇█"[min(7, int(part) * 8 // (TALLEST + 1))] for part in parts)
+    return "".join(BLOCKS[min(7, int(part) * 8 // (TALLEST + 1))] for part in parts)

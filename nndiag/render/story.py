@@ -10,13 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nndiag.rule import NOT_SELECTED, SEVERITIES, Finding, Rule, Severity, discover, title
+from nndiag.flow import plural as plural
+from nndiag.rule import (
+    NOT_SELECTED,
+    SEVERITIES,
+    Finding,
+    Prescription,
+    Rule,
+    Severity,
+    discover,
+    title,
+)
 from nndiag.stats import Snapshot
 
 if TYPE_CHECKING:
     from nndiag.report import Report
 
 NAMES_SHOWN = 4
+MOST_FIXES = 3
+"""Of one finding, where there is little room; the page and the data have all."""
 
 
 @dataclass(frozen=True)
@@ -306,8 +318,19 @@ def count(n: int, noun: str) -> str:
     return plural(n, noun)
 
 
-def plural(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+CHANGES = {
+    "nothing": "The function that the model computes stays as it is.",
+    "scale": "It changes the function: safe before training.",
+    "weights": "It changes the function, and what was learned there is lost: safe before training.",
+    "architecture": "It changes the architecture: a trained model has to be trained on.",
+}
+"""What to know of a prescription's ``changes``."""
+
+
+def expectation(cure: Prescription) -> str:
+    """What a cure is expected to do, and what it costs; "" for mere advice."""
+    effect = f"Expect: {cure.effect}. " if cure.effect else ""
+    return effect + (CHANGES[cure.changes] if cure.effect or cure.name else "")
 
 
 def printable(text: str) -> str:

@@ -108,8 +108,11 @@ def _block(block: Block, snapshot: Snapshot) -> Iterator[RenderableType]:
     if worst.cause is not None:
         told = f"explained by {worst.root.rule} at {story.printable(worst.root.layer)}"
         yield _hang("   = ", Text(told))
-    for cure in worst.prescriptions:
+    for cure in worst.prescriptions[: story.MOST_FIXES]:
         yield _hang("   = ", Text.assemble(("fix: ", "green"), story.printable(_cure(cure.what))))
+    if len(worst.prescriptions) > story.MOST_FIXES:
+        fixes = story.plural(len(worst.prescriptions) - story.MOST_FIXES, "fix", "fixes")
+        yield _hang("   = ", Text(f"{fixes} more, and the lines of code: in the HTML report"))
     for more in (story.consequences(block), story.siblings(block)):
         if more:
             yield _hang("   = ", Text(story.printable(more)))

@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
 from nndiag.stats import Snapshot
 
@@ -110,6 +110,7 @@ def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                 "running_mean" if shift > limit.running_mean else "running_variance",
                 limit,
             ),
+            cures=(*prescribe.recalibrate(), *RULE.cures[-1:]),
             evidence={"running_mean": shift, "running_variance": off, "batches_tracked": tracked},
         )
 

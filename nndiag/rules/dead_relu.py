@@ -34,11 +34,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, theory
+from nndiag import flow, prescribe, theory
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
 LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
+
+RATE = Prescription(
+    "Lower the learning rate, or warm it up.",
+    "A step that is too large throws units off the data; one that is off gets no gradient and does "
+    "not come back.",
+)
 
 RULE = Rule(
     code="ND103",
@@ -164,12 +170,32 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
         message,
         severity=severity,
         against=("share", limit),
+        cures=RULE.cures if severity == "note" else (*_cures(snapshot, layer), RATE),
         evidence={
             "share": share,
             "dead_units": dead,
             "healthy_bound": healthy,
             "likeness": likeness,
         },
+    )
+
+
+def _cures(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
+    makers = flow.makers(snapshot, layer)
+    weights = [row for row in makers if row.op in flow.LEARNED]
+    bias, spread = _bias_against_spread(snapshot, layer)
+    if bias < -spread:
+        yield from prescribe.zero_biases(snapshot, weights)
+    yield from prescribe.reset_norms(snapshot, makers)
+    yield from prescribe.redraw(snapshot, weights, biases=True)
+    yield from prescribe.restart(snapshot)
+    yield from prescribe.swap(
+        snapshot,
+        [layer],
+        "nn.LeakyReLU(0.01)",
+        "F.leaky_relu(x, 0.01)",
+        "A unit on the negative side keeps learning (CS231n 2017 lecture 6 slide 30).",
+        "a slope of 0.01 where a unit is off: no unit can die",
     )
 
 

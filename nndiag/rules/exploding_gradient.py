@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, gradient_flow
+from nndiag import flow, gradient_flow, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Snapshot
 
@@ -85,6 +85,13 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             _message(path),
             severity="note" if path.repeated else severity,
             against=("total", limit),
+            cures=RULE.cures
+            if path.repeated
+            else (
+                *gradient_flow.reweighted(snapshot, path),
+                *prescribe.normalize(snapshot, path.layers),
+                *RULE.cures[-1:],
+            ),
             evidence={
                 "total": path.total,
                 "per_layer": path.per_layer,

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
 
@@ -89,6 +89,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             layer,
             f"{what} is frozen, with trainable layers before and behind it",
             against=("frozen_share", limit),
+            cures=(*prescribe.unfreeze(snapshot, [layer]), *RULE.cures[-1:]),
             evidence=evidence,
         )
     if planned or not between:

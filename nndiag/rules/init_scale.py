@@ -43,7 +43,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nndiag import flow, theory
+from nndiag import flow, prescribe, theory
 from nndiag.rule import SEVERITIES, Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Layer, Snapshot
 
@@ -74,6 +74,14 @@ RULE = Rule(
         "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1),
     },
     caused_by=("symmetry",),
+    cures=(
+        Prescription(
+            "Start from He weights before ReLU, from Xavier weights before tanh.",
+            "Then pre-activations keep their scale from layer to layer.",
+            'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")',
+        ),
+        Prescription("Put a normalisation layer before the activation; it takes the scale out."),
+    ),
 )
 
 
@@ -254,7 +262,7 @@ def _judge_direction(
         message,
         severity=severity,
         against=(measure, limit),
-        cures=_cures(weight.name, weight.fan_in, reference, first.reference_std),
+        cures=(*_cures(snapshot, off, chain, sign * math.log(limit.times)),),
         suspects=_suspects(by_slope, sign),
         evidence={
             "times": times,
@@ -307,18 +315,26 @@ def _suspects(by_slope: bool, sign: int) -> tuple[str, ...]:
 
 
 def _cures(
-    weight: str, fan_in: int, reference: str, std: float
-) -> tuple[Prescription, Prescription]:
-    init = {"He": "kaiming_normal_", "Xavier": "xavier_normal_", "LeCun": "normal_"}[reference]
-    return (
-        Prescription(
-            f"Start from {reference} weights: std {std:#.3g} for a fan-in of {fan_in}.",
-            "Then pre-activations keep their scale from layer to layer.",
-            f'nn.init.{init}(model.get_parameter("{weight}")'
-            + (f", std={std:.3g})" if init == "normal_" else ")"),
-        ),
-        Prescription("Put a normalisation layer before the activation; it takes the scale out."),
-    )
+    snapshot: Snapshot, off: list[_Step], chain: flow.Chain, least: float
+) -> Iterator[Prescription]:
+    layers = [step.link.layer for step in off]
+    head = chain.links[-1]
+    if head.activation is None and _weights_off(snapshot, head.layer) / least > 1:
+        layers.append(head.layer)  # no fault by itself, but off as the others are
+    yield from prescribe.redraw(snapshot, layers)
+    yield from prescribe.rescale(snapshot, layers)
+    yield from prescribe.lsuv(snapshot, [link.layer for link in chain.links])
+    yield from prescribe.restart(snapshot)
+    yield from prescribe.normalize(snapshot, [link.layer for link in chain.hidden])
+
+
+def _weights_off(snapshot: Snapshot, layer: Layer) -> float:
+    """ln of how far the weights of a layer without activation are off Xavier's."""
+    weight = layer.weight
+    parameter = snapshot.parameter.get(weight.name) if weight is not None else None
+    if weight is None or parameter is None or not 0 < parameter.value.rms < math.inf:
+        return 0.0
+    return math.log(parameter.value.rms * math.sqrt(weight.fan_in))
 
 
 def _times(ratio: float) -> str:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from nndiag import flow
+from nndiag import flow, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
@@ -105,7 +105,13 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
             )
     parameters = [p for p in snapshot.parameters if p.value.nonfinite]
     if parameters and not blamed:
-        yield _parameters(parameters, "the parameter holds", lambda p: p.value, RELOAD)
+        cures = (
+            RELOAD[0],
+            *prescribe.fill_in(parameters),
+            *prescribe.reset(snapshot, parameters),
+            *RELOAD[1:],
+        )
+        yield _parameters(parameters, "the parameter holds", lambda p: p.value, cures)
     if blamed or parameters:
         return
     origins = [

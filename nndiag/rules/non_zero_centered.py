@@ -32,7 +32,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nndiag import flow, theory
+from nndiag import flow, prescribe, theory
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
 
@@ -83,7 +83,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         one, of = _one_sign(snapshot, layer, limit)
         # Everyone lives with what a ReLU and its kin do; a sigmoid can be replaced by a tanh.
         if act.family == "saturating" and of and one >= limit.one_sign * of:
-            yield _warn(layer, ratio, one, of, limit)
+            yield _warn(snapshot, layer, ratio, one, of, limit)
         else:
             noted.append((layer, ratio))
     if noted:
@@ -100,13 +100,27 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         )
 
 
-def _warn(layer: Layer, ratio: float, one: int, of: int, limit: Limits) -> Finding:
+def _warn(
+    snapshot: Snapshot, layer: Layer, ratio: float, one: int, of: int, limit: Limits
+) -> Finding:
     width = len(layer.output.units) if layer.output.units is not None else 1
     return RULE.finding(
         layer,
         f"the means of its units are {ratio:.2g} standard deviations from zero: in the next layer "
         f"the weight gradients of {one:,} of {flow.plural(of, 'unit')} all have one sign",
         against=("one_sign", limit),
+        cures=(
+            *prescribe.swap(
+                snapshot,
+                [layer],
+                "nn.Tanh()",
+                "torch.tanh(x)",
+                "tanh(x) = 2 sigmoid(2x) - 1 is the same curve around zero.",
+                "units vary around zero, and the weights' gradients have both signs",
+            ),
+            *prescribe.center(snapshot, [layer]),
+        )
+        or RULE.cures,
         evidence={
             "ratio": ratio,
             "one_sign": one / of,

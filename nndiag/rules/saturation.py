@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
@@ -110,7 +110,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         elif attends:
             yield from _rows(snapshot, layer, limit)
         elif layer.facts.get("gates_count"):
-            yield from _gates(layer, limit)
+            yield from _gates(snapshot, layer, limit)
 
 
 def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding | Unjudged]:
@@ -152,8 +152,40 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
         f"{message}; its inputs have std {std:.3g}",
         severity="warning" if what == "hidden" else "note",
         against=("share" if share >= limit.share else "units", limit),
+        cures=(*_cures(snapshot, layer),) if what == "hidden" else RULE.cures,
         evidence={"share": share, "units": closed, "input_std": std},
     )
+
+
+def _cures(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
+    makers = flow.makers(snapshot, layer)
+    weights = [row for row in makers if row.op in flow.LEARNED]
+    if any(_shifted(snapshot, row) for row in weights):
+        yield from prescribe.zero_biases(snapshot, weights)
+    yield from prescribe.reset_norms(snapshot, makers)
+    yield from prescribe.redraw(snapshot, weights, biases=True)
+    yield from prescribe.rescale(snapshot, weights)
+    yield from prescribe.lsuv(snapshot, weights)
+    yield from prescribe.restart(snapshot)
+    yield from prescribe.normalize(snapshot, weights)
+    yield from prescribe.swap(
+        snapshot,
+        [layer],
+        "nn.ReLU()",
+        "F.relu(x)",
+        "It does not saturate on the positive side (CS231n 2017 lecture 6 slide 24).",
+        "slope 1 wherever the unit is active",
+        redrawn=weights,
+    )
+
+
+def _shifted(snapshot: Snapshot, layer: Layer) -> bool:
+    """Whether its biases are larger than what its weights make vary."""
+    bias = snapshot.parameter.get((layer.weight.bias if layer.weight else "") or "")
+    units = layer.output.units
+    if bias is None or units is None:
+        return False
+    return bias.value.second_moment > float(units.variance.mean())
 
 
 def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding | Unjudged]:
@@ -173,12 +205,19 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
         "(largest entry over 0.987): their softmax passes almost no gradient",
         severity="warning" if hidden else "note",
         against=("share", limit),
-        cures=SOFTMAX_CURES,
+        cures=(*_softer(snapshot, layer), *SOFTMAX_CURES),
         evidence={"share": one_hot / rows, "rows": rows},
     )
 
 
-def _gates(layer: Layer, limit: Limits) -> Iterator[Finding]:
+def _softer(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
+    inside = layer.op in flow.LEARNED
+    projections = [layer] if inside else flow.makers(snapshot, layer)
+    yield from prescribe.rescale(snapshot, projections)
+    yield from prescribe.redraw(snapshot, projections, biases=True)
+
+
+def _gates(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
     """The candidate (in nn.RNN the state itself) is a hidden activation, the others are gates."""
     shares = {
         name.removesuffix("_saturated_count"): value / layer.facts[name.replace("_saturated", "")]
@@ -196,5 +235,10 @@ def _gates(layer: Layer, limit: Limits) -> Iterator[Finding]:
         f"maximum; shares by gate: {each}",
         severity="warning" if name in CANDIDATES else "note",
         against=("share", limit),
+        cures=(
+            *prescribe.zero_biases(snapshot, [layer]),
+            *prescribe.redraw(snapshot, [layer], biases=True),
+        )
+        or RULE.cures,
         evidence={"share": shares[name], **{f"{n}_saturated": s for n, s in shares.items()}},
     )

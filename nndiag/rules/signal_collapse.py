@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot, TensorStats
 
@@ -117,10 +117,10 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         elif share > math.sqrt(limit.share):  # half way back: it was not gone, unless into rounding
             collapsed = [(x, s) for x, s in collapsed if s < limit.gone]
     if collapsed:
-        yield _finding(collapsed, limit)
+        yield _finding(snapshot, collapsed, limit)
 
 
-def _finding(collapsed: list[tuple[Layer, float]], limit: Limits) -> Finding:
+def _finding(snapshot: Snapshot, collapsed: list[tuple[Layer, float]], limit: Limits) -> Finding:
     layer, share = collapsed[0]
     least = min(share for _, share in collapsed)
     severity: Severity = "error" if least < limit.gone else "warning"
@@ -140,6 +140,7 @@ def _finding(collapsed: list[tuple[Layer, float]], limit: Limits) -> Finding:
         message,
         severity=severity,
         against=("share", limit),
+        cures=(*_cures(snapshot, [layer for layer, _ in collapsed]), *RULE.cures[-1:]),
         evidence={
             "share": share,
             "least_share": least,
@@ -148,6 +149,25 @@ def _finding(collapsed: list[tuple[Layer, float]], limit: Limits) -> Finding:
             "layers": len(collapsed),
         },
     )
+
+
+def _cures(snapshot: Snapshot, collapsed: list[Layer]) -> Iterator[Prescription]:
+    weights = [
+        row
+        for layer in collapsed
+        for row in ((layer,) if layer.op in flow.LEARNED else flow.makers(snapshot, layer))
+    ]
+    drowned = [row for row in weights if _bias_over_signal(snapshot, row)]
+    yield from prescribe.zero_biases(snapshot, drowned)
+    yield from prescribe.reset_norms(snapshot, weights)
+    yield from prescribe.redraw(snapshot, weights, biases=True)
+    yield from prescribe.restart(snapshot)
+    yield from prescribe.normalize(snapshot, weights)
+
+
+def _bias_over_signal(snapshot: Snapshot, layer: Layer) -> bool:
+    bias = snapshot.parameter.get((layer.weight.bias if layer.weight else "") or "")
+    return bias is not None and bias.value.std > layer.output.spread
 
 
 def _share(stats: TensorStats) -> float | None:

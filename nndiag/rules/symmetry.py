@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow
+from nndiag import flow, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -118,14 +118,16 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
         text += "; their gradients differ, but until updates have told them apart " + (
             "nothing passes" if p.zero_units == units else "they are worth one"
         )
-    yield _finding(layer, text, severity, same, kept, units, p.zero_units, limit)
+    yield _finding(snapshot, layer, text, severity, same, kept, units, p.zero_units, limit)
 
 
 def _tokens(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
     p = snapshot.parameter.get(layer.weight.name if layer.weight is not None else "")
     if p is not None and _constant(p) and flow.only_path(snapshot, layer.node):
         text = f"its weights are all {p.value.min:.3g}: every token has the same vector"
-        yield _finding(layer, text, "warning", p.shape[0], 0, p.shape[0], p.zero_units, limit)
+        yield _finding(
+            snapshot, layer, text, "warning", p.shape[0], 0, p.shape[0], p.zero_units, limit
+        )
 
 
 def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
@@ -144,16 +146,18 @@ def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding
     text = f"all {len(matrices)} of its weight matrices are constant"
     if kept == rows:
         yield _finding(
+            snapshot,
             layer,
             text + ", and so are their gradients: its units stay equal for ever",
             "error", rows, kept, rows, zero, limit,
         )  # fmt: skip
     elif flow.only_path(snapshot, layer.node):
         text += ": its units are worth one until updates have told them apart"
-        yield _finding(layer, text, "warning", rows, kept, rows, zero, limit)
+        yield _finding(snapshot, layer, text, "warning", rows, kept, rows, zero, limit)
 
 
 def _finding(
+    snapshot: Snapshot,
     layer: Layer,
     text: str,
     severity: Severity,
@@ -168,6 +172,7 @@ def _finding(
         text,
         severity=severity,
         against=("share", limit),
+        cures=RULE.cures if severity == "note" else (*prescribe.redraw(snapshot, [layer]),),
         evidence={
             "share": same / units,
             "equal_units": same,

@@ -35,7 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, gradient_flow
+from nndiag import flow, gradient_flow, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Snapshot
 
@@ -45,6 +45,13 @@ LOSS_SCALE = Prescription(
     "Scale the loss before backward and the gradients back after it, or use bfloat16.",
     "The ratio between layers stays, and nothing is rounded to zero.",
     "scaler = torch.amp.GradScaler(); scaler.scale(loss).backward()",
+)
+
+ANOTHER_WAY = Prescription(
+    "Give the gradient another way: residual connections.",
+    "Then it no longer is a product over all layers.",
+    "x = x + block(x)",
+    changes="architecture",
 )
 
 RULE = Rule(
@@ -105,6 +112,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
             suspects=RULE.caused_by
             if path.slope_share < 0.5
             else tuple(s for s in RULE.caused_by if s != "init-scale"),
+            cures=RULE.cures if path.repeated else (*_cures(snapshot, path),),
             evidence={
                 "total": path.total,
                 "per_layer": path.per_layer,
@@ -116,6 +124,34 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     yield from _rounded_away(snapshot, limit)
     for first, why in gradient_flow.unseen(snapshot):
         yield RULE.unjudged(first, why)
+
+
+def _cures(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Prescription]:
+    layers = path.layers
+    saturating = [
+        row
+        for layer in layers
+        if (row := flow.activation_after(snapshot, layer)) is not None
+        and (act := flow.act_of(row)) is not None
+        and act.family == "saturating"
+    ]
+    by_weights = [*gradient_flow.reweighted(snapshot, path)]
+    others = [
+        *prescribe.normalize(snapshot, layers),
+        *prescribe.swap(
+            snapshot,
+            saturating,
+            "nn.ReLU()",
+            "F.relu(x)",
+            "Its slope is 1 where it is active; a sigmoid's is at most 0.25, and no usual init "
+            "makes up for it.",
+            "with He weights the gradient keeps its size from layer to layer",
+            redrawn=layers,
+        ),
+    ]
+    # Where the slopes do it, no weights make up for them for long.
+    yield from others + by_weights if path.slope_share >= 0.5 else by_weights + others
+    yield ANOTHER_WAY
 
 
 def _message(path: gradient_flow.GradientPath) -> str:

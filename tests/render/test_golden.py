@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 
 import pytest
+import repairs
 import samples
 
 import nndiag
-from nndiag.render import csv, html, junit, lines, markdown, sarif, terminal
+from nndiag.render import csv, html, junit, lines, markdown, repair, sarif, terminal
 
 # What a page carries of others' and our script has tests of its own.
 SCRIPT = re.compile(r"<script>.*?</script>", re.S)
@@ -37,6 +38,11 @@ TEXTS = {
     "sick.github.txt": lambda: lines.github(samples.sick()),
     "sick.concise.txt": lambda: lines.concise(samples.sick()),
     "findings.csv": lambda: csv.render(samples.sick())["findings.csv"],
+    "repair.txt": lambda: terminal.plain(repair.terminal(repairs.cured()), 100) + "\n",
+    "repair-safe.txt": lambda: terminal.plain(repair.terminal(repairs.safe()), 80) + "\n",
+    "repair.md": lambda: repair.markdown(repairs.cured()),
+    "repair.html": lambda: SCRIPT.sub("<script>…</script>", repair.html(repairs.cured())),
+    "repair-fragment.html": lambda: repair.fragment(repairs.cured()),
 }
 
 

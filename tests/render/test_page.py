@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import repairs
 import samples
 
 from nndiag.compare import compare
+from nndiag.fixes.repair import Repair
 from nndiag.render import html, index
+from nndiag.render import repair as repair_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
@@ -41,14 +45,15 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Opens a report; at the end nothing was complained of, nor asked of any network."""
+    """Opens a report or a repair; at the end nothing was complained of, nor asked of a network."""
     complaints: list[str] = []
     asked: list[str] = []
     contexts = []
 
     def open_page(report: Any, *, width: int = 1280, scripts: bool = True, **options: Any) -> Any:
         path = tmp_path / f"report-{len(contexts)}.html"
-        path.write_text(html.render(report), encoding="utf-8", errors="backslashreplace")
+        text = repair_page.html(report) if isinstance(report, Repair) else html.render(report)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
         context = browser.new_context(
             viewport={"width": width, "height": 800},
             java_script_enabled=scripts,
@@ -231,3 +236,139 @@ def test_without_scripts_all_of_it_can_be_read(page):
     assert opened.locator("#layers-table tbody tr").first.is_visible()
     assert not opened.locator(".filter").first.is_visible()
     assert not opened.locator("#figure").is_visible()
+
+
+REPAIRS = {
+    "cured": repairs.cured,
+    "better": repairs.better,
+    "safe": repairs.safe,
+    "hopeless": repairs.hopeless,
+    "healthy": repairs.healthy,
+    "empty": repairs.empty,
+    "without gradients": repairs.without_gradients,
+    "large": repairs.large,
+    "hostile": lambda: repairs.hostile("<script>alert(1)</script>"),
+    "right to left": lambda: repairs.hostile("שכבה.\u202eنموذج.层"),
+    "long": lambda: repairs.hostile("encoder." * 62),
+}
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+@pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
+def test_a_repair_opens_and_fits(page, name, width):
+    repair = REPAIRS[name]()
+
+    opened = page(repair, width=width)
+
+    assert opened.locator("h1").is_visible()
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = (2 if repair.before.snapshot.layers else 0) + (repair.trial is not None)
+    assert opened.locator(".figure:visible").count() == drawn
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["cured", "better", "safe", "empty"])
+def test_axe_finds_nothing_about_a_repair(page, name, scheme):
+    opened = page(REPAIRS[name](), color_scheme=scheme)
+    opened.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+
+    assert violations(opened) == []
+
+
+def boxes(opened: Any, selector: str) -> list[dict[str, float]]:
+    return [place.bounding_box() for place in opened.locator(selector).all()]
+
+
+def test_before_and_after_stand_side_by_side_and_on_a_phone_one_below_the_other(page):
+    old, new = boxes(page(repairs.cured(), width=1280), ".sides .figure")
+    assert old["y"] == new["y"]
+    assert old["x"] + old["width"] <= new["x"]
+
+    old, new = boxes(page(repairs.cured(), width=390), ".sides .figure")
+    assert old["x"] == new["x"]
+    assert old["y"] + old["height"] <= new["y"]
+
+
+def test_a_layer_is_on_the_same_line_of_both_pictures_and_both_have_the_same_scales(page):
+    opened = page(repairs.cured())
+    names, ticks = [], []
+    for side in opened.locator(".sides .figure").all():
+        assert side.locator("h4").all_inner_texts() == ["Layer", "Activations", "Gradients"]
+        links = side.locator("figure").first.locator("a").all()
+        names.append({a.text_content(): round(a.bounding_box()["y"]) for a in links})
+        plot = side.locator("figure").nth(1)
+        ticks.append([t.bounding_box()["x"] for t in plot.locator(".tick text, text").all()])
+        ticks[-1] = [round(x - plot.bounding_box()["x"], 1) for x in ticks[-1]]
+
+    before, after = names
+    assert before["head linear"] == after["head linear"]
+    assert before["encoder.2 tanh"] == after["encoder.2.1 relu"]
+    assert set(before.values()) < set(after.values())
+    assert ticks[0] == ticks[1] != []
+
+
+def test_a_name_in_either_picture_leads_to_the_row_of_its_layer(page):
+    opened = page(repairs.cured())
+
+    for side, name in ((0, "encoder.2 tanh"), (1, "encoder.2.1 relu")):
+        link = opened.locator(".sides .figure").nth(side).locator("a", has_text=name)
+        link.focus()
+        opened.keyboard.press("Enter")
+        assert opened.locator("tr:target th").inner_text() == "encoder.2 → encoder.2.1"
+
+
+def test_the_losses_are_drawn_a_thin_line_a_seed_and_a_thick_one_for_their_mean(page):
+    opened = page(repairs.cured())
+
+    chart = opened.locator("#trial figure")
+    widths = [line.get_attribute("stroke-width") for line in chart.locator("g.area").all()]
+    assert [line.locator("path").count() for line in chart.locator("g.area").all()] == [3, 1, 3, 1]
+    assert widths == ["0.8", "2.5", "0.8", "2.5"]
+    # Over two decades: a logarithmic scale, and a linear one has no tick below 0.2 here.
+    assert "0.1" in chart.locator("text").all_text_contents()
+
+
+def test_a_run_that_diverged_is_drawn_as_far_as_it_went(page):
+    opened = page(replace(repairs.cured(), trial=repairs.diverged()))
+
+    ends = [line.bounding_box() for line in opened.locator("#trial g.area path").all()]
+
+    before, after = ends[:4], ends[4:]
+    assert max(box["x"] for box in ends) - min(box["x"] for box in ends) < 2
+    reached = max(box["width"] for box in before) / min(box["width"] for box in after)
+    assert reached == pytest.approx(24 / 39, abs=0.02)
+
+
+def test_without_scripts_all_of_a_repair_can_be_read(page):
+    repair = repairs.cured()
+    opened = page(repair, scripts=False)
+
+    told = opened.locator("body").inner_text()
+    for step in repair.taken:
+        assert step.prescription.what in told
+    assert "scripts are off" in told
+    assert repair.patch.strip() in opened.locator("#patch pre").inner_text()
+    assert opened.locator("#trial tbody tr").count() == 2
+    assert not opened.locator(".figure").first.is_visible()
+    assert opened.locator("#layers-table tbody tr").first.is_visible()
+
+
+def test_a_repair_prints_dark_or_light_on_white_paper_and_unfolded(page):
+    for scheme in ("light", "dark"):
+        opened = page(repairs.cured(), color_scheme=scheme)
+        opened.emulate_media(media="print", color_scheme=scheme)
+        assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == (
+            "rgb(255, 255, 255)"
+        )
+        opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert opened.locator("details:not([open])").count() == 0
+
+
+def test_the_patch_can_be_reached_by_keyboard(page):
+    opened = page(repairs.cured(), width=390)
+
+    for _ in range(100):
+        opened.keyboard.press("Tab")
+        if opened.evaluate("document.activeElement.matches('#patch pre')"):
+            return
+    pytest.fail("100 tabs did not reach the patch")

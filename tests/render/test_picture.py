@@ -120,6 +120,41 @@ def test_what_is_not_finite_is_not_drawn_and_breaks_nothing():
     )
 
 
+def spread(std, grad=1.0):
+    """A network of one layer whose output has this standard deviation, and its gradient."""
+    values = [np.random.default_rng(0).normal(scale=s, size=(500, 4)) for s in (std, grad)]
+    meter = Meter()
+    places = [meter.stats(torch.tensor(x), Axes(1, 0, 500)) for x in values]
+    output, gradient = (meter.collect()[place] for place in places)
+    row = samples.layer("only", output=output, grad=gradient)
+    return samples.snapshot(layers=(row,))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reached"),
+    [(1.0, 0.01, 0.01), (1.0, 0.5, 1.0), (0.01, 1.0, 1.0)],
+    ids=["it had exploded", "it was larger", "it had collapsed"],
+)
+def test_two_pictures_share_scales_on_which_the_new_one_can_be_seen(old, new, reached):
+    before, after = spread(old, grad=1e-7), spread(new, grad=1e-2)
+
+    on = picture.common_scales(before, after)
+
+    assert on.reach == picture.scales(spread(reached)).reach
+    assert on.decades[0] <= -7 < -2 <= on.decades[1]
+    for snapshot in (before, after):
+        drawn = picture.picture(snapshot, on)
+        assert (drawn["reach"], drawn["decades"]) == on
+
+
+def test_where_one_of_two_pictures_has_nothing_to_draw_the_other_sets_the_scales():
+    nothing = samples.snapshot(layers=())
+
+    for pair in ((nothing, spread(0.3)), (spread(0.3), nothing)):
+        assert picture.common_scales(*pair) == picture.scales(spread(0.3))
+    assert picture.common_scales(nothing, nothing) == picture.scales(nothing)
+
+
 def test_a_curve_in_one_line_of_text():
     assert picture.text_curve([0, 0, 50, 99, 50, 0], 6) == "▁▁▅█▅▁"
     assert picture.text_curve(None) == ""

@@ -152,7 +152,7 @@ class TestOneLayerInTheMiddle:
         )
         assert found.message.startswith(expected)
         assert found.prescriptions[0].code == (
-            'nn.init.xavier_normal_(model.get_parameter("3.weight"))'
+            'nn.init.normal_(model[3].weight, std=64 ** -0.5)'
         )
 
 

@@ -1,0 +1,182 @@
+"""Whether a repair trains better: losses before and after, same seeds and same data."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from nndiag.batch import Batch, LossMaker, describe
+from nndiag.capture.untouched import untouched
+from nndiag.errors import LossError, SettingsError
+
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Verdict = Literal["better", "worse", "tie"]
+
+CONFIDENCE = 0.95
+END = 0.1
+"""Share of the steps, the last ones, whose mean loss is what is compared."""
+SAME = 0.02
+"""Final losses that differ by less than this share of the larger are called a tie, whatever the
+seeds say: nobody would change a network for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Losses of a training run from each seed, before and after: arrays (seeds, steps)."""
+
+    seeds: tuple[int, ...]
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def final_before(self) -> np.ndarray:
+        """For each seed the mean loss over the last steps; infinite where the run diverged."""
+        return _final(self.before)
+
+    @property
+    def final_after(self) -> np.ndarray:
+        return _final(self.after)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of a paired t-test over the seeds; NaN where it says nothing."""
+        gained = self.final_before - self.final_after
+        if len(gained) < 2 or not np.isfinite(gained).all():
+            return math.nan
+        if np.ptp(gained) == 0:  # nothing is random in either run
+            return 1.0 if gained[0] == 0 else 0.0
+        return float(stats.ttest_rel(self.final_before, self.final_after).pvalue)
+
+    @property
+    def verdict(self) -> Verdict:
+        """ "better" or "worse" only where the seeds agree beyond chance, and by more than a trifle.
+
+        A run that diverges is worse than any that does not.
+        """
+        lost = [int((~np.isfinite(x)).sum()) for x in (self.final_before, self.final_after)]
+        if lost[0] != lost[1]:
+            # Diverging in a few of the seeds more is no verdict; in most of them it is.
+            if abs(lost[0] - lost[1]) <= len(self.seeds) / 2:
+                return "tie"
+            return "better" if lost[0] > lost[1] else "worse"
+        both = np.isfinite(self.final_before) & np.isfinite(self.final_after)
+        if not both.any():
+            return "tie"
+        old, new = self.final_before[both], self.final_after[both]
+        gained = float((old - new).mean())
+        size = max(abs(float(old.mean())), abs(float(new.mean())))
+        if abs(gained) <= SAME * size or not self.p_value < 1 - CONFIDENCE:
+            return "tie"
+        return "better" if gained > 0 else "worse"
+
+
+def _final(losses: np.ndarray) -> np.ndarray:
+    last = losses[:, -max(1, round(END * losses.shape[1])) :]
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean: np.ndarray = last.mean(axis=1)
+    return np.where(np.isfinite(mean), mean, np.inf)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a trial trains: on these batches, for so many steps, once from each seed.
+
+    Raises:
+        SettingsError: no steps, or no seeds.
+    """
+
+    batches: Sequence[Batch]
+    loss: LossMaker
+    optimizer: Optimizer
+    steps: int
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.seeds:
+            raise SettingsError(
+                f"a trial of {self.steps} steps from {len(self.seeds)} seeds: give 1 or more."
+            )
+
+    def losses(
+        self, make: Callable[[int], nn.Module], tick: Callable[[], object] = lambda: None
+    ) -> np.ndarray:
+        """The losses of a copy of ``make(seed)``, for each seed: an array (seeds, steps).
+
+        Raises:
+            LossError: there is no loss to train on.
+        """
+        kept = [
+            _train(make(s), self.batches, self.loss, self.optimizer, self.steps, s, tick)
+            for s in self.seeds
+        ]
+        return np.array(kept)
+
+    def compare(self, before: np.ndarray, after: np.ndarray) -> Trial:
+        return Trial(self.seeds, before, after)
+
+
+def _train(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    loss: LossMaker,
+    optimizer: Optimizer,
+    steps: int,
+    seed: int,
+    tick: Callable[[], object],
+) -> list[float]:
+    """The loss at each step; NaN from where it diverged on. The batches come in a seeded order."""
+    order = np.random.default_rng(seed)
+    losses: list[float] = []
+    queue: list[int] = []
+    with untouched(seed):
+        trained = copy.deepcopy(model)
+        trainer = optimizer([p for p in trained.parameters() if p.requires_grad])
+        for _ in range(steps):
+            queue = queue or order.permutation(len(batches)).tolist()
+            one = batches[queue.pop()]
+            trainer.zero_grad(set_to_none=True)
+            kind, value = loss(trained(*one.args, **one.kwargs), one)
+            if kind == "random cotangent":
+                raise LossError(
+                    "a training trial needs a loss to bring down: pass loss_fn (and a target), or "
+                    f"a model that returns one. The output is {describe(value)} of no meaning."
+                )
+            losses.append(float(value.detach()))
+            tick()
+            if not math.isfinite(losses[-1]):
+                break
+            value.backward()  # type: ignore[no-untyped-call]
+            trainer.step()
+    return losses + [math.nan] * (steps - len(losses))
+
+
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Adam at its default rate: what a user who names none most likely trains with."""
+    return torch.optim.Adam(parameters)
+
+
+def checked(optimizer: Any) -> Optimizer:
+    """Raises SettingsError for what is no function from parameters to an optimiser."""
+    if optimizer is None:
+        return default_optimizer
+    if isinstance(optimizer, torch.optim.Optimizer):
+        raise SettingsError(
+            f"optimizer is a {type(optimizer).__name__} that holds the parameters of one model, "
+            "but a trial trains copies. Give a function: lambda parameters: "
+            f"torch.optim.{type(optimizer).__name__}(parameters, lr=…)."
+        )
+    if not callable(optimizer):
+        raise SettingsError(
+            f"optimizer is {optimizer!r}: give a function from parameters to an optimiser, such as "
+            "lambda parameters: torch.optim.SGD(parameters, lr=0.1)."
+        )
+    found: Optimizer = optimizer
+    return found

@@ -1,0 +1,167 @@
+"""A training trial told: a verdict in words, the final losses, and the curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nndiag.render import story
+from nndiag.render.picture import BLOCKS, plain
+
+if TYPE_CHECKING:
+    from nndiag.fixes.trial import Trial
+
+MOST_POINTS = 200
+"""Of one curve on a page: longer runs are drawn as means over a few steps each."""
+MOST_DRAWN = 20
+"""Seeds with a curve of their own; the mean is of all."""
+WIDE = 100.0
+"""Losses that span more than this factor are drawn by their logarithms."""
+DIVERGED = "×"
+
+SHORTLY = {
+    "better": "In a training trial it did better than before.",
+    "worse": "But in a training trial it did worse than before.",
+    "tie": "In a training trial there was no difference beyond chance.",
+}
+
+
+@dataclass(frozen=True)
+class Final:
+    """Where the runs of one side ended: over those that did not diverge, and how many did."""
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+    diverged: int
+
+    def __str__(self) -> str:
+        if self.diverged == self.runs:
+            return f"all {self.runs} runs diverged" if self.runs > 1 else "the run diverged"
+        mean, low, high = map(story.number, (self.mean, self.low, self.high))
+        text = mean if low == high else f"{mean} ({low} to {high})"
+        return text + (f", {self.diverged} of {self.runs} diverged" if self.diverged else "")
+
+
+def finals(trial: Trial) -> tuple[Final, Final]:
+    """The losses at the end (means over the last tenth of the steps), before and after."""
+    return _final(trial.final_before), _final(trial.final_after)
+
+
+def _final(losses: np.ndarray) -> Final:
+    known = losses[np.isfinite(losses)]
+    lost = len(losses) - len(known)
+    if not len(known):
+        return Final(np.nan, np.nan, np.nan, len(losses), lost)
+    return Final(float(_mean(known, 0)), float(known.min()), float(known.max()), len(losses), lost)
+
+
+def verdict(trial: Trial) -> str:
+    """Which trains better, by what numbers, and how far chance explains them."""
+    old, new = finals(trial)
+    told = f"the loss at the end was {old}, is {new}"
+    if any(final.diverged == final.runs for final in (old, new)):
+        told = f"before, {old}; after, {new}"
+    return f"{_opening(trial)}: {told}, {_chance(trial)}."
+
+
+def _opening(trial: Trial) -> str:
+    if trial.verdict != "tie":
+        word = {"better": "Better", "worse": "Worse"}[trial.verdict]
+        return word if _is_certain(trial) else f"{word} beyond chance"
+    if np.array_equal(trial.final_before, trial.final_after):
+        return "No difference"
+    if len(trial.seeds) == 1:
+        return "One run each proves nothing"
+    if trial.p_value < 0.05:  # the seeds agree, on next to nothing
+        return "No difference that matters"
+    return "No difference beyond chance"
+
+
+def _chance(trial: Trial) -> str:
+    seeds = f"over {story.plural(len(trial.seeds), 'seed')}"
+    p = trial.p_value
+    if np.isnan(p):
+        return seeds
+    if _is_certain(trial):
+        return f"{seeds}, the same from each: nothing in these runs is random"
+    return f"{seeds}, p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}"
+
+
+def _is_certain(trial: Trial) -> bool:
+    """Several seeds, and all of them give the same: a test of chance has nothing to work on."""
+    both = np.array([trial.final_before, trial.final_after])
+    return both.shape[1] > 1 and bool((both == both[:, :1]).all() and np.isfinite(both).all())
+
+
+# -- curves -------------------------------------------------------------------------------------
+
+
+def curves(trial: Trial, width: int = 40) -> tuple[str, str]:
+    """The mean losses before and after as lines of text, on one scale: ``"█▆▄▃▂▁▁"``.
+
+    Where no seed goes on, a ``×`` ends the line.
+    """
+    lines = [_thinned(_mean(losses, 0), width) for losses in (trial.before, trial.after)]
+    log = _is_wide(trial.before, trial.after)
+    drawn = [np.log(line) if log else line for line in lines]
+    known = np.concatenate([line[np.isfinite(line)] for line in drawn])
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    before, after = (_blocks(line, low, high) for line in drawn)
+    return before, after
+
+
+def _blocks(line: np.ndarray, low: float, high: float) -> str:
+    text = ""
+    for value in line:
+        if not np.isfinite(value):
+            return text + DIVERGED
+        tall = (value - low) / (high - low) if high > low else 0.0
+        text += BLOCKS[min(7, int(tall * 8))]
+    return text
+
+
+def chart(trial: Trial) -> dict[str, Any]:
+    """Plain data for the page's chart: steps (from 1), and for each side a line a seed and the
+    mean of those that go on; None from where a run diverged."""
+    steps = _thinned(np.arange(1.0, trial.before.shape[1] + 1), MOST_POINTS)
+    sides = {
+        name: {
+            "seeds": [_row(line) for line in losses[:MOST_DRAWN]],
+            "mean": _row(_mean(losses, 0)),
+        }
+        for name, losses in (("before", trial.before), ("after", trial.after))
+    }
+    return {
+        "steps": [plain(step) for step in steps],
+        "log": _is_wide(trial.before, trial.after),
+        "losses": sides,
+    }
+
+
+def _row(line: np.ndarray) -> list[float | None]:
+    return [plain(value) for value in _thinned(line, MOST_POINTS)]
+
+
+def _is_wide(*losses: np.ndarray) -> bool:
+    known = np.concatenate([line[np.isfinite(line)] for line in losses])
+    return bool(len(known) and known.min() > 0 and known.max() > WIDE * known.min())
+
+
+def _thinned(line: np.ndarray, most: int) -> np.ndarray:
+    """Means over runs of neighbours, so that ``most`` are left."""
+    parts = np.array_split(line, min(most, len(line)))
+    return np.array([_mean(part, 0) for part in parts])
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Of what is finite; NaN where nothing is."""
+    finite = np.isfinite(values)
+    count = finite.sum(axis)
+    with np.errstate(over="ignore"):
+        total = np.where(finite, values, 0.0).sum(axis)
+    mean: np.ndarray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean

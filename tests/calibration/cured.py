@@ -1,0 +1,147 @@
+"""Every labelled fault cured, and trained before and after.
+
+A case counts as repaired if, after :func:`nndiag.repair` with ``allow="all"``, the fault's rule has
+no error and no warning and no other rule has one that it had not before. The trial trains the
+faulty and the repaired network on the corpus' own data, from the same seeds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+import nndiag
+from calibration import nets
+from calibration.cases import Fault
+from calibration.faults import FAULTS, KINDS
+from nndiag.batch import Batch, LossMaker
+from nndiag.fixes.trial import Training, Trial
+from nndiag.progress import silenced
+
+STEPS = 200
+SEEDS, FRESH = range(5), range(100, 105)  # what the repair tries, and what is published
+OPTIMIZERS = (lambda p: torch.optim.Adam(p, 2e-3),)
+BATCH = 64
+
+# Where the fault is not in the model's weights or layers, so that no surgery reaches it.
+ELSEWHERE: dict[str, str] = {
+    "batch-blended": "forward blends the samples",
+    "one-for-all": "forward puts one sample in place of all",
+    "loss-tiny": "the loss is multiplied by 1e-30 and less",
+    "detached": "forward detaches",
+    "data": "forward uses .data",
+    "rounded": "forward rounds",
+    "through-numpy": "forward goes through NumPy",
+    "never-called": "forward forgets a layer",
+    "thrown-away": "forward forgets an output",
+    "nan-by-log": "forward takes the logarithm",
+    "nan-by-sqrt": "forward takes the root",
+    "nan-by-division": "forward divides",
+    "nan-by-exp": "forward takes the exponential",
+    "nan-by-power": "forward takes the power",
+    "input-nan": "the data hold NaN",
+    "gradient-nan": "forward takes a norm at zero",
+    "float16-overflow": "forward scales beyond float16",
+}
+
+
+def curable() -> list[Fault]:
+    return [case for case in FAULTS if case.sick and case.kind not in ELSEWHERE]
+
+
+def row(name: str) -> dict[str, Any]:
+    """One case, cured and tried."""
+    torch.set_num_threads(1)
+    case = next(case for case in FAULTS if case.name == name)
+    subject = case.build()
+    training = _training(case, SEEDS)
+    with silenced():
+        repair = nndiag.repair(
+            *subject,
+            allow="all",
+            config=False,
+            trial_steps=training.steps,
+            trial_seeds=len(training.seeds),
+            trial_data=list(training.batches),
+            optimizer=training.optimizer,
+        )
+        tried = _tried(case, subject.model, repair)
+    before = {f.rule for f in repair.before.at_least("warning")}
+    after = {f.rule for f in repair.after.at_least("warning")}
+    return {
+        "case": case.name,
+        "kind": case.kind,
+        "rule": case.rule,
+        "state": case.state,
+        "silent": case.rule not in after,
+        "new": " ".join(sorted(after - before)),
+        "left": " ".join(sorted(after & before)),
+        "steps": " ".join(step.prescription.name for step in repair.taken),
+        "refused": " ".join(step.prescription.name for step in repair.refused),
+        "trial": tried.verdict,
+        "loss_before": _typical(tried.final_before),
+        "loss_after": _typical(tried.final_after),
+        "p": tried.p_value,
+    }
+
+
+def _training(case: Fault, seeds: Sequence[int]) -> Training:
+    """As the corpus trains its networks, for a while."""
+    source = next((s for s in ("wine", "cancer") if f"-{s}" in case.name), "digits")
+    x, y = nets.data(case.architecture, source)
+    size = len(x) * 9 // 10
+    parts = zip(x[:size].split(BATCH), y[:size].split(BATCH), strict=True)
+    loss = nets.LOSSES.get(case.architecture, torch.nn.functional.cross_entropy)
+    return Training(
+        [Batch((a,), target=b) for a, b in parts],
+        LossMaker(loss, 0),
+        OPTIMIZERS[0],
+        STEPS,
+        tuple(seeds),
+    )
+
+
+def _tried(case: Fault, model: torch.nn.Module, repair: nndiag.Repair) -> Trial:
+    """From seeds that chose nothing."""
+    training = _training(case, FRESH)
+
+    def repaired(seed: int) -> torch.nn.Module:
+        again = copy.deepcopy(model)
+        repair.apply(again, case.build().batch, 1000 * seed)
+        return again
+
+    return training.compare(training.losses(lambda _: model), training.losses(repaired))
+
+
+def _typical(losses: Any) -> float:
+    return float(pd.Series(losses).median())
+
+
+def summary(table: pd.DataFrame) -> dict[str, Any]:
+    """What the page says of all cases."""
+    good = table["silent"] & (table["new"] == "")
+    cured = table[good]
+    return {
+        "cases": len(table),
+        "repaired": int(good.sum()),
+        "worse": int((table["new"] != "").sum()),
+        "tried": len(cured),
+        "better": int((cured["trial"] == "better").sum()),
+        "ties": int((cured["trial"] == "tie").sum()),
+        "trained_worse": int((cured["trial"] == "worse").sum()),
+    }
+
+
+def rows(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    for kind, part in table.groupby("kind", sort=False):
+        steps = part["steps"].str.split().explode().value_counts()
+        yield {
+            "kind": kind,
+            "what": KINDS[str(kind)],
+            **summary(part),
+            "steps": ", ".join(f"{name} {n}" for name, n in steps.items()),
+        }

@@ -1,0 +1,76 @@
+"""``python -m calibration.repairs``: cure the corpus, and publish how often that helped."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import jinja2
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from scipy import stats
+
+from calibration import cured
+from calibration.faults import FAULTS
+from nndiag.render import files
+
+FOLDER = Path(__file__).parents[2] / "reports" / "calibration"
+
+
+def bound(hits: int, of: int) -> float:
+    """Lower end of the exact 95 % interval (Clopper & Pearson 1934) of a share."""
+    return float(stats.binomtest(hits, of).proportion_ci(0.95, "exact").low) if of else 0.0
+
+
+def publish(table: pd.DataFrame, folder: Path) -> None:
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(Path(__file__).with_name("repairs.md.j2").read_text("utf-8"))
+    text = template.render(
+        all=cured.summary(table),
+        states=[(state, cured.summary(part)) for state, part in table.groupby("state")],
+        kinds=list(cured.rows(table)),
+        failed=table[~table["silent"] | (table["new"] != "")].to_dict("records"),
+        undecided=table[table["trial"] != "better"].to_dict("records"),
+        elsewhere=cured.ELSEWHERE,
+        faults=sum(case.sick for case in FAULTS),
+        bound=bound,
+        steps=cured.STEPS,
+        seeds=len(cured.FRESH),
+        date=datetime.date.today().isoformat(),
+        torch=torch.__version__,
+    )
+    csv = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    files.write({folder / "repairs.csv": csv, folder / "repairs.md": text})
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Where the table and the page go.")] = FOLDER,
+    only: Annotated[str, typer.Option(help="Cases whose name holds this; writes nothing.")] = "",
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Cure the corpus and publish how often that helped."""
+    console = Console(stderr=True)
+    names = [case.name for case in cured.curable() if only in case.name]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        found = list(
+            track(pool.map(cured.row, names), "repairs", total=len(names), console=console)
+        )
+    table = pd.DataFrame(found)
+    if only:
+        console.print(table.to_string())
+        return
+    publish(table, folder)
+    console.print(f"written to {folder}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
