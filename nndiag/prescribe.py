@@ -138,22 +138,24 @@ def redraw(
     groups: dict[str, list[str]] = {}
     references: dict[str, None] = {}
     for layer in _once(layers):
-        weight = _weight(snapshot, layer)
-        if weight is not None and layer.weight is not None:
-            act = _activation(snapshot, layer, relu)
-            references[theory.reference_name(act)] = None
-            line = f"nn.init.normal_({{}}, std={_std(act.gain, layer.weight.fan_in)})"
-            groups.setdefault(line, []).append(weight.name)
-        elif _is_opaque(layer):
-            references["Xavier"] = None
-            groups.setdefault(_XAVIER, []).append(_owner(snapshot, layer))
-        else:
+        act = _activation(snapshot, layer, relu)
+        if _is_opaque(layer):
+            line, name, scheme = "fixes.xavier_uniform_({})", _owner(snapshot, layer), "Xavier"
+        elif layer.weight is None or _weight(snapshot, layer) is None:
             continue
+        elif layer.op.startswith("embedding") and _is_module(layer):
+            # It leaves the row for padding at zero.
+            line, name, scheme = "fixes.lecun_normal_({})", _owner(snapshot, layer), "LeCun"
+        else:
+            line = f"nn.init.normal_({{}}, std={_std(act.gain, layer.weight.fan_in)})"
+            name, scheme = layer.weight.name, theory.reference_name(act)
+        groups.setdefault(line, []).append(name)
+        references[scheme] = None
         drawn.append(layer)
     if not drawn:
         return
     lines = [
-        for_each(names, line, "module" if line == _XAVIER else "parameter")
+        for_each(names, line, "module" if line.startswith("fixes.") else "parameter")
         for line, names in groups.items()
     ]
     zeros = _to_zero(snapshot, drawn) if biases else []
@@ -167,9 +169,6 @@ def redraw(
         "with a standard deviation near 1",
         changes="weights",
     )
-
-
-_XAVIER = "fixes.xavier_uniform_({})"
 
 
 def restart(snapshot: Snapshot) -> Iterator[Prescription]:
@@ -233,7 +232,8 @@ def lsuv(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Prescription]:
     names = [
         _owner(snapshot, layer)
         for layer in layers
-        if _weight(snapshot, layer)
+        if (weight := _weight(snapshot, layer)) is not None
+        and _has_scale(weight)
         and _is_named(layer)
         and (layer.op == "linear" or layer.op.startswith("conv"))
         and layer.output.variance > 0  # what is constant has no scale
@@ -435,13 +435,19 @@ def recalibrate() -> Iterator[Prescription]:
 
 def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Prescription]:
     """These parameters as they would start: weights drawn anew, scales one, all else zero."""
-    scales = {f"{_owner(snapshot, x)}.weight" for x in snapshot.layers if x.op in flow.NORMS}
-    scales |= {node.parameter for node in snapshot.nodes}
+    # A norm of one's own has a row for the call in its forward only: "norm/layer_norm".
+    norms = [
+        _owner(snapshot, row) if _is_module(row) else row.name.rpartition("/")[0]
+        for row in snapshot.layers
+        if row.op in flow.NORMS
+    ]
+    scales = {f"{name}.weight" for name in norms} | {node.parameter for node in snapshot.nodes}
+    shifts = {f"{name}.bias" for name in norms}
     users = {row.weight.name: row for row in snapshot.layers if row.weight is not None}
     groups: dict[str, list[str]] = {}
     for p in parameters:
         line = "nn.init.ones_({})" if p.name in scales else "nn.init.zeros_({})"
-        if len(p.shape) > 1:
+        if len(p.shape) > 1 and p.name not in scales | shifts:
             row = users.get(p.name)
             gain = 1.0 if row is None else _activation(snapshot, row).gain
             fan_in = row.weight.fan_in if row and row.weight else math.prod(p.shape[1:])
@@ -538,9 +544,10 @@ def _activation(snapshot: Snapshot, layer: Layer, relu: bool = False) -> theory.
     act = flow.act_of(row) if row is not None else None
     if act is not None and relu:
         act = theory.activation("relu")
-    found = act or theory.activation("identity")
-    assert found is not None
-    return found
+    if act is None or not math.isfinite(act.gain):  # of a PReLU with NaN for a slope
+        act = theory.activation("identity")
+    assert act is not None
+    return act
 
 
 def _to_zero(snapshot: Snapshot, layers: Iterable[Layer]) -> list[str]:
@@ -607,7 +614,8 @@ def _readers(snapshot: Snapshot, activation: Layer) -> list[Layer]:
     alone = all(
         row.op in flow.WEIGHTED and len(snapshot.nodes[row.node].inputs) == 1 for row in rows
     )
-    return rows if alone and len(rows) == len(users) else []
+    kept = activation.node in snapshot.outputs
+    return rows if alone and len(rows) == len(users) and not kept else []
 
 
 def _inserting(lines: dict[tuple[str, str], list[str]]) -> list[str]:
@@ -667,11 +675,10 @@ def training(snapshot: Snapshot) -> str:
         if weight is None or bias is None or bias.value.count < FEW or not _varied(bias):
             continue
         bound = _drawn_within(snapshot, weight, layer.op)
-        largest = max(abs(bias.value.min), abs(bias.value.max))
-        uniform = bound / 3**0.5
-        if largest > bound * ROUNDED or bias.value.std < uniform * (
-            1 - 2.5 / bias.value.count**0.5
-        ):
+        beyond = max(abs(bias.value.min), abs(bias.value.max)) > bound * ROUNDED
+        # The std of n uniform values is off by 0.45/√n of itself: this is more than five times it.
+        least = bound / 3**0.5 * (1 - 2.5 / bias.value.count**0.5)
+        if beyond or bias.value.std < least:
             return f"{bias.name} is neither constant nor as torch draws it"
     return ""
 

@@ -13,6 +13,7 @@ import io
 import itertools
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nndiag import api, fixes, prescribe, settings
+from nndiag import api, fixes, flow, prescribe, settings
 from nndiag.batch import Batch, LossMaker, batches
 from nndiag.capture.untouched import untouched
 from nndiag.capture.watch import validate
@@ -70,7 +71,10 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One cure that was tried, or not allowed: for which finding, at which places, what came."""
+    """One cure that was tried, or not allowed: for which finding, at which places, what came.
+
+    ``tried`` is False where ``allow`` forbade even that.
+    """
 
     rule: str
     code: str  # of the rule: "ND301"
@@ -78,6 +82,7 @@ class Step:
     prescription: Prescription
     taken: bool
     reason: str
+    tried: bool = True
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -196,6 +201,10 @@ class Repair:
 
         return page.fragment(self)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """IPython's terminal takes the text, Jupyter the HTML."""
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
+
 
 def patch(steps: Sequence[Step], model: str, seed: int) -> str:
     """The lines of these steps, one after another, as a script that finds ``model`` there."""
@@ -212,9 +221,8 @@ def patch(steps: Sequence[Step], model: str, seed: int) -> str:
     needed += ["", "from nndiag import fixes"] if "fixes." in text else []
     lines += ["\n".join(needed), ""]
     for number, step in enumerate(steps):
-        lines.append(
-            f"# {number + 1}. {step.rule} at {_some(step.layers)}: {step.prescription.what}"
-        )
+        told = f"{number + 1}. {step.rule} at {_some(step.layers)}: {step.prescription.what}"
+        lines += textwrap.wrap(told, prescribe.WIDE, initial_indent="# ", subsequent_indent="#    ")
         lines += [f"torch.manual_seed({seed + number})", _body(step.prescription.code), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -440,6 +448,9 @@ class _Work:
         for layers, cure in list(self._untried(finding, tried)):
             tried.add((finding.rule, cure.code))
             step = Step(finding.rule, finding.code, layers, cure, True, "")
+            if forbidden := self._forbidden(cure):
+                self.steps.append(replace(step, taken=False, tried=False, reason=forbidden))
+                continue
             state, reason = self._try(finding, step)
             if state is None:
                 self.steps.append(replace(step, taken=False, reason=reason))
@@ -460,6 +471,17 @@ class _Work:
                 return self._take(state)
         return equal is not None and self._take(equal)
 
+    def _forbidden(self, cure: Prescription) -> str:
+        """Why ``allow`` does not let a cure be tried; "" if it does."""
+        if self.allow == "all" or cure.safe(bool(self.trained)):
+            return ""
+        if cure.changes == "architecture":
+            return "not tried: it changes the architecture, which allow='all' permits"
+        return (
+            f"not tried: the model looks trained ({self.trained}) and this would lose some of it; "
+            "allow='all' or trained=False permits it"
+        )
+
     def _take(self, state: _State) -> bool:
         self.now = state
         self.steps.append(state.steps[-1])
@@ -468,13 +490,6 @@ class _Work:
     def _try(self, finding: Finding, step: Step) -> tuple[_State | None, str]:
         """What a step leads to, if it helps; and in what, or why not."""
         cure = step.prescription
-        if self.allow == "safe" and not cure.safe(bool(self.trained)):
-            if cure.changes == "architecture":
-                return None, "not tried: it changes the architecture, which allow='all' permits"
-            return None, (
-                f"not tried: the model looks trained ({self.trained}) and this would lose some of "
-                "it; allow='all' or trained=False permits it"
-            )
         self.tick(cure.what)
         candidate = copy.deepcopy(self.now.model)
         try:
@@ -563,7 +578,8 @@ def _joined(cures: Sequence[Prescription]) -> Prescription:
     if len(different) == 1:
         return different[0]
     whats = list(dict.fromkeys(cure.what for cure in different))
-    what = whats[0] if len(whats) == 1 else f"{whats[0]} So at {len(different) - 1} more places."
+    more = flow.plural(len(different) - 1, "more place")
+    what = whats[0] if len(whats) == 1 else f"{whats[0].rstrip('.')}; likewise at {more}."
     bodies = [_body(cure.code) for cure in different]
     # The same line may come with several findings; a loop's own lines stay together.
     code = "\n".join(dict.fromkeys(bodies))
@@ -711,6 +727,11 @@ def _notes(model: nn.Module, work: _Work) -> Iterator[str]:
         yield f"the model was taken for a trained one ({work.trained})"
     elif any(step.prescription.changes in ("scale", "weights") for step in work.now.steps):
         yield "the model was taken for one that was not trained yet: nothing in it shows training"
+    if work.training is not None and len(work.training.batches) == 1:
+        yield (
+            "the trial trained on a single batch, so its seeds differ only in what is drawn: "
+            "trial_data=your DataLoader says more"
+        )
     if not work.now.steps:
         return
     holders = _optimizers(model)

@@ -53,7 +53,8 @@ class Trial:
             return math.nan
         if np.ptp(gained) == 0:  # nothing is random in either run
             return 1.0 if gained[0] == 0 else 0.0
-        return float(stats.ttest_rel(self.final_before, self.final_after).pvalue)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(stats.ttest_rel(self.final_before, self.final_after).pvalue)
 
     @property
     def verdict(self) -> Verdict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,16 +13,16 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from nndiag import flow
-from nndiag.compare import SLACK, Pair, paired
 from nndiag.render import losses, story
 from nndiag.render.html import grade, page
 from nndiag.render.losses import curves as curves
 from nndiag.render.markdown import LONGEST, MOST_BYTES, escape
-from nndiag.render.picture import common_scales, dead, picture, saturated, text_curve
-from nndiag.render.terminal import Hanging
+from nndiag.render.picture import common_scales, picture, text_curve
+from nndiag.render.side_by_side import NUMBERS, Row, lined_up, op, rows
+from nndiag.render.terminal import STYLES, Hanging
 
 if TYPE_CHECKING:
+    from nndiag.compare import Pair
     from nndiag.fixes.repair import Repair, Step
     from nndiag.report import Report
     from nndiag.rule import Finding
@@ -39,7 +38,6 @@ RUN_IT = (
     "parameters that it was given."
 )
 NO_PATCH = "No step was kept, so there is nothing to run."
-SIDES = ("std", "gradient rms", "saturated or dead")
 
 
 # -- in words -----------------------------------------------------------------------------------
@@ -51,7 +49,9 @@ def verdict(repair: Repair) -> str:
     if not was:
         return _nothing_to_cure(repair.before)
     if not repair.taken:
-        opening = "Nothing helped" if any(map(_was_tried, repair.steps)) else "Nothing was tried"
+        opening = (
+            "Nothing helped" if any(step.tried for step in repair.steps) else "Nothing was tried"
+        )
         return f"{opening}: {_are(left, 'left')}."
     if not left:
         gone = _are(was, "gone", "finding")
@@ -64,11 +64,9 @@ def verdict(repair: Repair) -> str:
     if len(left) < len(was):
         return f"Better: {_are(was[len(left) :], 'gone', 'finding')}, {_are(left, 'left')}."
     before, now = story.tally(was), story.tally(left)
-    return (
-        f"Better: {now} as before, but milder."
-        if before == now
-        else (f"Better: {before} before, {now} now.")
-    )
+    if before == now:
+        return f"Better: {now} as before, but milder."
+    return f"Better: {before} before, {now} now."
 
 
 def _nothing_to_cure(report: Report) -> str:
@@ -89,16 +87,12 @@ def _are(findings: Sequence[Finding], what: str, noun: str = "") -> str:
 def asides(repair: Repair) -> list[str]:
     """What has to be said along with the verdict: what was not tried, and how training went."""
     told = [losses.SHORTLY[repair.trial.verdict]] if repair.trial is not None else []
-    untried = sum(not _was_tried(steps[0]) for steps in _alike(repair.refused))
+    untried = sum(not steps[0].tried for steps in _alike(repair.refused))
     if untried:
         cures = story.plural(untried, "cure")
         verb, them = ("was", "it") if untried == 1 else ("were", "them")
         told.append(f'{cures} {verb} not tried: allow="all" (--allow all) would try {them}.')
     return told
-
-
-def _was_tried(step: Step) -> bool:
-    return step.taken or not step.reason.startswith("not tried")
 
 
 def place(names: Sequence[str]) -> str:
@@ -121,7 +115,7 @@ def refusals(repair: Repair) -> dict[str, list[str]]:
 
 def refused(repair: Repair) -> str:
     """``"2 tried in vain, 8 not tried"``, of those that :func:`refusals` tells."""
-    tried = [_was_tried(steps[0]) for steps in _alike(repair.refused)]
+    tried = [steps[0].tried for steps in _alike(repair.refused)]
     counts = {"tried in vain": sum(tried), "not tried": len(tried) - sum(tried)}
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
@@ -162,130 +156,6 @@ def held_out(repair: Repair) -> str:
     return f"On the held-out batch, before: {before} After: {after}"
 
 
-# -- layers, side by side -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One layer's numbers before and after: std, gradient rms, saturated or dead share."""
-
-    pair: Pair[Layer]
-    before: tuple[float, float, float]
-    after: tuple[float, float, float]
-
-    @property
-    def name(self) -> str:
-        old, new = self.pair.old, self.pair.new
-        return _change(old.name, new.name) if old and new else self.pair.name
-
-    @property
-    def op(self) -> str:
-        old, new = (_op(layer) for layer in (self.pair.old, self.pair.new))
-        return _change(old, new) if old and new else f"{new} (new)" if new else f"{old} (gone)"
-
-    @property
-    def moved(self) -> float:
-        """How far its numbers are from what they were, in terms of what counts as a change."""
-        if self.pair.old is None or self.pair.new is None:
-            return 0.0
-        scales = [_ratio(a, b) for a, b in zip(self.before[:2], self.after[:2], strict=True)]
-        shares = [abs(b) for b in (self.after[2] - self.before[2],) if not math.isnan(b)]
-        return max(
-            *(x / SLACK["activation"] for x in scales), *(x / SLACK["share"] for x in shares)
-        )
-
-
-def rows(pairs: Iterable[Pair[Layer]]) -> list[Row]:
-    """Those that changed most first; those that are new or gone last."""
-    made = [Row(pair, _numbers(pair.old), _numbers(pair.new)) for pair in pairs]
-    return sorted(made, key=lambda row: -row.moved)
-
-
-def _numbers(layer: Layer | None) -> tuple[float, float, float]:
-    if layer is None:
-        return math.nan, math.nan, math.nan
-    flat = [share for share in (saturated(layer), dead(layer)) if not math.isnan(share)]
-    return (
-        layer.output.std,
-        math.nan if layer.grad is None else layer.grad.rms,
-        flat[0] if flat else math.nan,
-    )
-
-
-def _ratio(a: float, b: float) -> float:
-    """|ln(b/a)|: infinite where one is zero or not finite and the other is not."""
-    if a == b or (math.isnan(a) and math.isnan(b)):
-        return 0.0
-    if not (a > 0 and b > 0 and math.isfinite(a) and math.isfinite(b)):
-        return math.inf
-    return abs(math.log(b / a))
-
-
-def _op(layer: Layer | None) -> str:
-    return "" if layer is None else layer.op if layer.op != "module" else layer.kind
-
-
-def _change(old: str, new: str) -> str:
-    return old if old == new else f"{old} → {new}"
-
-
-def _told(value: float, share: bool) -> str:
-    return "—" if math.isnan(value) else story.number(value, share=share)
-
-
-def _cells(row: Row) -> list[str]:
-    changes = [
-        _change(_told(a, name == SIDES[2]), _told(b, name == SIDES[2]))
-        for name, a, b in zip(SIDES, row.before, row.after, strict=True)
-    ]
-    return [f"{row.name} {row.op}", *changes]
-
-
-def lined_up(repair: Repair) -> list[Pair[Layer]]:
-    """Layers before and after in pairs, in the order of the network; what is gone has its place.
-
-    Where one became several (``act`` an ``nn.Sequential`` of a normalisation and another
-    activation), it is paired with the one that does its work.
-    """
-    pairs = _rejoined(paired(repair.before.snapshot, repair.after.snapshot))
-    old = {pair.old.name: pair for pair in pairs if pair.old is not None}
-    behind: dict[str, list[Pair[Layer]]] = {}  # what is gone, by the new name of what it followed
-    last = ""
-    for layer in repair.before.snapshot.layers:
-        pair = old[layer.name]
-        if pair.new is None:
-            behind.setdefault(last, []).append(pair)
-        else:
-            last = pair.new.name
-    ordered = behind.get("", [])
-    for pair in pairs:
-        if pair.new is not None:
-            ordered += [pair, *behind.get(pair.new.name, [])]
-    return ordered
-
-
-def _rejoined(pairs: Sequence[Pair[Layer]]) -> list[Pair[Layer]]:
-    inside: dict[str, list[Layer]] = {}  # new layers, by each name that they lie under
-    for pair in pairs:
-        if pair.old is None and pair.new is not None:
-            parts = pair.new.name.split(".")
-            for k in range(1, len(parts)):
-                inside.setdefault(".".join(parts[:k]), []).append(pair.new)
-    became: dict[str, Layer] = {}
-    for pair in pairs:
-        if pair.old is not None and pair.new is None:
-            for layer in inside.get(pair.old.name, []):
-                if flow.is_activation(layer) == flow.is_activation(pair.old):
-                    became.setdefault(layer.name, pair.old)
-                    break
-    rejoined = {layer.name for layer in became.values()}
-    return [
-        Pair(became[pair.name], pair.new) if pair.old is None and pair.name in became else pair
-        for pair in pairs
-        if pair.new is not None or pair.name not in rejoined
-    ]
-
-
 # -- formats ------------------------------------------------------------------------------------
 
 
@@ -313,6 +183,10 @@ def _highlighted(line: str) -> Text:
     return text
 
 
+def _pairs(repair: Repair) -> list[Pair[Layer]]:
+    return lined_up(repair.before.snapshot, repair.after.snapshot)
+
+
 def _patch(repair: Repair) -> str:
     return "\n".join(map(story.printable, repair.patch.splitlines()))
 
@@ -327,9 +201,8 @@ def terminal(repair: Repair) -> RenderableType:
         _hang("after   ", summary(repair.after) if repair.taken else "as before"),
         Text(),
     ]
-    pairs = lined_up(repair) if repair.taken else []
-    if pairs:
-        parts += [_table(rows(pairs)), Text()]
+    if repair.taken and repair.after.snapshot.layers:
+        parts += [_table(rows(_pairs(repair))), Text()]
     if repair.taken:
         parts.append(Text("Steps taken", style="bold"))
         for number, step in enumerate(repair.taken, 1):
@@ -358,7 +231,7 @@ def terminal(repair: Repair) -> RenderableType:
 
 
 def _style(repair: Repair) -> str:
-    return "bold green" if repair.after.ok else "bold yellow" if repair.taken else "bold red"
+    return "bold green" if _grade(repair) == "fine" else STYLES[_grade(repair)]
 
 
 def _hang(margin: str, text: str, indent: int | None = None, style: str = "") -> RenderableType:
@@ -377,17 +250,17 @@ def _more(count: int) -> list[RenderableType]:
 
 def _table(found: list[Row]) -> RenderableType:
     table = Table(box=None, pad_edge=False)
-    for name in ("layer", *SIDES):
+    for name in ("layer", *NUMBERS):
         table.add_column(name, overflow="fold", justify="left" if name == "layer" else "right")
     for row in found[:MOST_LINES]:
-        table.add_row(*(Text(story.printable(cell)) for cell in _cells(row)))
+        table.add_row(*(Text(story.printable(cell)) for cell in row.cells))
     hidden = len(found) - MOST_LINES
     more = [Text(f"and {story.plural(hidden, 'layer')} more", style="dim")] if hidden > 0 else []
     return Group(table, *more)
 
 
 def _step(number: int, step: Step) -> Iterator[RenderableType]:
-    yield Text(f"  {number}. {story.printable(f'{step.rule} at {place(step.layers)}')}")
+    yield _hang(f"  {number}. ", f"{step.rule} at {place(step.layers)}")
     for text in (step.prescription.what, step.prescription.why):
         if text:
             yield _hang("     ", text)
@@ -427,19 +300,13 @@ def _markdown(repair: Repair, most: int) -> Iterator[str]:
     yield "| --- | --- | --- |"
     yield from _counts(repair)
     yield ""
-    found = rows(lined_up(repair))
-    shown = found[: min(most, MOST_ROWS)]
-    yield from _folded(
-        "Layers, side by side",
-        [
-            f"| layer | {' | '.join(SIDES)} |",
-            "| --- | ---: | ---: | ---: |",
-            *(f"| {' | '.join(escape(cell[:LONGEST]) for cell in _cells(row))} |" for row in shown),
-            *(["", f"and {len(found) - len(shown)} more"] if len(found) > len(shown) else []),
-        ]
-        if shown
-        else [],
-    )
+    found = rows(_pairs(repair))
+    if found:
+        head = [f"| layer | {' | '.join(NUMBERS)} |", "| --- | ---: | ---: | ---: |"]
+        shown = [_markdown_row(row) for row in found[: min(most, MOST_ROWS)]]
+        hidden = len(found) - len(shown)
+        more = ["", f"and {hidden} more"] if hidden else []
+        yield from _folded("Layers, side by side", [*head, *shown, *more])
     if repair.taken:
         yield "**Steps taken**"
         yield ""
@@ -482,6 +349,10 @@ def _counts(repair: Repair) -> Iterator[str]:
     yield f"| first | {' | '.join(first)} |"
 
 
+def _markdown_row(row: Row) -> str:
+    return f"| {' | '.join(escape(cell[:LONGEST]) for cell in row.cells)} |"
+
+
 def _markdown_step(number: int, step: Step) -> str:
     cure = step.prescription
     where = escape(f"{step.rule} at {place(step.layers)}"[:LONGEST])
@@ -494,10 +365,9 @@ def _some(lines: list[str], most: int) -> list[str]:
     return lines[:most] + more
 
 
-def _folded(summary: str, lines: list[str]) -> Iterator[str]:
-    if lines:
-        # Markdown inside HTML begins after an empty line.
-        yield from (f"<details><summary>{summary}</summary>", "", *lines, "", "</details>", "")
+def _folded(summary: str, lines: Iterable[str]) -> Iterator[str]:
+    # Markdown inside HTML begins after an empty line.
+    yield from (f"<details><summary>{summary}</summary>", "", *lines, "", "</details>", "")
 
 
 def _fenced(code: str, most: int) -> Iterator[str]:
@@ -511,7 +381,7 @@ def _fenced(code: str, most: int) -> Iterator[str]:
 
 def html(repair: Repair) -> str:
     """The whole page."""
-    pairs = lined_up(repair)
+    pairs = _pairs(repair)
     found = rows(pairs)
     anchors = {id(row.pair): f"L{place}" for place, row in enumerate(found)}
     sides = [
@@ -560,9 +430,8 @@ def _common(repair: Repair) -> dict[str, Any]:
         "run_it": RUN_IT if repair.taken else NO_PATCH,
         "patch": _patch(repair) if repair.taken else "",
         "trained": "" if trial is None else losses.verdict(trial),
-        "curves": []
-        if trial is None
-        else list(zip(("before", "after"), losses.finals(trial), curves(trial, 16), strict=True)),
+        "ends": [] if trial is None else losses.finals(trial),
+        "curves": [] if trial is None else curves(trial, 16),
     }
 
 
@@ -590,7 +459,7 @@ def _side(
         if layer is not None:
             anchors[layer.name] = anchor
             layers[layer.name] |= {"row": line, "anchor": anchor}
-    named = [len(f"{row.name} {_op(row)}") for row in (*before.layers, *after.layers)]
+    named = [len(f"{row.name} {op(row)}") for row in (*before.layers, *after.layers)]
     return {
         "id": name,
         "title": name.title(),
@@ -605,7 +474,7 @@ def _side(
 
 def _cells_of_page(row: Row, sides: Sequence[dict[str, Any]]) -> dict[str, Any]:
     cells: dict[str, Any] = {"layer": row.name, "op": row.op}
-    for name, before, after in zip(SIDES, row.before, row.after, strict=True):
+    for name, before, after in zip(NUMBERS, row.before, row.after, strict=True):
         cells |= {f"{name}, before": before, f"{name}, after": after}
     for layer, side in zip((row.pair.old, row.pair.new), sides, strict=True):
         curve = None if layer is None else side["layers"][layer.name]["output"]

@@ -86,6 +86,7 @@ RULE = Rule(
 
 
 Z = 3.29  # two-sided 99.9 % of a normal distribution
+ALIKE = 0.67  # of the worst layer's ln: layers that are as far off as it is
 LARGEST = 700.0  # e to this power is still a number
 
 
@@ -213,7 +214,7 @@ def _judge_direction(
     accumulated = _accumulated(steps, sign)
     if math.exp(worst) <= limit.times and accumulated <= limit.accumulated:
         return None
-    off = [s for s in steps if s.off * sign > 0.67 * worst]
+    off = [s for s in steps if s.off * sign > ALIKE * worst]
     saturated = max(
         s.saturated
         if s.saturating
@@ -262,7 +263,7 @@ def _judge_direction(
         message,
         severity=severity,
         against=(measure, limit),
-        cures=(*_cures(snapshot, off, chain, sign * math.log(limit.times)),),
+        cures=(*_cures(snapshot, off, chain, sign * ALIKE * worst),),
         suspects=_suspects(by_slope, sign),
         evidence={
             "times": times,

@@ -593,6 +593,7 @@ def test_every_activation_has_a_gain_that_can_be_used(name, keep):
         (lambda: gain("rellu"), r"activation 'rellu' is unknown. Did you mean 'relu'\? Known are"),
         (lambda: he_normal_(torch.empty(2, 2), "gelo"), r"Did you mean 'gelu'\?"),
         (lambda: he_uniform_(torch.empty(2, 2), nn.ReLU()), r"activation ReLU\(\) is unknown"),
+        (lambda: gain(["relu"]), r"activation \['relu'\] is unknown"),
         (lambda: gain("elu", slope=1.0), r"elu has no option 'slope'. It has: alpha"),
         (
             lambda: gain("leaky_relu", negativ_slope=1.0),

@@ -242,9 +242,21 @@ def test_what_is_swapped_in_takes_after_the_layer_before_it():
     swap(model, "high_act", nn.PReLU())
     swap(model, "low_act", nn.PReLU())
 
+    insert_after(model, "high", nn.LayerNorm(4))
+
     assert model.high_act.weight.dtype == torch.float64
     assert model.low_act.weight.dtype == torch.bfloat16
     assert model(torch.ones(2, 4)).dtype == torch.float64
+
+
+def test_parameters_that_are_no_floating_point_give_no_dtype():
+    model = nn.Sequential(nn.Linear(4, 4).double(), nn.Module(), nn.ReLU())
+    model[1].count = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
+    model[1].later = nn.Parameter(torch.zeros(2, device="meta"))
+    swap(model, "2", nn.PReLU())
+
+    assert model[2].weight.dtype == torch.float64
+    assert model[2].weight.device.type == "cpu"
 
 
 EVENTS = [
@@ -962,6 +974,14 @@ def test_no_graph_is_kept_while_the_norms_learn():
             return x
 
     recalibrate_(nn.Sequential(nn.BatchNorm1d(4), Watches()), torch.ones(8, 4))
+
+
+def test_the_data_stay_as_they_are_where_the_model_changes_its_input():
+    x = torch.randn(16, 4)
+    before = x.clone()
+    recalibrate_(nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm1d(4)), x)
+
+    assert torch.equal(x, before)
 
 
 def test_a_data_loader_with_targets_is_a_stream():

@@ -40,7 +40,15 @@ def step(
     taken: bool = True,
     layers: tuple[str, ...] = ("encoder.0.weight",),
 ) -> Step:
-    return Step(rule, samples.RULES[rule].RULE.code, layers, cure, taken, reason)
+    return Step(
+        rule,
+        samples.RULES[rule].RULE.code,
+        layers,
+        cure,
+        taken,
+        reason,
+        not reason.startswith("not tried"),
+    )
 
 
 def repair(before: Report, after: Report, *steps: Step, **more: Any) -> Repair:

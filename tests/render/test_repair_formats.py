@@ -22,7 +22,7 @@ from test_robust import long_names, many_findings, not_finite, nothing, right_to
 from nndiag.compare import Pair
 from nndiag.fixes.trial import Trial
 from nndiag.render import html as pages
-from nndiag.render import losses, repair, terminal
+from nndiag.render import losses, repair, side_by_side, terminal
 from nndiag.rule import Outcome
 from nndiag.stats import Node
 
@@ -164,16 +164,19 @@ def test_each_format_tells_the_same(form):
     assert "error ND301 init-scale at encoder.0.weight" in told
 
 
-@every_format
+@pytest.mark.parametrize("form", ["terminal", "markdown", "page"])
 def test_what_is_left_is_named(form):
-    made = repairs.better()
-    assert "dead-relu at encoder.3.act" in form(made)
+    _, told = FORMATS[form](repairs.better()).rsplit("What is left", 1)
+
+    assert "110 of 256 units were zero on all 128 samples" in told
+    assert "What is left" not in FORMATS["terminal"](repairs.cured())
 
 
 @every_format
 def test_where_nothing_was_done_there_is_no_patch(form):
     for made in (repairs.safe(), repairs.hopeless(), repairs.healthy()):
         assert "manual_seed" not in form(made)
+        assert "Nothing to change" not in form(made)
 
 
 def test_the_order_is_the_readers():
@@ -205,8 +208,12 @@ def test_a_comment_in_a_patch_is_wrapped_to_comments(width):
 # -- layers, side by side -------------------------------------------------------------------------
 
 
+def lined_up(made):
+    return side_by_side.lined_up(made.before.snapshot, made.after.snapshot)
+
+
 def test_a_layer_that_moved_into_a_sequential_lines_up_with_what_it_was():
-    pairs = repair.lined_up(repairs.cured())
+    pairs = lined_up(repairs.cured())
 
     assert [(p.old.name if p.old else None, p.new.name if p.new else None) for p in pairs] == [
         ("encoder.0", "encoder.0"),
@@ -237,7 +244,7 @@ def test_each_layer_is_in_one_pair_and_each_side_in_the_order_of_the_network(fat
         new += {"gone": [], "wrapped": [norm, relu]}.get(fate, [tanh])
     both = [with_layers(samples.healthy(), *layers) for layers in (old, new)]
 
-    pairs = repair.lined_up(repairs.repair(*both))
+    pairs = lined_up(repairs.repair(*both))
 
     # Sides of pairs are the layers themselves; which are whose, the names tell.
     assert [p.new.name for p in pairs if p.new] == [layer.name for layer in new]
@@ -255,13 +262,13 @@ def test_what_changed_most_comes_first_and_what_is_new_or_gone_last():
     after = [scaled(n, s) for n, s in zip("abcd", (1.0, 1e-3, 2.0, 0.0), strict=True)]
     pairs = [Pair(a, b) for a, b in zip(before, [*after, None], strict=True)]
 
-    found = repair.rows([*pairs, Pair(None, scaled("new", 1.0))])
+    found = side_by_side.rows([*pairs, Pair(None, scaled("new", 1.0))])
 
     assert [row.name for row in found] == ["d", "b", "c", "a", "gone", "new"]
 
 
 def test_shares_are_of_saturated_values_and_of_dead_units():
-    cells = {row.name: row for row in repair.rows(repair.lined_up(repairs.cured()))}
+    cells = {row.name: row for row in side_by_side.rows(lined_up(repairs.cured()))}
 
     assert cells["encoder.1/relu"].before[2] == 0.25  # one of four units never open
     assert cells["encoder.2 → encoder.2.1"].before[2] == 24 / 32
@@ -448,7 +455,10 @@ def test_names_of_any_kind_are_names(name):
 
 
 def test_square_brackets_are_no_markup():
-    assert "[bold]x[/bold]" in on_terminal(repairs.hostile("[bold]x[/bold]"))
+    bracketed, other = "[bold]x[/bold]", "(bold)x(/bold)"
+
+    told = on_terminal(repairs.hostile(bracketed), 400)
+    assert told.replace(bracketed, other) == on_terminal(repairs.hostile(other), 400)
 
 
 def test_colour_adds_nothing_to_the_words():
@@ -475,6 +485,16 @@ def test_a_page_is_not_large_and_a_comment_fits(layers, most):
     assert text.count('<tr id="L') == layers
     assert len(text.encode()) <= most
     assert len(repair.markdown(made).encode()) <= 60_000
+
+
+def test_a_comment_with_much_to_tell_is_cut_to_fit_and_says_so():
+    cures = [replace(repairs.REDRAW, name="", what=f"{i} {'<' * 600}") for i in range(200)]
+    steps = [repairs.step(cure=cure, taken=False) for cure in cures]
+
+    text = repair.markdown(repairs.repair(samples.sick(), samples.sick(), *steps))
+
+    assert len(text.encode()) <= 60_000
+    assert "more, in the page" in text
 
 
 def test_a_patch_too_long_for_a_comment_is_not_cut_but_left_to_the_page():
