@@ -100,7 +100,7 @@ def lsuv_(
 
     def scale(name: str, layer: nn.Module, output: torch.Tensor, again: Again) -> torch.Tensor:
         matrix = scaled[layer]
-        if matrix.value.data_ptr() in places:  # another layer shares the weight
+        if matrix.value.data_ptr() in places:  # a later call, or another layer's weight
             return output
         places.add(matrix.value.data_ptr())
         variance = _variance(name, layer, output)
@@ -209,9 +209,12 @@ def _spent_on_success(generator: Generator) -> Iterator[None]:
 
 
 def _run(model: nn.Module, batch: Any, names: Mapping[nn.Module, str], settle: Settle) -> None:
-    """One forward, in which each of the layers is settled at its first call."""
+    """One forward in which each call of one of the layers is settled.
+
+    To be used within :func:`untouched`, which takes the hooks away again.
+    """
     given = next(batches(batch, model))
-    waiting = dict(names)
+    called: set[nn.Module] = set()
 
     def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         def again() -> torch.Tensor:
@@ -219,29 +222,30 @@ def _run(model: nn.Module, batch: Any, names: Mapping[nn.Module, str], settle: S
             settled: torch.Tensor = layer.forward(*args, **kwargs)
             return settled
 
-        if layer not in waiting:
-            return None
-        return settle(waiting.pop(layer), layer, output, again)
+        called.add(layer)
+        return settle(names[layer], layer, output, again)
 
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(torch.inference_mode(False))
-        undo.enter_context(torch.no_grad())
-        undo.enter_context(_eager())
-        # Transformers in eval mode have a fast path that calls no layers.
-        undo.callback(
-            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
-        )
-        torch.backends.mha.set_fastpath_enabled(False)
-        for layer in names:
-            # Before the user's own hooks, which then see what the settled layer makes.
-            handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
-            undo.callback(handle.remove)
+    for layer in names:
+        # Before the user's own hooks, which then see what the settled layer makes.
+        layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
+    with torch.no_grad(), _eager(), _no_fast_path():
         model(*detached(given.args), **detached(dict(given.kwargs)))
-    if len(waiting) == len(names):
+    if not called:
         raise CureError(
             f"none of the linear layers and convolutions of {type(model).__name__} ran: "
             f"{', '.join(names.values()) or 'there are none'}. The model is as it was."
         )
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Transformers in eval mode have one, which calls no layers."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ faulty and the repaired network on the corpus' own data, from the same seeds.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -18,13 +17,10 @@ import nndiag
 from calibration import nets
 from calibration.cases import Fault
 from calibration.faults import FAULTS, KINDS
-from nndiag.batch import Batch, LossMaker
-from nndiag.fixes.trial import Training, Trial
 from nndiag.progress import silenced
 
 STEPS = 200
-SEEDS, FRESH = range(5), range(100, 105)  # what the repair tries, and what is published
-OPTIMIZERS = (lambda p: torch.optim.Adam(p, 2e-3),)
+SEEDS = 5
 BATCH = 64
 
 # Where the fault is not in the model's weights or layers, so that no surgery reaches it.
@@ -58,18 +54,18 @@ def row(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     case = next(case for case in FAULTS if case.name == name)
     subject = case.build()
-    training = _training(case, SEEDS)
     with silenced():
         repair = nndiag.repair(
             *subject,
             allow="all",
             config=False,
-            trial_steps=training.steps,
-            trial_seeds=len(training.seeds),
-            trial_data=list(training.batches),
-            optimizer=training.optimizer,
+            trial_steps=STEPS,
+            trial_seeds=SEEDS,
+            trial_data=_data(case),
+            optimizer=lambda p: torch.optim.Adam(p, 2e-3),  # as nets.train
         )
-        tried = _tried(case, subject.model, repair)
+    tried = repair.trial
+    assert tried is not None
     before = {f.rule for f in repair.before.at_least("warning")}
     after = {f.rule for f in repair.after.at_least("warning")}
     return {
@@ -89,32 +85,12 @@ def row(name: str) -> dict[str, Any]:
     }
 
 
-def _training(case: Fault, seeds: Sequence[int]) -> Training:
-    """As the corpus trains its networks, for a while."""
+def _data(case: Fault) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What the corpus trains on."""
     source = next((s for s in ("wine", "cancer") if f"-{s}" in case.name), "digits")
     x, y = nets.data(case.architecture, source)
     size = len(x) * 9 // 10
-    parts = zip(x[:size].split(BATCH), y[:size].split(BATCH), strict=True)
-    loss = nets.LOSSES.get(case.architecture, torch.nn.functional.cross_entropy)
-    return Training(
-        [Batch((a,), target=b) for a, b in parts],
-        LossMaker(loss, 0),
-        OPTIMIZERS[0],
-        STEPS,
-        tuple(seeds),
-    )
-
-
-def _tried(case: Fault, model: torch.nn.Module, repair: nndiag.Repair) -> Trial:
-    """From seeds that chose nothing."""
-    training = _training(case, FRESH)
-
-    def repaired(seed: int) -> torch.nn.Module:
-        again = copy.deepcopy(model)
-        repair.apply(again, case.build().batch, 1000 * seed)
-        return again
-
-    return training.compare(training.losses(lambda _: model), training.losses(repaired))
+    return list(zip(x[:size].split(BATCH), y[:size].split(BATCH), strict=True))
 
 
 def _typical(losses: Any) -> float:

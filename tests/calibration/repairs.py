@@ -43,7 +43,7 @@ def publish(table: pd.DataFrame, folder: Path) -> None:
         faults=sum(case.sick for case in FAULTS),
         bound=bound,
         steps=cured.STEPS,
-        seeds=len(cured.FRESH),
+        seeds=cured.SEEDS,
         date=datetime.date.today().isoformat(),
         torch=torch.__version__,
     )
@@ -60,10 +60,11 @@ def main(
     console = Console(stderr=True)
     names = [case.name for case in cured.curable() if only in case.name]
     spawn = multiprocessing.get_context("spawn")
+    found = []
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        found = list(
-            track(pool.map(cured.row, names), "repairs", total=len(names), console=console)
-        )
+        for row in track(pool.map(cured.row, names), "repairs", total=len(names), console=console):
+            console.print(" ".join(f"{key}={value}" for key, value in row.items()), markup=False)
+            found.append(row)
     table = pd.DataFrame(found)
     if only:
         console.print(table.to_string())

@@ -304,11 +304,34 @@ def test_a_transformer_in_eval_mode_runs_its_layers():
     assert list(reached) == ["linear1", "linear2"]
 
 
+def test_a_transformer_with_padding_runs_its_layers():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    batch = {"src": torch.randn(2, 5, 16), "src_key_padding_mask": padding}
+    assert len(lsuv_(encoder, batch)) == 4
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_inference_mode_around_it_leaves_a_model_that_can_be_trained():
+    model = mlp()
+    parametrizations.weight_norm(model[0])
+    batch = torch.randn(64, 20, generator=seeded(27))
+    with torch.inference_mode():
+        lsuv_(model, batch)
+        data_bias_(model, batch)
+        he_normal_(model)
+    assert not any(p.is_inference() for p in model.parameters())
+    model(batch).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_a_compiled_model_is_run_eagerly():
     model = mlp()
     compiled = torch.compile(model, backend="eager")
     batch = torch.randn(64, 20, generator=seeded(13))
-    compiled(batch)
+    with torch.no_grad():
+        compiled(batch)
     assert list(lsuv_(compiled, batch)) == [f"_orig_mod.{n}" for n in ("0", "2", "4", "6")]
     assert first_outputs(model, batch)["6"].var().item() == pytest.approx(1, abs=0.1)
 
@@ -317,7 +340,7 @@ def test_hooks_of_the_user_see_the_settled_output():
     seen = []
     model = mlp(depth=1)
     model[0].register_forward_hook(lambda _m, _a, output: seen.append(output.var(correction=0)))
-    lsuv_(model, torch.randn(64, 20, generator=seeded(14)))
+    lsuv_(model, torch.randn(64, 20, generator=seeded(14)) * 3)
     assert [float(v) for v in seen] == pytest.approx([1], abs=0.1)
 
 
