@@ -40,7 +40,7 @@ PRODUCTS = frozenset(("mul", "div", "addcmul", "lerp", "einsum", "baddbmm"))
 T = TypeVar("T")
 
 
-def _once(function: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
+def once(function: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
     """Computed once for each snapshot, and forgotten with it."""
     known: WeakKeyDictionary[Snapshot, T] = WeakKeyDictionary()
 
@@ -91,7 +91,7 @@ class Chain:
         return tuple(link for link in self.links if link.activation is not None)
 
 
-@_once
+@once
 def chains(snapshot: Snapshot) -> tuple[Chain, ...]:
     weights = [layer for layer in snapshot.layers if layer.op in WEIGHTED and layer.weight]
     followed = {layer.name: _next(snapshot, layer) for layer in weights}
@@ -265,7 +265,7 @@ def connected(snapshot: Snapshot, here: int, there: int) -> bool:
     )
 
 
-@_once
+@once
 def _ancestor_bits(snapshot: Snapshot) -> list[int]:
     """For each node the set of its ancestors, as the bits of a number.
 
@@ -281,7 +281,7 @@ def _ancestor_bits(snapshot: Snapshot) -> list[int]:
     return bits
 
 
-@_once
+@once
 def _descendant_bits(snapshot: Snapshot) -> list[int]:
     bits = [0] * len(snapshot.nodes)
     for index in range(len(snapshot.nodes) - 1, -1, -1):
@@ -299,7 +299,7 @@ def _members(bits: int) -> set[int]:
     return found
 
 
-@_once
+@once
 def _op_bits(snapshot: Snapshot) -> dict[str, int]:
     """For each op the set of its nodes."""
     bits: dict[str, int] = {}
@@ -321,7 +321,7 @@ def only_path(snapshot: Snapshot, node: int) -> bool:
     return total > 0 and arriving[node] * leaving[node] == total
 
 
-@_once
+@once
 def _path_counts(snapshot: Snapshot) -> tuple[list[int], list[int], int]:
     """How many paths lead from the inputs to each node, from each node to the outputs, in all."""
     outputs = set(snapshot.outputs) or {n for n, used in enumerate(snapshot.consumers) if not used}

@@ -18,6 +18,8 @@ from nndiag.rule import Prescription
 from nndiag.stats import Layer, Parameter, Snapshot, UnitStats, Weight
 
 WIDE = 96
+MOST_CODE = 10_000
+"""Characters of code for a whole network beyond which nobody reads it; each finding holds it."""
 IMPORT = "from nndiag import fixes\n\n"
 ROOT = "(root)"  # the row of a model that is a single layer
 SMALL_BATCH = 16
@@ -171,14 +173,15 @@ def redraw(
     )
 
 
-def restart(snapshot: Snapshot) -> Iterator[Prescription]:
+@flow.once
+def restart(snapshot: Snapshot) -> tuple[Prescription, ...]:
     """The whole model as a good initialisation would have it: nothing that was learned stays."""
     rows = [row for row in snapshot.layers if row.op in flow.LEARNED and row.op not in flow.NORMS]
     drawn = list(redraw(snapshot, rows, biases=True))
     if drawn and len(_once(rows)) > 1:
         lines = [drawn[0].code.removeprefix(IMPORT)]
         lines += [cure.code for cure in reset_norms(snapshot, snapshot.layers)]
-        yield Prescription(
+        cure = Prescription(
             "Start the whole network again: He weights before ReLU, Xavier elsewhere, zero biases.",
             "Layers that were trained on what the fault made of their inputs do not fit a repaired "
             "one.",
@@ -187,6 +190,8 @@ def restart(snapshot: Snapshot) -> Iterator[Prescription]:
             effect="all that was learned is lost; it trains as a new network does",
             changes="weights",
         )
+        return (cure,) if len(cure.code) <= MOST_CODE else ()
+    return ()
 
 
 def rescale(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Prescription]:
@@ -527,11 +532,16 @@ def _repeated(snapshot: Snapshot, layer: Layer) -> bool:
 
 def _is_hidden(snapshot: Snapshot, activation: Layer) -> bool:
     """Whether a module is neither a gate nor the model's output, wherever it runs."""
-    owner = _owner(snapshot, activation)
-    return all(
-        flow.role(snapshot, row) == "hidden"
+    return _owner(snapshot, activation) not in _with_other_roles(snapshot)
+
+
+@flow.once
+def _with_other_roles(snapshot: Snapshot) -> frozenset[str]:
+    """Modules one of whose calls is a gate, attention or the model's output."""
+    return frozenset(
+        _owner(snapshot, row)
         for row in snapshot.layers
-        if _is_module(row) and _owner(snapshot, row) == owner
+        if _is_module(row) and flow.role(snapshot, row) != "hidden"
     )
 
 
