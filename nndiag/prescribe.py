@@ -305,7 +305,7 @@ def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Prescript
             continue
         if _fits(snapshot, activation) and _reads_as_it_is(snapshot, activation, layer):
             lines.setdefault(("before", norm), []).append(_owner(snapshot, activation))
-        elif _fits(snapshot, layer):
+        elif _is_named(layer):
             lines.setdefault(("after", norm), []).append(_owner(snapshot, layer))
         else:
             continue

@@ -119,6 +119,13 @@ def test_a_list_of_names_is_written_as_what_it_is(names):
     assert all(len(line) <= max(prescribe.WIDE, longest + 5) for line in written.split("\n"))
 
 
+@pytest.mark.parametrize("key", HOSTILE)
+@pytest.mark.parametrize("form", ["{key}.{i}", "{i}.{key}"])
+def test_a_number_counts_up_beside_any_name(form, key):
+    names = [form.replace("{key}", key).replace("{i}", str(i)) for i in range(1, 8, 2)]
+    assert list(evaluated(prescribe.listed(names), None)) == names
+
+
 @pytest.mark.parametrize(
     ("names", "written"),
     [
@@ -435,6 +442,27 @@ def test_all_of_an_attention_layer_is_let_train(treated):
     [unfreeze] = [p for p in prescriptions if p.name == "unfreeze"]
 
     assert all(p.requires_grad for p in applied(unfreeze, model, batch).parameters())
+    assert unfreeze.safe(trained=True)
+
+
+def test_only_what_is_frozen_is_let_train(treated):
+    [unfreeze] = [p for p in treated["frozen-layer"][2] if p.name == "unfreeze"]
+
+    assert unfreeze.code == 'model.get_parameter("2.weight").requires_grad_(True)'
+
+
+def test_a_layer_whose_output_is_constant_is_not_scaled_by_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    nn.init.constant_(model[0].bias, -100.0)
+    nn.init.zeros_(model[2].bias)
+    batch = torch.randn(32, 8)
+    snapshot = seen_in(model, batch)
+    [lsuv] = prescribe.lsuv(snapshot, snapshot.layers)
+
+    result = applied(lsuv, model, batch)
+    assert result[0](batch).var(correction=0).item() == pytest.approx(1, abs=0.1)
+    assert torch.equal(result[2].weight, model[2].weight)
 
 
 def test_weights_that_two_layers_share_are_drawn_once():
@@ -443,7 +471,9 @@ def test_weights_that_two_layers_share_are_drawn_once():
     model = nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(8, 2))
     snapshot = nndiag.check(model, torch.randn(64, 8)).snapshot
     [redraw] = prescribe.redraw(snapshot, snapshot.layers, biases=True)
+    [lsuv] = prescribe.lsuv(snapshot, snapshot.layers)
 
+    assert lsuv.code.endswith('layers=["0", "4"])')
     assert redraw.code.count('"0.weight"') == redraw.code.count('"0.bias"') == 1
 
 
@@ -741,6 +771,14 @@ PLACES = {
         x(64, 8),
         {},
     ),
+    "one layer at two places with an activation at each": (
+        dense(
+            lambda s, x: s.head(s.act(s.layer(s.other(s.layer(x))))),
+            layer=lambda: nn.Linear(8, 8), other=nn.Tanh,
+        ),
+        x(64, 8),
+        {},
+    ),
     "a layer norm is there": (
         dense(lambda s, x: s.head(s.act(s.norm(s.layer(x)))), norm=lambda: nn.LayerNorm(8)),
         x(64, 6),
@@ -753,6 +791,14 @@ PLACES = {
     ),
     "two units of few samples": (
         dense(layer=lambda: nn.Linear(6, 2), head=lambda: nn.Linear(2, 2)), x(8, 6), {},
+    ),
+    "two values of few pictures": (
+        dense(
+            lambda s, x: s.head(s.act(s.layer(x)).flatten(1)),
+            layer=lambda: nn.Conv2d(6, 2, 3), head=lambda: nn.Linear(2, 2),
+        ),
+        x(4, 6, 3, 3),
+        {},
     ),
     "a picture without a batch": (
         dense(
@@ -834,7 +880,7 @@ def test_biases_that_are_of_use_are_not_named(case):
 
 
 @pytest.mark.parametrize(
-    ("channels", "groups"), [(1, 1), (3, 1), (4, 1), (8, 2), (12, 3), (64, 16), (128, 32), (96, 24)]
+    ("channels", "groups"), [(1, 1), (3, 1), (4, 1), (8, 2), (12, 3), (64, 16), (256, 32), (96, 24)]
 )
 def test_groups_have_four_channels_at_least_and_number_thirty_two_at_most(channels, groups):
     torch.manual_seed(0)
@@ -907,6 +953,21 @@ CENTRES = {
         x(64, 6),
         {},
     ),
+    "read by weights and by a sum": (
+        dense(
+            lambda s, x: skipped(torch.sigmoid(s.layer(x)), s.head), head=lambda: nn.Linear(8, 8),
+        ),
+        x(64, 6),
+        {},
+    ),
+    "a reader at two places": (
+        dense(
+            lambda s, x: s.head(torch.sigmoid(s.layer(x))).mean() + s.head(x[:, :8]),
+            layer=lambda: nn.Linear(9, 8),
+        ),
+        x(64, 9),
+        {},
+    ),
     "read by a sum": (
         dense(
             lambda s, x: s.head(s.act(s.layer(x)) + s.skip(x)), skip=lambda: nn.Linear(6, 8),
@@ -927,6 +988,10 @@ CENTRES = {
 
 def two_of(h, s):
     return s.head(h) + s.other(h)
+
+
+def skipped(h, head):
+    return head(h) + h
 
 
 def both_of(h, head):

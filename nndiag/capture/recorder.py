@@ -233,7 +233,7 @@ class Recorder(TorchFunctionMode):
         outer = self._stack[-1] if self._stack else None
         error = sys.exc_info()[1]
         self.called.add(module)
-        if outer is not None and (outer.leaf or outer.muted):
+        if outer is not None and (outer.leaf or outer.muted) and not _is_added(module, outer):
             return Scope(module, outer.name, error, muted=True)
         if isinstance(module, ParametrizationList):  # makes a weight, no activation
             return Scope(module, self.names[module], error, muted=True)
@@ -615,6 +615,17 @@ def has_layers(module: nn.Module) -> bool:
 # Modules of torch.nn that call other modules, or have no forward of their class's own (compiled
 # ones): scopes, not leaves.
 _SCOPES = ("container", "transformer", "adaptive", "module")
+
+
+def _is_added(module: nn.Module, outer: Scope) -> bool:
+    """Whether somebody gave one of torch.nn's layers a child, which a hook of theirs calls."""
+    return (
+        outer.leaf
+        and not outer.muted
+        and bool(outer.module._parameters)
+        and any(child is module for child in outer.module._modules.values())
+        and not isinstance(module, ParametrizationList)
+    )
 
 
 def is_torch_leaf(module: nn.Module) -> bool:

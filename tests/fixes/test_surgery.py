@@ -1065,9 +1065,6 @@ def test_a_check_sees_an_inserted_norm_as_one_in_a_sequential(norm, std, how):
     looks_the_same(report, expected)
 
 
-@pytest.mark.xfail(
-    reason="what runs in a pre-hook of one of torch's own layers is taken for a part of that layer"
-)
 @pytest.mark.parametrize("std", [None, 0.003])
 def test_a_check_sees_a_norm_before_a_layer_as_one_in_a_sequential(std):
     written, x = mlp(lambda: nn.BatchNorm1d(32), (4,), std)

@@ -13,7 +13,7 @@ from torch import nn
 import nndiag
 from nndiag.batch import Batch, LossMaker
 from nndiag.errors import LossError
-from nndiag.fixes.trial import Trial, Training
+from nndiag.fixes.trial import Training, Trial
 
 
 def curves(start: float, finals: list[float], steps: int = 20) -> np.ndarray:
