@@ -1146,6 +1146,23 @@ def test_convolutions_draw_biases_by_a_rule_of_their_own(layer, seed):
     assert shown(nn.Sequential(model), torch.randn(4, model.in_channels, 5, 5)) == ""
 
 
+def test_a_bias_that_rounds_to_beyond_its_bound_does_not_look_like_training():
+    torch.manual_seed(0)
+    layer = nn.Linear(36, 20_000).bfloat16()
+    bias = layer.bias.float().abs().max().item()
+
+    assert bias > 1.001 / 6  # bfloat16 has 0.1660 and 0.1670, but no 1/6
+    assert shown(nn.Sequential(layer), torch.randn(8, 36).bfloat16()) == ""
+
+
+def test_few_biases_that_lie_close_together_do_not_look_like_training():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 4))
+    model[0].bias.data.copy_(torch.tensor([0.01, 0.02, 0.03, 0.4]))
+
+    assert shown(model, torch.randn(8, 16)) == ""
+
+
 def trained(model, optimizer, steps=20):
     inputs = torch.randn(256, 16)
     labels = (inputs @ torch.randn(16, 4)).argmax(1)
