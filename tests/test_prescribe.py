@@ -1155,6 +1155,15 @@ def test_a_bias_that_rounds_to_beyond_its_bound_does_not_look_like_training():
     assert shown(nn.Sequential(layer), torch.randn(8, 36).bfloat16()) == ""
 
 
+def test_a_constant_that_was_rounded_on_its_way_is_one_still():
+    model = nn.Sequential(nn.Linear(16, 32))
+    with torch.no_grad():  # as sums in another order give
+        model[0].bias.copy_(0.1 * (1 + 1e-7 * (torch.arange(32) % 3)))
+
+    assert len(model[0].bias.unique()) == 3
+    assert shown(model, torch.randn(8, 16)) == ""
+
+
 def test_few_biases_that_lie_close_together_do_not_look_like_training():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 4))
