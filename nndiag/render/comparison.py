@@ -12,7 +12,7 @@ from rich.text import Text
 
 from nndiag.compare import Change, Comparison, Difference, Pair, counts
 from nndiag.render import story
-from nndiag.render.markdown import LONGEST, MOST_BYTES, escape
+from nndiag.render.markdown import LONGEST, escape, fitting
 
 if TYPE_CHECKING:
     from nndiag.stats import Layer, Parameter, TensorStats
@@ -245,12 +245,7 @@ def _more(count: int) -> list[RenderableType]:
 
 def markdown(comparison: Comparison) -> str:
     """At most MOST_BYTES, whatever was compared."""
-    most = 200
-    while True:
-        text = "\n".join(_markdown(comparison, most)) + "\n"
-        if len(text.encode("utf-8", "replace")) <= MOST_BYTES or most == 0:
-            return text
-        most //= 2
+    return fitting(lambda most: _markdown(comparison, most))
 
 
 def _markdown(comparison: Comparison, most: int) -> Iterator[str]:

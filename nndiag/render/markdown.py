@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from nndiag.render import story
@@ -23,6 +23,16 @@ LONGEST = 500
 # Entities are text to every Markdown dialect, wherever they stand; backslashes are not inside
 # code, and a fence of backticks is not safe inside a table. "_" within a word is no markup.
 _MARKUP = re.compile(r"[\\`*\[\]|~$@#]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def fitting(lines: Callable[[int], Iterable[str]]) -> str:
+    """The text that ``lines(most)`` make, with ``most`` of each list, shortened to MOST_BYTES."""
+    most = 200
+    while True:
+        text = "\n".join(lines(most)) + "\n"
+        if len(text.encode("utf-8", "replace")) <= MOST_BYTES or most == 0:
+            return text
+        most //= 2
 
 
 def render(report: Report) -> str:

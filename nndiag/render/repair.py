@@ -16,7 +16,7 @@ from rich.text import Text
 from nndiag.render import losses, story
 from nndiag.render.html import grade, page
 from nndiag.render.losses import curves as curves
-from nndiag.render.markdown import LONGEST, MOST_BYTES, escape
+from nndiag.render.markdown import LONGEST, escape, fitting
 from nndiag.render.picture import common_scales, picture, text_curve
 from nndiag.render.side_by_side import NUMBERS, Row, lined_up, op, rows
 from nndiag.render.terminal import STYLES, Hanging
@@ -283,12 +283,7 @@ def _refusals(repair: Repair) -> Iterator[RenderableType]:
 
 def markdown(repair: Repair) -> str:
     """At most MOST_BYTES, whatever was repaired."""
-    most = 200
-    while True:
-        text = "\n".join(_markdown(repair, most)) + "\n"
-        if len(text.encode("utf-8", "replace")) <= MOST_BYTES or most == 0:
-            return text
-        most //= 2
+    return fitting(lambda most: _markdown(repair, most))
 
 
 def _markdown(repair: Repair, most: int) -> Iterator[str]:
