@@ -1,0 +1,77 @@
+"""The calibration of repairs counts what it says it counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from calibration import cured, repairs
+from calibration.faults import FAULTS, KINDS
+
+
+def line(**given):
+    usual = {
+        "case": "dead-bias/mlp/module/init/1", "kind": "dead-bias", "rule": "dead-relu",
+        "state": "init", "silent": True, "new": "", "left": "", "steps": "redraw", "refused": "",
+        "trial": "better", "loss_before": 2.3, "loss_after": 0.02, "p": 1e-9,
+    }  # fmt: skip
+    return {**usual, **given}
+
+
+def test_every_fault_is_curable_or_says_where_it_lies_instead():
+    sick = {case.kind for case in FAULTS if case.sick}
+
+    assert set(cured.ELSEWHERE) <= sick <= set(KINDS)
+    assert {case.kind for case in cured.curable()} == sick - set(cured.ELSEWHERE)
+
+
+def test_a_case_is_repaired_where_its_rule_is_silent_and_no_other_speaks_up():
+    table = pd.DataFrame(
+        [
+            line(),
+            line(trial="tie"),
+            line(trial="worse"),
+            line(silent=False, left="dead-relu"),
+            line(new="init-scale", trial="worse"),
+        ]
+    )
+
+    assert cured.summary(table) == {
+        "cases": 5, "repaired": 3, "worse": 1, "tried": 3, "better": 1, "ties": 1,
+        "trained_worse": 1,
+    }  # fmt: skip
+
+
+def test_a_case_is_cured_and_tried_as_the_page_tells(monkeypatch):
+    monkeypatch.setattr(cured, "STEPS", 20)
+    monkeypatch.setattr(cured, "SEEDS", 2)
+
+    found = cured.row("dead-bias/mlp/module/init/1")
+
+    assert found["silent"]
+    assert (found["new"], found["left"]) == ("", "")
+    assert found["steps"] == "reset-bias"
+    assert found["loss_after"] < found["loss_before"]
+
+
+def test_bounds_are_exact_ones():
+    # Clopper & Pearson: 0.025 = p^10 for ten of ten.
+    assert repairs.bound(10, 10) == pytest.approx(0.025**0.1)
+    assert repairs.bound(0, 10) == 0
+
+
+def test_the_page_says_what_the_table_says(tmp_path: Path):
+    table = pd.DataFrame(
+        [line(), line(case="other", trial="tie"), line(case="bad", silent=False, left="dead-relu")]
+    )
+
+    repairs.publish(table, tmp_path)
+
+    page = (tmp_path / "repairs.md").read_text(encoding="utf-8")
+    assert "0.667 (2/3)" in page
+    assert "0.500 (1/2)" in page
+    assert page.count("**missed**") == 2
+    assert "| bad | dead-relu |" in page
+    assert pd.read_csv(tmp_path / "repairs.csv")["case"].tolist() == list(table["case"])
