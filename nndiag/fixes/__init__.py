@@ -6,7 +6,7 @@ numbers or theory. What a repair's lines of code call is here, too.
 
 from __future__ import annotations
 
-from nndiag.fixes.activations import ELU, SELU, LeakyReLU, Maxout, PReLU
+from nndiag.fixes.activations import ELU, SELU, LeakyReLU, Maxout, PReLU, maxout_gain
 from nndiag.fixes.clipping import clip_grad_norm_, clip_grad_value_
 from nndiag.fixes.data_init import class_prior_bias_, data_bias_, lsuv_
 from nndiag.fixes.initialization import (
@@ -28,6 +28,7 @@ from nndiag.fixes.matrices import Matrix, matrices
 from nndiag.fixes.normalization import (
     BatchNorm1d,
     BatchNorm2d,
+    BatchNorm3d,
     GroupNorm,
     LayerNorm,
     batch_norm_backward,
@@ -39,6 +40,7 @@ __all__ = [
     "SELU",
     "BatchNorm1d",
     "BatchNorm2d",
+    "BatchNorm3d",
     "GroupNorm",
     "LayerNorm",
     "LeakyReLU",
@@ -61,6 +63,7 @@ __all__ = [
     "lecun_uniform_",
     "lsuv_",
     "matrices",
+    "maxout_gain",
     "orthogonal_",
     "positive_bias_",
     "recalibrate_",
