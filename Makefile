@@ -37,7 +37,7 @@ benchmarks: $(READY) ## measure what nndiag costs in time and memory; remakes re
 comparison: $(READY) ## measure how often two runs are told apart; remakes reports/comparison (20 minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) comparison
 
-repairs: $(READY) ## cure the labelled faults and train before and after; remakes repairs.md (an hour)
+repairs: $(READY) ## cure the labelled faults and train before and after; makes reports/calibration/repairs.md (long)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.repairs
 
 peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs them; minutes)

@@ -366,7 +366,7 @@ def demo(
         "nndiag-demo"
     ),
 ) -> None:
-    """Train four networks on handwritten digits, three of them sick, and diagnose them."""
+    """Train four networks on handwritten digits, diagnose them, and cure the three sick ones."""
     # By name: the demo needs torch, and most commands do not.
     importlib.import_module("nndiag.demo").main(output, _console())
 

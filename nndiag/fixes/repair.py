@@ -296,7 +296,7 @@ def repair(
     wanted = _wanted(only)
     validate(model)
     _changeable(model)
-    trial.checked(optimizer)
+    trainer = trial.checked(optimizer)
     chosen = settings.load(config).override(seed=seed)
     data = _repeatable(batch, chosen.max_batches)
     other = None if held_out is None else _repeatable(held_out, chosen.max_batches)
@@ -314,7 +314,7 @@ def repair(
             if trial_data is None
             else _with_target(_repeatable(trial_data, MOST_BATCHES), None, model),
             LossMaker(loss_fn, chosen.seed),
-            trial.checked(optimizer),
+            trainer,
             trial_steps,
             tuple(range(chosen.seed, chosen.seed + trial_seeds)),
         )
@@ -332,6 +332,7 @@ def repair(
         )
         work.start(trained)
         work.go()
+        tried = None if training is None else work.tried(training)
     for parameter in work.now.model.parameters():
         parameter.grad = None  # of the function that it no longer is
     before, after = work.before, work.now
@@ -347,7 +348,7 @@ def repair(
         allow=allow,
         seed=chosen.seed,
         held_out=aside,
-        trial=None if training is None else work.tried(training),
+        trial=tried,
         notes=tuple(_notes(model, work)),
     )
 
@@ -381,6 +382,8 @@ class _Work:
     tick: Callable[[str], object]
     steps: list[Step] = field(default_factory=list)
     trained: str = ""
+    before: _State = field(init=False)
+    now: _State = field(init=False)
 
     def start(self, trained: bool | None) -> None:
         self.before = self.now = self._state(self.original)

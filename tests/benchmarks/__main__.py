@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 import nndiag
+from benchmarks import cuda, page, paired
 from benchmarks import linearity as lines
 from benchmarks import memory as peaks
-from benchmarks import page, paired
 from benchmarks.tools import TOOLS, version
 from benchmarks.workloads import RECIPES, make
 
@@ -90,6 +90,15 @@ def linearity(
     table = lines.compare(rounds=rounds, seconds=seconds)
     _show(table, "linearity")
     _write([table], output, "linearity.csv")
+
+
+@app.command("cuda")
+def check_cuda() -> None:
+    """Show on a CUDA device that no layer waits for it."""
+    if not torch.cuda.is_available():
+        raise typer.BadParameter("there is no CUDA device here")
+    cuda.check()
+    Console().print(f"no layer waits for {torch.cuda.get_device_name()}")
 
 
 @app.command("page")
