@@ -39,8 +39,10 @@ PROBES = 512
 MOST_UNITS = 16_384
 MOST_DIRECTIONS = 4_096
 # In values: a tensor up to SMALL waits until there are GATHERED of its kind; a CPU takes a larger
-# one in blocks of about BLOCK (half a megabyte).
+# one in blocks of about BLOCK (half a megabyte). Anywhere else the price is the number of calls, up
+# to far larger tensors.
 SMALL, GATHERED, BLOCK = 8_192, 65_536, 131_072
+SMALL_ELSEWHERE, GATHERED_ELSEWHERE, MOST_GATHERED = 262_144, 1_048_576, 64
 # Sizes whose squares and their sums neither underflow nor overflow in float32.
 SAFE = 1e-15, 1e15
 
@@ -80,7 +82,11 @@ class _Group:
     """Tensors of one kind side by side, until there are enough of them to be worth a call."""
 
     def __init__(self, work: _Work, like: torch.Tensor) -> None:
-        places = max(1, GATHERED // max(1, like.numel()))
+        size = max(1, like.numel())
+        if _is_here(like):
+            places = max(1, GATHERED // size)
+        else:
+            places = min(MOST_GATHERED, GATHERED_ELSEWHERE // size)
         self.buffer = torch.empty((places, *like.shape), dtype=like.dtype, device=like.device)
         self.slots = self.buffer.unbind()
         self.work = work
@@ -201,7 +207,7 @@ class Meter:
         vanished gradient of 1e-25 would be zero in float32, that of an exploded one infinite.
         """
         x = readable(tensor)
-        if x.numel() <= SMALL:
+        if is_small(x.numel(), x.device):
             kind = ("stats", axes, histogram, probe)
             return self.together(x, kind, lambda v: _stats(v, axes, histogram, probe))
         if _is_here(x):
@@ -253,7 +259,7 @@ class Meter:
         self, tensor: torch.Tensor, kind: tuple[Hashable, ...], work: _Work, of: int | None
     ) -> int:
         x = readable(tensor)
-        if x.numel() > SMALL:
+        if not is_small(x.numel(), x.device):
             return self.apart(work(x[None]))
         return self.together(x, kind, work, of)
 
@@ -308,6 +314,11 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 def _is_here(x: torch.Tensor) -> bool:
     """Whether asking for a value is free; any other device would have to wait for it."""
     return x.device.type == "cpu"
+
+
+def is_small(size: int, device: torch.device) -> bool:
+    """Whether a tensor of so many values waits for others of its kind."""
+    return size <= (SMALL if device.type == "cpu" else SMALL_ELSEWHERE)
 
 
 # -- moments, extremes, counts ------------------------------------------------------------------

@@ -71,6 +71,9 @@ def process() -> list[Any]:
     hooks = torch.nn.modules.module
     return [
         torch.get_rng_state().numpy().tobytes(),
+        [s.numpy().tobytes() for s in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_initialized()
+        else None,
         random.getstate(),
         repr(np.random.get_state()),
         torch.is_grad_enabled(),
@@ -78,6 +81,7 @@ def process() -> list[Any]:
         torch.is_anomaly_enabled(),
         torch.is_autocast_enabled("cpu"),
         torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda"),
         torch.is_autocast_cache_enabled(),
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

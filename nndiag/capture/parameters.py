@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nndiag.measure import SMALL, Meter, Pending, readable, wide
+from nndiag.measure import Meter, Pending, is_small, readable, wide
 from nndiag.stats import Layer, Parameter, Weight, merge_parts
 
 # Comparing rows of a weight sorts them: beyond this size it would dominate a check.
@@ -118,7 +118,7 @@ def _compare_rows(
         grads = rest.pop() if graded else None
         return _compared(rows, rest[0] if rest else None, grads)
 
-    if len(parts[0]) * sum(widths) > SMALL:
+    if not is_small(len(parts[0]) * sum(widths), parts[0].device):
         return meter.apart(compare(*(part[None] for part in parts)))
     kind = ("rows", graded, *widths)
     return meter.together(torch.cat(parts, 1), kind, lambda v: compare(*torch.split(v, widths, 2)))

@@ -93,12 +93,23 @@ def linearity(
 
 
 @app.command("cuda")
-def check_cuda() -> None:
-    """Show on a CUDA device that no layer waits for it."""
+def on_cuda(
+    workload: Workloads = None,
+    tool: Tools = None,
+    rounds: Rounds = 11,
+    seconds: Seconds = 0.4,
+    output: Output = None,
+) -> None:
+    """Time and peak memory on a CUDA device."""
     if not torch.cuda.is_available():
         raise typer.BadParameter("there is no CUDA device here")
-    cuda.check()
-    Console().print(f"no layer waits for {torch.cuda.get_device_name()}")
+    tables = []
+    for name in workload or RECIPES:
+        table = cuda.compare(name, _chosen(tool), rounds=rounds, seconds=seconds)
+        table.insert(0, "workload", name)
+        tables.append(table.assign(card=torch.cuda.get_device_name(), cuda=torch.version.cuda))
+        _show(tables[-1], name)
+    _write(tables, output, "cuda.csv")
 
 
 @app.command("page")

@@ -34,6 +34,8 @@ def render(folder: Path) -> str:
     growth = dict(iter(pd.read_csv(folder / "linearity.csv").groupby("grows_with")))
     verdicts = list(judge(speed, memory))
     narrow = memory.set_index(["workload", "tool"]).loc[("narrow", STATISTICS)]
+    away = folder / "cuda.csv"
+    cuda = pd.read_csv(away) if away.exists() else None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -57,6 +59,9 @@ def render(folder: Path) -> str:
         exponents={what: _exponent(rows) for what, rows in growth.items()},
         upper={what: _exponent(rows.tail(4)) for what, rows in growth.items()},
         machine=speed.iloc[0],
+        cuda=None if cuda is None else _on_cuda(cuda),
+        cuda_tools=() if cuda is None else cuda["tool"].unique(),
+        card=None if cuda is None else cuda.iloc[0],
         rounds=speed["rounds"].max(),
         processes=memory["processes"].max(),
         versions=speed.groupby("tool", sort=False)["version"].first().dropna(),
@@ -98,6 +103,23 @@ def _time(row: Any) -> str:
 
 def _peak(row: Any) -> str:
     return "" if pd.isna(row.ratio) else f"{row.ratio:.2f} ({row.peak_mib:.1f} MiB)"
+
+
+def _on_cuda(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in table.itertuples():
+        quartiles = f"{row.wall_quartile_1:.2f}–{row.wall_quartile_3:.2f}"
+        whole = f", {row.wall_ratio * row.bare_wall_ms:.0f} ms"
+        cells[row.tool, row.workload] = {
+            "time": f"{row.wall_ratio:.2f} ({quartiles}){whole}",
+            "peak": f"{row.peak_mib / row.bare_mib:.2f} ({row.peak_mib:.1f} MiB)",
+        }
+    for workload, rows in table.groupby("workload"):
+        cells["bare", str(workload)] = {
+            "ms": rows["bare_wall_ms"].median(),
+            "mib": rows["bare_mib"].median(),
+        }
+    return cells
 
 
 def _gaps(table: pd.DataFrame) -> dict[tuple[str, str], str]:

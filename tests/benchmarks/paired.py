@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 
 from benchmarks.tools import TOOLS, version
 from benchmarks.workloads import Workload
@@ -29,15 +30,22 @@ class Spent:
 
 def spend(tool: str, work: Workload, repeats: int) -> Spent:
     """Attach the tool, take one step to warm up, and time the next ones."""
+    finish = torch.cuda.synchronize if work.x.is_cuda else _nothing
     with TOOLS[tool].attach(work) as step:
         step()
         gc.collect()
+        finish()
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(repeats):
             step()
         gc.collect(1)  # putting garbage off is no saving
+        finish()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return Spent(cpu / repeats, wall / repeats)
+
+
+def _nothing() -> None:
+    """On the CPU a step is over when it returns."""
 
 
 def compare(
@@ -67,11 +75,15 @@ def compare(
                 spent = spend(tool, work, repeats[tool])
                 after = spend("bare", work, repeats["bare"])
                 cpu, wall = (before.cpu + after.cpu) / 2, (before.wall + after.wall) / 2
-                rows.append((tool, turn, spent.cpu / cpu, spent.wall / wall, spent.cpu, cpu))
+                ratios = spent.cpu / cpu, spent.wall / wall
+                rows.append((tool, turn, *ratios, spent.cpu, cpu, wall))
                 before = after
     finally:
         gc.unfreeze()
-    columns = ["tool", "round", "cpu_ratio", "wall_ratio", "cpu_seconds", "bare_cpu_seconds"]
+    columns = [
+        "tool", "round", "cpu_ratio", "wall_ratio",
+        "cpu_seconds", "bare_cpu_seconds", "bare_wall_seconds",
+    ]  # fmt: skip
     found = pd.DataFrame(rows, columns=columns)
     missing = pd.DataFrame(lost.items(), columns=["tool", "why_not"])
     together = pd.concat([found, missing], ignore_index=True)

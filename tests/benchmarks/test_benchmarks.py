@@ -163,6 +163,23 @@ def test_the_page_says_what_was_measured_missed_and_not_measured(tables):
     assert "exponent\n1.00 (1.00–1.00)" in text
 
 
+def test_the_page_tells_of_a_card_where_one_was_measured(tables):
+    assert "CUDA device" not in page.render(tables)
+
+    cells = [(workload, tool) for workload in RECIPES for tool in ("no-op hooks", "nndiag check")]
+    card = pd.DataFrame(cells, columns=["workload", "tool"]).assign(
+        rounds=3, wall_ratio=12.5, wall_quartile_1=12.0, wall_quartile_3=13.0, bare_wall_ms=2.0,
+        peak_mib=15.0, bare_mib=10.0, parameters_mib=2.0, card="a card", cuda="13.0", torch="2",
+        date="today",
+    )  # fmt: skip
+    card.to_csv(tables / "cuda.csv", index=False)
+    text = page.render(tables)
+
+    assert "today: a card,\nCUDA 13.0, torch 2." in text
+    assert "| nndiag check | 12.50 (12.00–13.00), 25 ms |" in text
+    assert "| nndiag check | 1.50 (15.0 MiB) |" in text
+
+
 # -- no layer waits for the device -------------------------------------------------------------
 
 

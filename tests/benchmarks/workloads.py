@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ class Workload:
         """The bare forward, loss and backward that everything is measured against."""
         self.loss_fn(self.model(self.x), self.target).backward()
         self.model.zero_grad(set_to_none=True)
+
+    def to(self, device: str) -> Workload:
+        """A copy there."""
+        model = copy.deepcopy(self.model).to(device)
+        return replace(self, model=model, x=self.x.to(device), target=self.target.to(device))
 
     def leaves(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if not any(m.children())]
