@@ -418,10 +418,13 @@ def unfreeze(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Prescripti
         p.name for layer in _once(layers) for p in _parameters(snapshot, layer) if not p.trainable
     ]
     if frozen:
+        modules, parameters = _gathered(snapshot, frozen)
+        train = "{}.requires_grad_(True)"
+        parts = ((modules, "module"), (parameters, "parameter"))
         yield Prescription(
-            f"Let {_listing(frozen)} train.",
+            f"Let {_listing([*(name or 'the whole model' for name in modules), *parameters])} train.",
             "",
-            for_each(frozen, "{}.requires_grad_(True)", "parameter"),
+            _code([for_each(names, train, of) for names, of in parts if names]),
             name="unfreeze",
             effect="gets a gradient; the function it computes stays",
         )
@@ -523,6 +526,29 @@ def _parameters(snapshot: Snapshot, layer: Layer) -> list[Parameter]:
         return [p for p in snapshot.parameters if p.name.startswith(within)]
     home = layer.weight.name.rpartition(".")[0] if layer.weight is not None else owner
     return [p for p in snapshot.parameters if p.name.rpartition(".")[0] == home]
+
+
+def _gathered(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The outermost modules of which every parameter is among ``names``, and what is left."""
+    wanted = set(names)
+    spared = {
+        prefix for p in snapshot.parameters if p.name not in wanted for prefix in _around(p.name)
+    }
+    modules: dict[str, None] = {}
+    rest: list[str] = []
+    for name in names:
+        whole = next((prefix for prefix in _around(name) if prefix not in spared), None)
+        if whole is None:
+            rest.append(name)
+        else:
+            modules[whole] = None
+    return list(modules), rest
+
+
+def _around(name: str) -> list[str]:
+    """Of a parameter's name those of the modules around it, outermost first."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:k]) for k in range(len(parts) + 1)]
 
 
 def _repeated(snapshot: Snapshot, layer: Layer) -> bool:

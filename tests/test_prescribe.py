@@ -445,6 +445,29 @@ def test_all_of_an_attention_layer_is_let_train(treated):
     assert unfreeze.safe(trained=True)
 
 
+def test_a_block_that_is_frozen_as_a_whole_is_let_train_as_a_whole():
+    block = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).requires_grad_(False)
+    model = nn.ModuleDict({"stem": nn.Linear(6, 6), "block": block, "head": nn.Linear(6, 3)})
+    model["head"].bias.requires_grad_(False)
+    model.forward = lambda x: model["head"](model["block"](model["stem"](x)))
+    snapshot = seen_in(model, torch.randn(64, 6))
+    [cure] = prescribe.unfreeze(snapshot, snapshot.layers)
+
+    assert cure.what == "Let block and head.bias train."
+    assert cure.code == ("model.block.requires_grad_(True)\nmodel.head.bias.requires_grad_(True)")
+    assert all(p.requires_grad for p in applied(cure, model, None).parameters())
+
+
+def test_a_model_that_is_frozen_as_a_whole_is_let_train_as_a_whole():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)).requires_grad_(False)
+    snapshot = seen_in(model, torch.randn(64, 6))
+    [cure] = prescribe.unfreeze(snapshot, snapshot.layers)
+
+    assert (cure.what, cure.code) == (
+        "Let the whole model train.", "model.requires_grad_(True)",
+    )  # fmt: skip
+
+
 def test_only_what_is_frozen_is_let_train(treated):
     [unfreeze] = [p for p in treated["frozen-layer"][2] if p.name == "unfreeze"]
 
