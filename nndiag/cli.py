@@ -48,10 +48,6 @@ class Format(str, Enum):
     concise = "concise"
 
 
-# What --output writes where no --format is named: the others are made for a log.
-_KEPT = (Format.json, Format.html, Format.csv, Format.markdown, Format.sarif, Format.junit)
-
-
 class Allow(str, Enum):
     safe = "safe"
     all = "all"
@@ -240,7 +236,9 @@ def check(
     if fix:
         _show_repair(repaired, formats, output, kept_as, force, quiet)
     elif output is not None:
-        _write(report, output, formats or _KEPT, name)
+        from nndiag.render.formats import save
+
+        save(report, output, [form.value for form in formats] or settings.KEPT, name)
     if fix:
         pass
     elif output is None and formats and formats != [Format.terminal]:
@@ -397,42 +395,12 @@ def _thresholds(options: Sequence[str] | None) -> dict[str, float] | None:
     return thresholds
 
 
-def _write(report: Report, folder: Path, formats: Sequence[Format], name: str) -> None:
-    from nndiag.render import files, index
-
-    texts = [item for form in formats for item in _files(report, form, name).items()]
-    files.write({folder / file: text for file, text in texts})
-    if Format.html in formats:
-        index.update(folder)
-
-
 def _text(report: Report, form: Format) -> str:
-    if form is Format.csv:
-        # Three tables do not go into one stream; the findings are what was asked for.
-        return _files(report, form)["findings.csv"]
-    return next(iter(_files(report, form).values()))
+    from nndiag.render.formats import texts
 
-
-def _files(report: Report, form: Format, name: str = "report") -> dict[str, str]:
-    """The text of each file of a format by its name."""
-    from nndiag.render import csv, html, json, junit, lines, markdown, sarif
-
-    if form is Format.csv:
-        tables = csv.render(report)
-        return tables if name == "report" else {f"{name}.{t}": x for t, x in tables.items()}
-    renders: dict[Format, tuple[str, Callable[[Report], str]]] = {
-        Format.html: ("html", html.render),
-        Format.json: ("json", json.render),
-        Format.markdown: ("md", markdown.render),
-        Format.sarif: ("sarif", sarif.render),
-        Format.junit: ("junit.xml", junit.render),
-        Format.github: ("github.txt", lines.github),
-        Format.concise: ("txt", lines.concise),
-    }
-    if form not in renders:
-        return {}  # it is on the terminal
-    ending, render = renders[form]
-    return {f"{name}.{ending}": render(report)}
+    made = texts(report, form.value)
+    # Three tables do not go into one stream; the findings are what was asked for.
+    return made["findings.csv"] if form is Format.csv else next(iter(made.values()))
 
 
 def _console() -> Console:

@@ -421,8 +421,9 @@ def unfreeze(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Prescripti
         modules, parameters = _gathered(snapshot, frozen)
         train = "{}.requires_grad_(True)"
         parts = ((modules, "module"), (parameters, "parameter"))
+        told = [name or "the whole model" for name in [*modules, *parameters]]
         yield Prescription(
-            f"Let {_listing([*(name or 'the whole model' for name in modules), *parameters])} train.",
+            f"Let {_listing(told)} train.",
             "",
             _code([for_each(names, train, of) for names, of in parts if names]),
             name="unfreeze",

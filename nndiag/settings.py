@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -21,6 +21,9 @@ else:
     import tomli as tomllib
 
 FailOn = Literal["error", "warning", "never"]
+KeptAs = Literal["json", "html", "csv", "markdown", "sarif", "junit"]
+KEPT: tuple[KeptAs, ...] = get_args(KeptAs)
+"""The formats worth a file; others are made for a log."""
 Config = Mapping[str, Any] | str | os.PathLike[str] | bool | None
 
 
@@ -34,6 +37,10 @@ class Settings:
     seed: int = 0
     thresholds: Mapping[str, float] = field(default_factory=dict)
     max_batches: int = 64
+    # Of the pytest plugin: where it keeps reports, in which formats, and baselines.
+    report: Path | None = None
+    format: tuple[str, ...] | None = None
+    baseline: Path | None = None
 
     def override(
         self,
@@ -44,6 +51,9 @@ class Settings:
         seed: int | None = None,
         thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
         max_batches: int | None = None,
+        report: Path | None = None,
+        format: Iterable[str] | str | None = None,
+        baseline: Path | None = None,
     ) -> Settings:
         """These settings under what was given explicitly; None is "not given".
 
@@ -55,6 +65,9 @@ class Settings:
             "fail_on": fail_on,
             "seed": seed,
             "max_batches": max_batches,
+            "report": report,
+            "format": None if format is None else _words(format),
+            "baseline": baseline,
         }
         return dataclasses.replace(
             self,
@@ -81,13 +94,17 @@ _KEYS = {
         'a table of numbers, such as {"dead-relu.share" = 0.5}',
     ),
     "max-batches": _Key(Annotated[int, Field(ge=1)], "a whole number, 1 or more"),
+    "report": _Key(str, "the path of a folder"),
+    "format": _Key(KeptAs | list[KeptAs], f"a list of formats; legal are {', '.join(KEPT)}"),
+    "baseline": _Key(str, "the path of a folder"),
 }
+_PATHS = ("report", "baseline")
 
 
-def load(config: Config = None) -> Settings:
+def load(config: Config = None, here: Path | None = None) -> Settings:
     """Settings from a mapping or a TOML file; from the nearest pyproject.toml for None.
 
-    False reads nothing.
+    False reads nothing. ``here``: where "nearest" is measured from, if not the working directory.
 
     Raises:
         SettingsError: an unknown key, a wrong value, or a file that cannot be read.
@@ -95,14 +112,14 @@ def load(config: Config = None) -> Settings:
     if config is False:
         return Settings()
     if isinstance(config, Mapping):
-        return _settings(config, "config")
+        return _settings(config, "config", Path.cwd())
     if config is not None and not isinstance(config, (str, os.PathLike)):
         raise SettingsError(
             f"config is {type(config).__name__}. Legal are: a mapping of settings, the path of a "
             "TOML file with a [tool.nndiag] table, None for the nearest pyproject.toml, False for "
             "no file at all."
         )
-    path = nearest() if config is None else Path(config)
+    path = nearest(here) if config is None else Path(config)
     if path is None:
         return Settings()
     table = _read(path).get("tool", {})
@@ -113,12 +130,12 @@ def load(config: Config = None) -> Settings:
         raise SettingsError(f"{path} has no [tool.nndiag] table. Write the settings in one.")
     if not isinstance(table, dict):
         raise SettingsError(f"{path} tool.nndiag = {table!r}: write a table, [tool.nndiag].")
-    return _settings(table, f"{path} [tool.nndiag]")
+    return _settings(table, f"{path} [tool.nndiag]", path.parent)
 
 
-def nearest() -> Path | None:
-    """The first pyproject.toml at or above the working directory."""
-    here = Path.cwd()
+def nearest(here: Path | None = None) -> Path | None:
+    """The first pyproject.toml at or above a folder, the working directory if none is given."""
+    here = here or Path.cwd()
     return next((p for d in (here, *here.parents) if (p := d / "pyproject.toml").is_file()), None)
 
 
@@ -142,7 +159,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from error
 
 
-def _settings(table: Mapping[str, Any], where: str) -> Settings:
+def _settings(table: Mapping[str, Any], where: str, home: Path) -> Settings:
     given: dict[str, Any] = {}
     for key, value in table.items():
         if key not in _KEYS:
@@ -156,6 +173,7 @@ def _settings(table: Mapping[str, Any], where: str) -> Settings:
             )
         except ValidationError as error:
             raise SettingsError(f"{where} {key} = {value!r}: write {_KEYS[key].legal}.") from error
+    given |= {key: home / given[key] for key in _PATHS if key in given}
     settings = Settings().override(**given)
     # Said here, where the file and the key are known, rather than when the rules are chosen.
     for key, probe in (

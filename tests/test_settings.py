@@ -112,7 +112,7 @@ def test_none_is_not_given(project):
     ("line", "message"),
     [
         ("selct = []", "has no setting 'selct'. Did you mean 'select'? Legal are: select, ignore, "
-                       "fail-on, seed, thresholds, max-batches."),
+                       "fail-on, seed, thresholds, max-batches, report, format, baseline."),
         ("fail_on = 'error'", "has no setting 'fail_on'. Did you mean 'fail-on'?"),
         ("fail-on = 'note'", "fail-on = 'note': write \"error\", \"warning\" or \"never\"."),
         ("seed = -1", "seed = -1: write a whole number from 0 to 4294967295."),

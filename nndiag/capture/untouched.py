@@ -410,6 +410,19 @@ def _setting(get: Callable[[], Any], put: Callable[[Any], object]) -> Undo:
     return restore
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every global random generator at this seed inside, and where it was afterwards."""
+    before = [(put, get(), start) for get, put, start in _generators()]
+    for *_, start in before:
+        start(seed)
+    try:
+        yield
+    finally:
+        for put, state, _ in before:
+            put(state)
+
+
 _Generator = tuple[Callable[[], Any], Callable[[Any], object], Callable[[int], object]]
 
 

@@ -26,6 +26,9 @@ END = 0.1
 SAME = 0.02
 """Final losses that differ by less than this share of the larger are called a tie, whatever the
 seeds say: nobody would change a network for it."""
+LEARNED = 1e-3
+"""So are those that differ by less than this share of where the repaired run began: of what there
+was to learn nothing is left, and what is left of the loss is noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +50,35 @@ class Trial:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of a paired t-test over the seeds; NaN where it says nothing."""
-        gained = self.final_before - self.final_after
-        if len(gained) < 2 or not np.isfinite(gained).all():
+        """Two-sided, of a paired t-test over the seeds; NaN where it says nothing.
+
+        Of the logarithms, if the losses have any: near zero losses scatter by factors.
+        """
+        old, new = self._scaled
+        if len(old) < 2 or not np.isfinite([old, new]).all():
             return math.nan
-        if np.ptp(gained) == 0:  # nothing is random in either run
-            return 1.0 if gained[0] == 0 else 0.0
+        if np.ptp(old - new) == 0:  # nothing is random in either run
+            return 1.0 if old[0] == new[0] else 0.0
         with np.errstate(over="ignore", invalid="ignore"):
-            return float(stats.ttest_rel(self.final_before, self.final_after).pvalue)
+            return float(stats.ttest_rel(old, new).pvalue)
+
+    @property
+    def _scaled(self) -> tuple[np.ndarray, np.ndarray]:
+        """The final losses on the scale on which they are compared."""
+        old, new = self.final_before, self.final_after
+        return (np.log(old), np.log(new)) if min(old.min(), new.min()) > 0 else (old, new)
+
+    @property
+    def _is_trifling(self) -> bool:
+        """Whether the final losses are so near to each other that the seeds do not matter."""
+        both = np.isfinite(self.final_before) & np.isfinite(self.final_after)
+        old, new = self.final_before[both], self.final_after[both]
+        began = float(np.median(self.after[:, 0]))
+        if abs(np.median(old) - np.median(new)) <= LEARNED * max(began, 0.0) < math.inf:
+            return True
+        if min(old.min(), new.min()) > 0:  # by their geometric means
+            return bool(abs(np.log(old / new).mean()) <= -math.log1p(-SAME))
+        return bool(abs((old - new).mean()) <= SAME * max(abs(old.mean()), abs(new.mean())))
 
     @property
     def verdict(self) -> Verdict:
@@ -71,12 +95,10 @@ class Trial:
         both = np.isfinite(self.final_before) & np.isfinite(self.final_after)
         if not both.any():
             return "tie"
-        old, new = self.final_before[both], self.final_after[both]
-        gained = float((old - new).mean())
-        size = max(abs(float(old.mean())), abs(float(new.mean())))
-        if abs(gained) <= SAME * size or not self.p_value < 1 - CONFIDENCE:
+        if self._is_trifling or not self.p_value < 1 - CONFIDENCE:
             return "tie"
-        return "better" if gained > 0 else "worse"
+        old, new = self._scaled
+        return "better" if old[both].mean() > new[both].mean() else "worse"
 
 
 def _final(losses: np.ndarray) -> np.ndarray:

@@ -43,13 +43,33 @@ class TestVerdict:
         found = of([1.0, 1.2, 0.7, 1.3], [0.9, 1.3, 0.6, 1.0])
 
         assert found.p_value == pytest.approx(
-            stats.ttest_rel([1.0, 1.2, 0.7, 1.3], [0.9, 1.3, 0.6, 1.0]).pvalue
+            stats.ttest_rel(*np.log([[1.0, 1.2, 0.7, 1.3], [0.9, 1.3, 0.6, 1.0]])).pvalue
         )
         assert found.p_value > 0.05
         assert found.verdict == "tie"
 
     def test_a_trifle_is_a_tie_however_sure(self):
         assert of([1.0, 1.0, 1.0, 1.001], [0.99, 0.99, 0.99, 0.9905]).verdict == "tie"
+
+    def test_a_factor_that_every_seed_shows_is_seen_beside_a_spike(self):
+        found = of([0.010, 0.008, 0.012, 0.100, 0.009], [0.002, 0.0015, 0.0025, 0.020, 0.002])
+
+        assert stats.ttest_rel(found.final_before, found.final_after).pvalue > 0.05  # of the losses
+        assert found.verdict == "better"
+
+    def test_losses_below_zero_are_compared_as_they_are(self):
+        found = of([-1.0, -1.1, -0.9, -1.0], [-2.0, -2.1, -1.9, -2.2])
+
+        assert found.p_value == pytest.approx(
+            stats.ttest_rel([-1.0, -1.1, -0.9, -1.0], [-2.0, -2.1, -1.9, -2.2]).pvalue
+        )
+        assert found.verdict == "better"
+
+    def test_where_both_have_learned_all_it_is_a_tie(self):
+        # from a loss of 2: a thousandth is 0.002
+        assert of([0.0001, 0.0001, 0.0002, 0.0001], [0.001, 0.0011, 0.0009, 0.001]).verdict == "tie"
+        assert of([0.001, 0.0011, 0.0009, 0.001], [0.01, 0.011, 0.009, 0.01]).verdict == "worse"
+        assert of([0.0, 0.0, 0.0, 0.0], [1e-7, 1.1e-7, 1e-7, 2e-7]).verdict == "tie"
 
     def test_the_same_run_twice_is_a_tie(self):
         assert of([1.0, 1.1], [1.0, 1.1]).verdict == "tie"

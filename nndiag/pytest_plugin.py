@@ -1,0 +1,114 @@
+"""The pytest plugin: the fixture ``diagnose``, the marker ``nndiag``, the options ``--nndiag-*``.
+
+Every session of everybody who has nndiag installed loads this file. So it is small, and whatever
+needs more than pytest is imported when a test asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from nndiag.testing.fixture import Diagnose
+
+DIAGNOSES = pytest.StashKey[list[dict[str, Any]]]()
+_RULES = "rules by name, code or beginning of codes (ND2); commas or repeated"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("nndiag", "nndiag: what is wrong inside neural networks")
+    add = group.addoption
+    add("--nndiag-report", metavar="DIR", help="keep the reports of all diagnosed models here")
+    add(
+        "--nndiag-format",
+        metavar="FORMAT",
+        action="append",
+        help="of those reports: html, json, csv, markdown, sarif, junit; commas or repeated "
+        "(default: html and json)",
+    )
+    add(
+        "--nndiag-fail-on",
+        choices=("error", "warning", "never"),
+        help="the mildest finding that fails a test (default: warning)",
+    )
+    add("--nndiag-select", metavar="RULE", action="append", help=f"only these {_RULES}")
+    add("--nndiag-ignore", metavar="RULE", action="append", help=f"not these {_RULES}")
+    for name, kind, about in (
+        ("report", "string", "--nndiag-report"),
+        ("format", "args", "--nndiag-format"),
+        ("fail_on", "string", "--nndiag-fail-on"),
+        ("select", "args", "--nndiag-select"),
+        ("ignore", "args", "--nndiag-ignore"),
+    ):
+        # Without a default, so that "not given" can be told from "given as nothing".
+        parser.addini(f"nndiag_{name}", f"as {about}", type=kind, default=None)  # type: ignore[arg-type]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "nndiag(select=None, ignore=None, thresholds=None, fail_on=None, seed=None): "
+        "how nndiag judges the models of a test",
+    )
+    if _given(config):  # what is wrong with it is said now, not by each test
+        from nndiag.errors import NNDiagError
+        from nndiag.testing.session import settings_of
+
+        try:
+            settings_of(config)
+        except NNDiagError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def _given(config: pytest.Config) -> bool:
+    return any(
+        name.startswith("nndiag_") and value not in (None, False)
+        for name, value in vars(config.option).items()
+    )
+
+
+@pytest.fixture
+def diagnose(request: pytest.FixtureRequest) -> Diagnose:
+    """Checks a model, and fails the test where something is wrong in it.
+
+    ``diagnose(model, batch, target=None, loss_fn=None, expect={"dead-relu": "why"})`` takes what
+    :func:`nndiag.check` takes and returns its report.
+    """
+    from nndiag.testing.fixture import Diagnose
+
+    return Diagnose(request.node)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """A check of :func:`nndiag.testing.parametrize_with_checks` learns which test it is."""
+    spec = getattr(item, "callspec", None)
+    for value in spec.params.values() if spec is not None else ():
+        if type(value).__module__ == "nndiag.testing.models":
+            value.item = item
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """What was diagnosed goes with the test's report, home from any worker."""
+    outcome: Any = yield
+    diagnoses = item.stash.get(DIAGNOSES, None)
+    if diagnoses:
+        outcome.get_result().nndiag = list(diagnoses)
+        diagnoses.clear()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    told = [
+        (report.nodeid, diagnosis)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for diagnosis in getattr(report, "nndiag", ())
+    ]
+    if told:
+        from nndiag.testing.summary import tell
+
+        tell(terminalreporter, told)

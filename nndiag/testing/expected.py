@@ -1,0 +1,90 @@
+"""Findings that are known and meant, and what is left to fail a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nndiag import rule
+from nndiag.errors import FindingsError, SettingsError
+from nndiag.render import story, terminal
+from nndiag.report import Report
+from nndiag.rule import Finding, Outcome
+from nndiag.settings import FailOn
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What fails of a report."""
+
+    report: Report
+    findings: tuple[Finding, ...]
+    crashed: tuple[Outcome, ...]
+    missing: Mapping[str, str]  # expected, and not there
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.findings or self.crashed or self.missing)
+
+    def raise_if_failed(self) -> None:
+        """
+        Raises:
+            FindingsError: its text is the report of what fails.
+        """
+        __tracebackhide__ = True
+        if not self.failed:
+            return
+        told = [story.tally(self.findings)] if self.findings else []
+        told += [f"{story.plural(len(self.crashed), 'rule')} crashed"] if self.crashed else []
+        told += [f"expected but not found: {', '.join(self.missing)}"] if self.missing else []
+        parts = ["; ".join(told)]
+        if self.findings or self.crashed:
+            parts.append(terminal.excerpt(self.report, self.findings))
+        for name, reason in self.missing.items():
+            parts.append(
+                f"{name} was expected ({reason}), but the model has no such finding any more. "
+                "Take it out of what is expected."
+            )
+        raise FindingsError("\n\n".join(parts))
+
+
+def judged(report: Report, expect: Mapping[str, str], fail_on: FailOn) -> Verdict:
+    """What is left once known findings, and what they explain, are let pass."""
+    if fail_on == "never":
+        return Verdict(report, (), (), {})
+    found = report.at_least(fail_on)
+    known = {name: rule.chosen([name]) for name in expect}
+    excused = {each for names in known.values() for each in names}
+    left = tuple(f for f in found if not excused & set(_chain(f)))
+    ran = {o.rule for o in report.outcomes if o.status in ("found", "passed")}
+    all_found = {f.rule for f in report.findings}
+    missing = {
+        name: reason
+        for name, reason in expect.items()
+        if ran & set(known[name]) and not all_found & set(known[name])
+    }
+    return Verdict(report, left, report.crashed, missing)
+
+
+def checked(expect: object, what: str) -> dict[str, str]:
+    """Rules by name and why their findings are meant.
+
+    Raises:
+        SettingsError, UnknownRuleError: no such rule, or no reason.
+    """
+    if expect is None:
+        return {}
+    if not isinstance(expect, Mapping):
+        raise SettingsError(
+            f'{what} is {expect!r}. Write {{"dead-relu": "why this is meant"}}: rules and reasons.'
+        )
+    for name, reason in expect.items():
+        rule.chosen([name])
+        if not isinstance(reason, str) or not reason.strip():
+            raise SettingsError(f"{what}[{name!r}] is {reason!r}. Write why the finding is meant.")
+    return dict(expect)
+
+
+def _chain(finding: Finding) -> list[str]:
+    """The rules of a finding and of its causes."""
+    return [finding.rule, *(_chain(finding.cause) if finding.cause is not None else ())]

@@ -1,0 +1,239 @@
+"""One test for each model and rule."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nndiag import rule, settings
+from nndiag.errors import FindingsError, ModelError, NNDiagError, SettingsError, did_you_mean
+from nndiag.report import Report
+from nndiag.settings import Settings
+from nndiag.testing import expected as known
+from nndiag.testing import session
+
+
+def parametrize_with_checks(
+    models: Mapping[str, Any],
+    batch: Any = None,
+    target: Any = None,
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    expected: Mapping[str, Any] | None = None,
+    select: Iterable[str] | str | None = None,
+    ignore: Iterable[str] | str | None = None,
+    thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
+    seed: int = 0,
+) -> pytest.MarkDecorator:
+    """A test for each model and rule, over ``def test_models(check): check()``.
+
+    ``test_models[unet-dead-relu]`` fails where that rule finds something in that model. All tests
+    of a model share one check of it. A finding that another rule's explains is that one's failure:
+    its own test is skipped, and says so.
+
+    Args:
+        models: names and models, or functions without arguments that build them (with all
+            randomness at ``seed``, and put back afterwards). Where batches differ, such a function
+            returns what ``nndiag.check`` takes: ``(model, batch)`` or longer.
+        batch, target, loss_fn: as :func:`nndiag.check` takes them; a function without arguments as
+            ``batch`` makes it.
+        expected: findings that are known and meant, with the reason, for all models,
+            ``{"dead-relu": "sparse gate by design"}``, or for one,
+            ``{"unet": {"dead-relu": "..."}}``. Their tests are strict xfails: once a finding is
+            gone, its test fails until it is taken out here.
+        select, ignore: which rules have tests.
+        thresholds, seed: as :func:`nndiag.check` takes them.
+
+    Raises:
+        SettingsError, UnknownRuleError: an unknown rule, model or threshold; no model; no reason.
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise SettingsError(
+            f'models is {models!r}. Write {{"unet": build_unet}}: a name for each model, and the '
+            "model or a function that builds it."
+        )
+    rule.limits(thresholds)
+    chosen = rule.chosen(select, ignore)
+    reasons = _reasons(expected, models)
+    cases = []
+    for name, model in models.items():
+        subject = _Subject(name, model, (batch, target, loss_fn), thresholds, seed, chosen)
+        for rule_name in chosen:
+            marks = []
+            reason = reasons[name].get(rule_name, "")
+            if reason:
+                marks.append(pytest.mark.xfail(reason=reason, strict=True, raises=FindingsError))
+            if importlib.util.find_spec("xdist"):  # with --dist loadgroup one worker checks it once
+                marks.append(pytest.mark.xdist_group(f"nndiag-{name}"))
+            check = ModelCheck(subject, rule_name, reason)
+            cases.append(pytest.param(check, id=f"{name}-{rule_name}", marks=marks))
+    return pytest.mark.parametrize("check", cases)
+
+
+def _reasons(expected: object, models: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """By model and rule's name."""
+    found: dict[str, dict[str, str]] = {name: {} for name in models}
+    if expected is None:
+        return found
+    if not isinstance(expected, Mapping):
+        known.checked(expected, "expected")
+        raise AssertionError
+    for key, value in expected.items():
+        if isinstance(value, Mapping):
+            if key not in models:
+                raise SettingsError(
+                    f"expected[{key!r}]: there is no such model.{did_you_mean(key, models)} "
+                    f"Legal are: {', '.join(models)}."
+                )
+            whose, meant = [key], known.checked(value, f"expected[{key!r}]")
+        else:
+            whose, meant = list(models), known.checked({key: value}, "expected")
+        for word, reason in meant.items():
+            for name in whose:
+                found[name] |= dict.fromkeys(rule.chosen([word]), reason)
+    return found
+
+
+class _Subject:
+    """A model, checked when the first of its tests asks."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        arguments: tuple[Any, ...],
+        thresholds: Mapping[str, Any] | None,
+        seed: int,
+        rules: Collection[str],
+    ) -> None:
+        self.name, self.rules, self.thresholds = name, rules, thresholds or {}
+        self.page: Path | None = None  # where its report was kept
+        self._model, self._arguments, self._seed = model, arguments, seed
+        self._report: Report | None = None
+        self._failure: tuple[str, str] | None = None
+        self._judged: dict[str, Report] = {}
+
+    def report(self, found: Settings, test: str) -> Report:
+        """The one check of it, judged by what is in force for a test.
+
+        By all rules: those that a test does not ask for may be the cause of what it does.
+        """
+        __tracebackhide__ = True
+        if self._failure is not None:
+            where, what = self._failure
+            pytest.fail(f"{self.name} could not be checked; see {where}: {what}", pytrace=False)
+        if self._report is None:
+            try:
+                self._report = self._checked()
+            except Exception as error:
+                self._failure = (test, f"{type(error).__name__}: {error}")
+                raise
+        thresholds = {**found.thresholds, **settings.flatten(self.thresholds)}
+        key = repr((found.ignore, sorted(thresholds.items())))
+        if key not in self._judged:
+            self._judged[key] = self._report.judge(ignore=found.ignore, thresholds=thresholds)
+        return self._judged[key]
+
+    def _checked(self) -> Report:
+        from torch import nn
+
+        from nndiag import api
+        from nndiag.capture.untouched import seeded
+
+        model, arguments = self._model, self._arguments
+        with seeded(self._seed):
+            if not isinstance(model, nn.Module) and callable(model):
+                model = model()
+            if isinstance(model, tuple) and model:
+                if arguments[0] is not None:
+                    raise SettingsError(
+                        f"models[{self.name!r}] makes a batch of its own, and batch= gives "
+                        "another. Keep one."
+                    )
+                model, *own = model
+                arguments = (*own, *arguments[len(own) :])
+            elif callable(arguments[0]):
+                arguments = (arguments[0](), *arguments[1:])
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"models[{self.name!r}] gives {type(model).__name__}. Give a torch.nn.Module, a "
+                "function without arguments that returns one, or one that returns (model, batch)."
+            )
+        return api.check(model, *arguments, config=False, seed=self._seed)
+
+
+class ModelCheck:
+    """``check()``: fails the test where a rule finds something in a model."""
+
+    item: pytest.Item | None = None  # the test; None where the plugin is switched off
+
+    def __init__(self, subject: _Subject, rule_name: str, reason: str) -> None:
+        self._subject, self.rule, self._reason = subject, rule_name, reason
+
+    def __repr__(self) -> str:
+        return f"<check of {self.rule} in {self._subject.name}>"
+
+    def __call__(self) -> Report:
+        """The report of the model, where this rule finds nothing that fails.
+
+        Raises:
+            FindingsError: it does; as a report of these findings.
+        """
+        __tracebackhide__ = True
+        try:
+            return self._check()
+        except NNDiagError as error:
+            raise error.with_traceback(
+                None
+            ) from error.__cause__  # what is behind it, its cause, is the user's own
+
+    def _check(self) -> Report:
+        __tracebackhide__ = True
+        item, subject = self.item, self._subject
+        found = settings.load() if item is None else session.settings_for(item)
+        tested = rule.chosen(found.select, found.ignore).keys() & subject.rules
+        if self.rule not in tested:
+            pytest.skip("not selected")
+        report = subject.report(found, "its first test" if item is None else item.nodeid)
+        [outcome] = [o for o in report.outcomes if o.rule == self.rule]
+        if outcome.status == "skipped":
+            pytest.skip(outcome.reason)
+        verdict = self._verdict(report, found, tested)
+        if item is not None:
+            self._tell(item, verdict)
+        if outcome.status == "crashed":
+            pytest.fail(
+                f"{self.rule} crashed: {outcome.reason}. This is a fault in nndiag, not in your "
+                "model. Please report it.",
+                pytrace=False,
+            )
+        verdict.raise_if_failed()
+        if causes := [f.root for f in report.findings if f.rule == self.rule and f.cause]:
+            told = dict.fromkeys(f"{f.rule} at {f.layer}" for f in causes)
+            if any(f.severity != "note" for f in causes):
+                pytest.skip(f"explained by {next(iter(told))}")
+        return report
+
+    def _verdict(self, report: Report, found: Settings, tested: Collection[str]) -> known.Verdict:
+        if found.fail_on == "never":
+            return known.Verdict(report, (), (), {})
+        grave = report.at_least(found.fail_on)
+        # One that a failing test of another rule tells of is told once.
+        others = {f.rule for f in grave} & set(tested) - {self.rule}
+        mine = tuple(f for f in grave if f.rule == self.rule and f.root.rule not in others)
+        return known.Verdict(report, mine, (), {})
+
+    def _tell(self, item: pytest.Item, verdict: known.Verdict) -> None:
+        subject, title = self._subject, item.nodeid.replace(f"-{self.rule}]", "]")
+        if self._reason and not verdict.failed:
+            verdict = replace(verdict, missing={self.rule: self._reason})
+        failed = bool(verdict.missing) if self._reason else verdict.failed
+        if subject.page is None:
+            name = session.file_name(title)
+            subject.page = session.keep(verdict.report, item.config, name, failed)
+        session.tell(item, title, verdict, failed, subject.page)

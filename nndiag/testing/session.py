@@ -1,0 +1,185 @@
+"""What a pytest session asks of nndiag: the options, over pytest's ini, over ``[tool.nndiag]``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nndiag import rule, settings
+from nndiag.errors import OutputError, SettingsError
+from nndiag.pytest_plugin import DIAGNOSES
+from nndiag.render import story
+from nndiag.report import Report
+from nndiag.settings import Settings
+from nndiag.testing.expected import Verdict
+
+MARKER = "nndiag"
+_MARKED = ("select", "ignore", "thresholds", "fail_on", "seed")
+_SETTINGS = pytest.StashKey[Settings]()
+FORMATS = ("html", "json")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a session tells of one model that a test looked at."""
+
+    title: str  # of the report: the test's name, or the model's
+    verdict: str
+    failed: bool
+    leading: str = ""  # the rule of the gravest finding that failed it
+    line: str = ""  # that finding
+    page: str = ""  # where its report is
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """What is in force in this session, before any marker.
+
+    Raises:
+        NNDiagError: an option, an ini value or a setting that is wrong.
+    """
+    if _SETTINGS not in config.stash:
+        config.stash[_SETTINGS] = _settings(config)
+    return config.stash[_SETTINGS]
+
+
+def _settings(config: pytest.Config) -> Settings:
+    found = settings.load(here=config.rootpath)
+    for given, home, named in (
+        (_ini(config), config.rootpath, "pytest's ini nndiag_{}"),
+        (_options(config), config.invocation_params.dir, "--nndiag-{}"),
+    ):
+        found = _over(found, given, home, named)
+    return found
+
+
+def _ini(config: pytest.Config) -> dict[str, Any]:
+    names = ("report", "format", "fail_on", "select", "ignore")
+    given = {name: config.getini(f"nndiag_{name}") for name in names}
+    return {name: value for name, value in given.items() if value}
+
+
+def _options(config: pytest.Config) -> dict[str, Any]:
+    names = ("report", "format", "fail_on", "select", "ignore")
+    given = {name: config.getoption(f"nndiag_{name}", None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _over(found: Settings, given: Mapping[str, Any], home: Path, named: str) -> Settings:
+    given = {name: _split(v) if isinstance(v, list) else v for name, v in given.items()}
+    for name in ("select", "ignore"):
+        rule.chosen(given.get(name))
+    for name, legal in (("format", settings.KEPT), ("fail_on", ("error", "warning", "never"))):
+        values = given.get(name, ())
+        for value in (values,) if isinstance(values, str) else values:
+            if value not in legal:
+                raise SettingsError(
+                    f"{named.format(name.replace('_', '-') if '--' in named else name)}: "
+                    f"there is no {value!r}. Legal are: {', '.join(legal)}."
+                )
+    if "report" in given:
+        given["report"] = home / given["report"]
+    return found.override(**given)
+
+
+def _split(words: Iterable[str]) -> list[str]:
+    return [word for given in words for word in re.split(r"[,\s]+", given) if word]
+
+
+def settings_for(item: pytest.Item) -> Settings:
+    """What is in force for one test: the markers nearest to it first, over the session's.
+
+    An option of the command line still says more than a marker.
+
+    Raises:
+        NNDiagError: a marker that is wrong.
+    """
+    found = settings_of(item.config)
+    for mark in reversed(list(item.iter_markers(MARKER))):  # the farthest first
+        if mark.args or not mark.kwargs.keys() <= set(_MARKED):
+            raise SettingsError(
+                f"@pytest.mark.nndiag takes {', '.join(f'{key}=' for key in _MARKED)}; "
+                f"given were {', '.join([*map(repr, mark.args), *map(repr, mark.kwargs)])}."
+            )
+        rule.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
+        rule.limits(mark.kwargs.get("thresholds"))
+        found = found.override(**mark.kwargs)
+    chosen = {
+        k: v for k, v in _options(item.config).items() if k in ("select", "ignore", "fail_on")
+    }
+    return _over(found, chosen, Path(), "--nndiag-{}")
+
+
+def as_config(found: Settings) -> dict[str, Any]:
+    """For ``check(config=)``: exactly these, whatever the working directory holds."""
+    told = asdict(found)
+    keys = ("select", "ignore", "seed", "thresholds", "max_batches")
+    return {key.replace("_", "-"): told[key] for key in keys if told[key] is not None}
+
+
+def keep(report: Report, config: pytest.Config, name: str, failed: bool) -> Path | None:
+    """Save a report; where no folder is named, a failed one's page beside pytest's cache.
+
+    Raises:
+        OutputError: the folder that was asked for cannot be written to.
+    """
+    from nndiag.render import formats
+
+    found = settings_of(config)
+    asked = found.report is not None
+    folder, wanted = found.report, found.format or FORMATS
+    if folder is None:
+        cache = getattr(config, "cache", None)
+        if not failed or cache is None:
+            return None
+        folder, wanted = Path(cache.mkdir("nndiag")), ("html",)
+    try:
+        made = formats.save(report, folder, wanted, name)
+    except OutputError:
+        if asked:
+            raise
+        return None  # nobody asked for it
+    pages = [path for path in made if path.suffix == ".html"] or made
+    return pages[0]
+
+
+def tell(
+    item: pytest.Item,
+    title: str,
+    verdict: Verdict,
+    failed: bool,
+    kept: Path | None,
+) -> None:
+    """Tell the session's summary and JUnit of a model that a test looked at."""
+    report, leading = verdict.report, next(iter(verdict.findings), None)
+    line = ""
+    if leading is not None:
+        line = f"{leading.severity}[{leading.code}] {leading.rule} at {leading.layer}"
+    for name, reason in verdict.missing.items():
+        line = line or f"{name} was expected ({reason}) and is gone"
+    page = "" if kept is None else str(kept)
+    said = story.verdict(report)
+    told = Diagnosis(title, said, failed, leading.rule if leading and failed else "", line, page)
+    item.stash.setdefault(DIAGNOSES, []).append(asdict(told))
+    for key, value in (
+        ("model", report.snapshot.model),
+        ("verdict", said),
+        ("findings", " ".join(dict.fromkeys(f.rule for f in verdict.findings))),
+        ("report", page),
+    ):
+        if value:
+            item.user_properties.append((f"nndiag.{key}", story.printable(value)))
+
+
+def file_name(title: str) -> str:
+    """A file's name for a test's: what every system takes, and another one for another title."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", title.replace("::", ".").replace("/", ".")).strip("-.")
+    plain = re.sub(r"\.py\b", "", plain)
+    if plain == title.replace("::", ".").replace("/", ".").replace(".py", "") and len(plain) <= 120:
+        return plain
+    return f"{plain[:110]}-{hashlib.sha256(title.encode(errors='replace')).hexdigest()[:8]}"
