@@ -104,8 +104,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     told = [
         (report.nodeid, diagnosis)
-        for reports in terminalreporter.stats.values()
+        for outcome, reports in terminalreporter.stats.items()
         for report in reports
+        if outcome != "rerun"  # of which the last run tells
         for diagnosis in getattr(report, "nndiag", ())
     ]
     if told:

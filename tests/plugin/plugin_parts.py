@@ -1,0 +1,24 @@
+"""Tests for the inner sessions, and what several files here share."""
+
+from __future__ import annotations
+
+import pytest
+
+both = pytest.mark.parametrize(
+    "workers", [(), ("-n", "2")], ids=["plain", "with workers"], indirect=True
+)
+
+
+def cases(names: str, values: list[tuple[object, ...]]) -> pytest.MarkDecorator:
+    """Each case in one process; the first one with workers, too."""
+    given = [(*value, ()) for value in values] + [(*values[0], ("-n", "2"))]
+    return pytest.mark.parametrize(f"{names},workers", given, indirect=["workers"])
+
+
+SICK = "def test_sick(diagnose):\n    diagnose(sick(), batch(), loss_fn=F.cross_entropy)\n"
+DEAD = "def test_dead(diagnose):\n    diagnose(dead(), batch(), loss_fn=F.cross_entropy)\n"
+WELL = (
+    "def test_well(diagnose):\n"
+    "    report = diagnose(well(), batch(), loss_fn=F.cross_entropy)\n"
+    "    assert report.ok and report.snapshot.has_gradients\n"
+)
