@@ -33,7 +33,7 @@ def masked(output):
 def test_the_example_prints_what_is_printed_below_it(text, tmp_path):
     """Rewritten by ``NNDIAG_GOLDEN=write pytest tests/test_readme.py``."""
     (language, code), (_, printed) = [
-        b for b in blocks(text) if "import nndiag" in b[1] or "ND201" in b[1]
+        b for b in blocks(text) if "import nndiag\n" in b[1] or "ND201" in b[1]
     ]
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
