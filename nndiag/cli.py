@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import shutil
 import sys
 import traceback
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nndiag.compare import Comparison
     from nndiag.fixes.repair import Repair
     from nndiag.report import Report
+    from nndiag.rule import Finding
 
 FINE, FOUND, FAILED = 0, 1, 2
 
@@ -139,6 +141,13 @@ def check(
         FailOn | None,
         typer.Option(help="The mildest that makes the exit status 1.", show_default="warning"),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="A report saved before: only what it does not hold makes the exit status 1.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="For all that is random.")] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no report on the terminal.")
@@ -205,6 +214,7 @@ def check(
     ):
         # torch takes seconds to import: not before the command line is known to be right.
         thresholds = _thresholds(threshold)
+        known = None if baseline is None else _saved(baseline)
         from nndiag.api import check as run
 
         inputs = (
@@ -245,8 +255,64 @@ def check(
         print(_text(report, formats[0]), end="")
     elif not quiet:
         _console().print(report)
-    failed = fails != "never" and (report.at_least(fails) or report.crashed)
-    raise typer.Exit(FOUND if failed else FINE)
+    grave = () if fails == "never" else report.at_least(fails)
+    if known is not None and fails != "never":
+        grave = known.compare(report).new_findings(fails)
+    if known is not None and not quiet:
+        print(_against(str(baseline), report, grave, fails), file=sys.stderr)
+    _tell_github(report, grave if known is not None else report.findings, formats, output, quiet)
+    raise typer.Exit(FOUND if grave or (report.crashed and fails != "never") else FINE)
+
+
+def _saved(baseline: Path) -> Report:
+    """The report to hold another against, before a model is run for nothing."""
+    from nndiag.errors import ReportError
+    from nndiag.report import Report
+
+    if not baseline.exists():
+        raise ReportError(
+            f"--baseline {baseline} does not exist. Save one with: nndiag check ... "
+            f"--output {baseline.parent} --name {baseline.stem} --format json"
+        )
+    return Report.from_json(baseline)
+
+
+def _against(baseline: str, report: Report, new: Sequence[Finding], fails: str) -> str:
+    from nndiag.render import story
+
+    known = len(report.at_least("warning" if fails == "never" else fails)) - len(new)  # type: ignore[arg-type]
+    lines = [f"Against {baseline}: {story.plural(len(new), 'new finding')}, {known} known."]
+    roots = [f for f in new if not any(f.root is other for other in new if other is not f)]
+    for root in roots:
+        more = sum(f.root is root for f in new) - 1
+        lines.append(f"  {root.severity} {root.rule} at {root.layer}")
+        lines[-1] += f", and {more} that it explains" if more else ""
+    return "\n".join(lines)
+
+
+def _tell_github(
+    report: Report,
+    findings: Sequence[Finding],
+    formats: Sequence[Format],
+    output: Path | None,
+    quiet: bool,
+) -> None:
+    """In a job of GitHub's: annotations beside the lines, and the job's summary."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    from dataclasses import replace
+
+    from nndiag.render import lines, markdown
+
+    is_free = output is not None or not formats or formats == [Format.terminal]
+    if is_free and not quiet:
+        print(lines.github(replace(report, findings=tuple(findings))), end="")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(markdown.render(report))
+        except OSError as error:  # the verdict matters more
+            print(f"GITHUB_STEP_SUMMARY cannot be written to: {error}", file=sys.stderr)
 
 
 _OF_REPAIRS = (Format.terminal, Format.html, Format.markdown)

@@ -122,6 +122,25 @@ class Comparison:
         """Errors or warnings that were not there before."""
         return any(map(counts, self.appeared))
 
+    def new_findings(self, at: rule.Severity = "warning") -> tuple[Finding, ...]:
+        """The new report's findings of this severity or a graver one that the old one had not.
+
+        Those aside that are so near to a threshold that chance may have brought them, and those of
+        rules that did not judge the old one.
+        """
+        pairs: list[Pair[Layer] | Pair[Parameter]] = [*self.layers, *self.parameters]
+        was = {p.new.name: p.old.name for p in pairs if p.new is not None and p.old is not None}
+        known = {(f.rule, f.layer) for f in self.old.at_least(at)}
+        chance = [change.new for change in self.appeared if change.borderline]
+        judged = _judged(self.old)
+        return tuple(
+            f
+            for f in self.new.at_least(at)
+            if f.rule in judged
+            and (f.rule, was.get(f.layer, f.layer)) not in known
+            and not any(f is other for other in chance)
+        )
+
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """One file that needs no network."""
         from nndiag.render import comparison, files

@@ -84,6 +84,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -513,6 +514,111 @@ def test_a_sick_net_is_found_sick_from_the_command_line(run):
     line = NET.splitlines().index("        return self.head(self.act(self.hidden(x)))") + 1
     assert status == 1
     assert re.search(rf"\[ND103\] dead-relu\n  --> act   ReLU   .*net\.py:{line}\n", out)
+
+
+class TestBaseline:
+    """Only what a report from before does not hold makes the exit status 1."""
+
+    SICK = ("check", "net.py:sick", "--batch", "net.py:batch", "--loss", "net.py:loss")
+    WELL = ("check", "net.py:net", *SICK[2:])
+
+    @pytest.fixture
+    def saved(self, run, project):
+        run(*self.SICK, "--output", "old", "--format", "json", "-q")
+        return "old/report.json"
+
+    def test_known_findings_are_shown_and_pass(self, run, saved):
+        status, out, err = run(*self.SICK, "--baseline", saved)
+
+        assert status == 0
+        assert "dead-relu" in out
+        assert err.rstrip().endswith("Against old/report.json: 0 new findings, 5 known.")
+
+    def test_new_ones_fail_and_are_named(self, run, project):
+        run(*self.WELL, "--output", "old", "--format", "json", "-q")
+        status, _, err = run(*self.SICK, "--baseline", "old/report.json")
+
+        assert status == 1
+        assert "5 new findings, 0 known.\n  error dead-relu at act, and 4 that it explains\n" in err
+
+    def test_what_is_no_longer_there_is_no_failure(self, run, saved):
+        assert run(*self.WELL, "--baseline", saved)[0] == 0
+
+    def test_where_nothing_fails_new_ones_do_not_either(self, run, project):
+        run(*self.WELL, "--output", "old", "--format", "json", "-q")
+
+        assert run(*self.SICK, "--baseline", "old/report.json", "--fail-on", "never")[0] == 0
+
+    def test_rules_that_did_not_judge_then_bring_nothing_new(self, run, project):
+        run(*self.SICK, "--output", "old", "--format", "json", "-q", "--ignore", "dead-relu")
+
+        assert run(*self.SICK, "--baseline", "old/report.json")[0] == 0
+
+    def test_a_layer_by_another_name_is_the_same(self, run, saved, project):
+        (project / "renamed.py").write_text(
+            NET.replace("hidden", "first").replace("self.act", "self.relu"), encoding="utf-8"
+        )
+
+        assert run("check", "renamed.py:sick", *self.SICK[2:], "--baseline", saved)[0] == 0
+
+    def test_one_that_is_not_there_is_said_before_anything_runs(self, run, stub, project):
+        status, out, err = run(*self.SICK, "--baseline", "old/main.json")
+
+        assert (status, out) == (2, "")
+        assert "--baseline old/main.json does not exist. Save one with: " in err
+        assert "--output old --name main --format json" in err
+        assert not hasattr(stub, "arguments")
+
+    def test_one_that_is_no_report_is_an_error(self, run, project):
+        (project / "other.json").write_text("{}")
+        status, out, err = run(*self.SICK, "--baseline", "other.json")
+
+        assert (status, out) == (2, "")
+        assert "ReportError: other.json" in err
+
+
+class TestInGithub:
+    """In a job of GitHub's, annotations and the job's summary come by themselves."""
+
+    @pytest.fixture(autouse=True)
+    def job(self, monkeypatch, project):
+        monkeypatch.setenv("GITHUB_ACTIONS", "true")
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project / "summary.md"))
+
+    def test_annotations_follow_the_report(self, run, stub):
+        _, out, _ = run(*CHECK)
+
+        assert out == f"{stub.report}\n{stub.report.to_github()}"
+
+    def test_the_summary_is_added_to_what_the_job_has_said(self, run, stub, project):
+        (project / "summary.md").write_text("before\n", encoding="utf-8")
+        run(*CHECK)
+        run(*CHECK, "-q")
+
+        said = stub.report.to_markdown()
+        assert (project / "summary.md").read_text("utf-8") == f"before\n{said}{said}"
+
+    def test_a_report_on_stdout_stays_as_it_is(self, run, stub):
+        _, out, _ = run(*CHECK, "--format", "json")
+
+        json.loads(out)
+
+    def test_quiet_is_quiet(self, run, stub):
+        assert run(*CHECK, "-q")[1] == ""
+
+    def test_a_summary_that_cannot_be_written_costs_no_verdict(self, run, stub, monkeypatch):
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", "/nowhere/summary.md")
+        status, _, err = run(*CHECK)
+
+        assert status == 1
+        assert "GITHUB_STEP_SUMMARY cannot be written to" in err
+
+    def test_elsewhere_there_are_none(self, run, stub, monkeypatch, project):
+        monkeypatch.setenv("GITHUB_ACTIONS", "false")
+        _, out, _ = run(*CHECK)
+
+        assert out == f"{stub.report}\n"
+        assert not (project / "summary.md").exists()
 
 
 class TestFix:

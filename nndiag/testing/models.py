@@ -34,7 +34,7 @@ def parametrize_with_checks(
 
     ``test_models[unet-dead-relu]`` fails where that rule finds something in that model. All tests
     of a model share one check of it. A finding that another rule's explains is that one's failure:
-    its own test is skipped, and says so.
+    its own test is an xfail that says so.
 
     Args:
         models: names and models, or functions without arguments that build them (with all
@@ -216,7 +216,7 @@ class ModelCheck:
         if causes := [f.root for f in report.findings if f.rule == self.rule and f.cause]:
             told = dict.fromkeys(f"{f.rule} at {f.layer}" for f in causes)
             if any(f.severity != "note" for f in causes):
-                pytest.skip(f"explained by {next(iter(told))}")
+                pytest.xfail(f"explained by {next(iter(told))}")
         return report
 
     def _verdict(self, report: Report, found: Settings, tested: Collection[str]) -> known.Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from plugin_parts import HEAD
 
 # What the inner sessions load is loaded here first: they put sys.modules back after themselves.
 import nndiag.api
@@ -46,20 +47,6 @@ def batch():
     x = torch.randn(256, 8, generator=generator)
     return x, torch.randint(0, 3, (256,), generator=generator)
 '''
-
-HEAD = """
-import pytest
-import torch
-from torch import nn
-import torch.nn.functional as F
-import nndiag.testing
-from nets import batch, dead, sick, well
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-"""
 
 
 @pytest.fixture

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+HEAD = """
+import pytest
+import torch
+from torch import nn
+import torch.nn.functional as F
+import nndiag.testing
+from nets import batch, dead, sick, well
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+"""
+
 both = pytest.mark.parametrize(
     "workers", [(), ("-n", "2")], ids=["plain", "with workers"], indirect=True
 )

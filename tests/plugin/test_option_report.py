@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from plugin_parts import DEAD, SICK, WELL, both
+from plugin_parts import DEAD, HEAD, SICK, WELL, both
 
 from nndiag import Report
 
@@ -86,6 +86,37 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_of_the_test(inner, pytes
     result.assert_outcomes(failed=1)
     assert "OutputError: " in result.stdout.str()
     assert "nndiag/testing" not in result.stdout.str()
+
+
+def test_reports_of_a_build_that_is_killed_are_whole(pytester, inner, saved):
+    """Each is written beside its place first, and the index after each."""
+    import json
+    import signal
+    import subprocess
+    import sys
+
+    pytester.makepyfile(
+        test_it=f"{HEAD}\nimport os, signal\n{SICK}{WELL}"
+        "def test_end(diagnose, monkeypatch):\n"
+        "    from nndiag.render import files\n"
+        "    replace, kill = os.replace, lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    monkeypatch.setattr(files.os, 'replace', kill)\n"  # in the midst of writing
+        "    diagnose(dead(), batch())\n"
+    )
+    command = [sys.executable, "-m", "pytest", "--nndiag-report=out"]
+    done = subprocess.run(command, cwd=pytester.path, capture_output=True)
+
+    assert done.returncode == -signal.SIGKILL
+    whole = [name for name in saved("out") if not name.startswith(".")]
+    assert whole == [
+        "index.html", "test_it.test_sick.html", "test_it.test_sick.json",
+        "test_it.test_well.html", "test_it.test_well.json",
+    ]  # fmt: skip
+    for name in whole:
+        text = (pytester.path / "out" / name).read_text("utf-8")
+        assert json.loads(text) if name.endswith(".json") else text.rstrip().endswith("</html>")
+    index = (pytester.path / "out" / "index.html").read_text("utf-8")
+    assert index.count('class="report') or "test_it.test_well.html" in index
 
 
 def test_without_it_only_pages_of_what_failed_are_kept_in_pytests_cache(inner, saved):
