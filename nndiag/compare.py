@@ -24,7 +24,7 @@ from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 if TYPE_CHECKING:
     from nndiag.report import Report
 
-Thing = TypeVar("Thing", Layer, Parameter)
+Thing = TypeVar("Thing", Layer, Parameter, "Outline")
 Kind = Literal["structure", "input", "parameter", "activation", "gradient", "share"]
 
 CHANCE = 4.5
@@ -186,7 +186,8 @@ def compare(old: Report, new: Report) -> Comparison:
     )
     names |= _names(parameters)
     differences = [
-        *_structure(layers, parameters),
+        *structure("layer", _outlined(layers)),
+        *structure("parameter", _outlined(parameters)),
         *_inputs(old.snapshot, new.snapshot),
         *_parameters(parameters),
         *_layers(old.snapshot, new.snapshot, layers),
@@ -289,48 +290,63 @@ def _renamed(layers: Sequence[Pair[Layer]]) -> dict[str, str]:
 # -- what is different --------------------------------------------------------------------------
 
 
-def _structure(
-    layers: Sequence[Pair[Layer]], parameters: Sequence[Pair[Parameter]]
-) -> Iterator[Difference]:
-    for pair in layers:
+@dataclass(frozen=True)
+class Outline:
+    """What of a layer or a parameter no seed and no batch changes."""
+
+    name: str
+    facts: Mapping[str, str]
+
+    @property
+    def called(self) -> str:
+        return self.facts.get("op", "")
+
+
+def outline(thing: Layer | Parameter) -> Outline:
+    if isinstance(thing, Parameter):
+        facts = {what: str(getattr(thing, what)) for what in ("shape", "dtype", "trainable")}
+        return Outline(thing.name, facts)
+    facts = {
+        "op": thing.op if thing.op != "module" else thing.kind,
+        "units": str(_units(thing)),
+        "dtype": thing.dtype,
+        "options": _options(thing),
+    }
+    return Outline(thing.name, facts)
+
+
+def paired_outlines(old: Sequence[Outline], new: Sequence[Outline]) -> tuple[Pair[Outline], ...]:
+    """Which is which, as in :func:`paired`."""
+    return _paired(old, new, lambda o: tuple(o.facts.values()))
+
+
+def structure(what: str, pairs: Sequence[Pair[Outline]]) -> Iterator[Difference]:
+    """Which of the layers (or whatever they are) is new, gone, or something else."""
+    for pair in pairs:
         if pair.old is None or pair.new is None:
-            word = "is new" if pair.old is None else "is gone"
             there = pair.new if pair.new is not None else pair.old
             assert there is not None
-            text = f"{there.name} ({_called(there)}) {word}"
-            yield Difference("structure", there.name, "layer", math.nan, math.nan, text=text)
+            named = f"{there.name} ({there.called})" if there.called else there.name
+            text = f"{named} is {'new' if pair.old is None else 'gone'}"
+            yield Difference("structure", there.name, what, math.nan, math.nan, text=text)
             continue
-        a, b = pair.old, pair.new
-        said = [
-            ("op", _called(a), _called(b)),
-            ("units", str(_units(a)), str(_units(b))),
-            ("dtype", a.dtype, b.dtype),
-            ("options", _options(a), _options(b)),
-        ]
-        for what, before, after in said:
-            if before != after:
-                text = f"{b.name}: {what} was {before}, is {after}"
-                yield Difference("structure", b.name, what, math.nan, math.nan, text=text)
-    for p in parameters:
-        if p.old is None or p.new is None:
-            word = "is new" if p.old is None else "is gone"
-            text = f"{p.name} {word}"
-            yield Difference("structure", p.name, "parameter", math.nan, math.nan, text=text)
-            continue
-        for what in ("shape", "dtype", "trainable"):
-            was, now = getattr(p.old, what), getattr(p.new, what)
+        for fact, now in pair.new.facts.items():
+            was = pair.old.facts.get(fact)
             if was != now:
-                text = f"{p.name}: {what} was {was}, is {now}"
-                yield Difference("structure", p.name, what, math.nan, math.nan, text=text)
+                text = f"{pair.name}: {fact} was {was}, is {now}"
+                yield Difference("structure", pair.name, fact, math.nan, math.nan, text=text)
+
+
+def _outlined(pairs: Sequence[Pair[Layer]] | Sequence[Pair[Parameter]]) -> list[Pair[Outline]]:
+    return [
+        Pair(None if p.old is None else outline(p.old), None if p.new is None else outline(p.new))
+        for p in pairs
+    ]
 
 
 def _units(layer: Layer) -> int | None:
     """Not the shape: how many samples, steps or pixels there are is up to the batch."""
     return None if layer.output.units is None else len(layer.output.units)
-
-
-def _called(layer: Layer) -> str:
-    return layer.op if layer.op != "module" else layer.kind
 
 
 def _options(layer: Layer) -> str:

@@ -36,12 +36,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--nndiag-select", metavar="RULE", action="append", help=f"only these {_RULES}")
     add("--nndiag-ignore", metavar="RULE", action="append", help=f"not these {_RULES}")
+    add(
+        "--nndiag-baseline",
+        metavar="DIR",
+        help="where diagnose.baseline keeps its files (default: nndiag-baselines)",
+    )
+    add(
+        "--nndiag-update-baseline",
+        action="store_true",
+        help="write the baselines that are not there, and those that are not met",
+    )
     for name, kind, about in (
         ("report", "string", "--nndiag-report"),
         ("format", "args", "--nndiag-format"),
         ("fail_on", "string", "--nndiag-fail-on"),
         ("select", "args", "--nndiag-select"),
         ("ignore", "args", "--nndiag-ignore"),
+        ("baseline", "string", "--nndiag-baseline"),
     ):
         # Without a default, so that "not given" can be told from "given as nothing".
         parser.addini(f"nndiag_{name}", f"as {about}", type=kind, default=None)  # type: ignore[arg-type]

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from nndiag import rule, settings
-from nndiag.errors import OutputError, SettingsError
+from nndiag.errors import (
+    BatchError,
+    CaptureError,
+    LossError,
+    NNDiagError,
+    OutputError,
+    SettingsError,
+)
 from nndiag.pytest_plugin import DIAGNOSES
 from nndiag.render import story
 from nndiag.report import Report
@@ -21,8 +28,10 @@ from nndiag.testing.expected import Verdict
 
 MARKER = "nndiag"
 _MARKED = ("select", "ignore", "thresholds", "fail_on", "seed")
+_NAMES = ("report", "format", "fail_on", "select", "ignore", "baseline")
 _SETTINGS = pytest.StashKey[Settings]()
 FORMATS = ("html", "json")
+BASELINES = "nndiag-baselines"
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Diagnosis:
     failed: bool
     leading: str = ""  # the rule of the gravest finding that failed it
     line: str = ""  # that finding
-    page: str = ""  # where its report is
+    page: str = ""  # where its report is, or its baseline
+    written: bool = False  # a baseline
 
 
 def settings_of(config: pytest.Config) -> Settings:
@@ -59,14 +69,12 @@ def _settings(config: pytest.Config) -> Settings:
 
 
 def _ini(config: pytest.Config) -> dict[str, Any]:
-    names = ("report", "format", "fail_on", "select", "ignore")
-    given = {name: config.getini(f"nndiag_{name}") for name in names}
+    given = {name: config.getini(f"nndiag_{name}") for name in _NAMES}
     return {name: value for name, value in given.items() if value}
 
 
 def _options(config: pytest.Config) -> dict[str, Any]:
-    names = ("report", "format", "fail_on", "select", "ignore")
-    given = {name: config.getoption(f"nndiag_{name}", None) for name in names}
+    given = {name: config.getoption(f"nndiag_{name}", None) for name in _NAMES}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -82,8 +90,7 @@ def _over(found: Settings, given: Mapping[str, Any], home: Path, named: str) -> 
                     f"{named.format(name.replace('_', '-') if '--' in named else name)}: "
                     f"there is no {value!r}. Legal are: {', '.join(legal)}."
                 )
-    if "report" in given:
-        given["report"] = home / given["report"]
+    given |= {name: home / given[name] for name in ("report", "baseline") if name in given}
     return found.override(**given)
 
 
@@ -174,6 +181,23 @@ def tell(
     ):
         if value:
             item.user_properties.append((f"nndiag.{key}", story.printable(value)))
+
+
+def of_the_user(error: NNDiagError) -> BaseException | None:
+    """What is behind an error, where the user's code raised it; no frame of ours is shown."""
+    raised_by_them = isinstance(error, (BatchError, CaptureError, LossError))
+    return error.__cause__ if raised_by_them else None
+
+
+def baselines(config: pytest.Config) -> Path:
+    """The folder of the baselines: beside the tests' configuration, if none is named."""
+    return settings_of(config).baseline or config.rootpath / BASELINES
+
+
+def tell_baseline(item: pytest.Item, title: str, path: Path, failed: str = "") -> None:
+    """Tell the session's summary of a baseline that was written, or is not what it was."""
+    told = Diagnosis(title, "", bool(failed), line=failed, page=str(path), written=not failed)
+    item.stash.setdefault(DIAGNOSES, []).append(asdict(told))
 
 
 def file_name(title: str) -> str:

@@ -1,0 +1,425 @@
+"""What a model's numbers are over many seeds, kept in a file, and whether a later one is another.
+
+Each number is one that is about normal over seeds: the logarithm of a scale, a mean in terms of its
+scale, a share. From ``n`` seeds it has a mean and a standard deviation ``s``; what another seed
+gives lies within ``t · s · √(1 + 1/n)`` of that mean, where ``t`` is Student's quantile with
+``n - 1`` degrees of freedom. The rate of false alarms of a whole run is divided among its numbers
+(Bonferroni): twenty seeds and 200 numbers at 1 in 1,000 need 6.4 deviations, five seeds 36.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+
+from nndiag import compare, flow
+from nndiag.compare import Difference, Kind, Outline
+from nndiag.errors import ModelError, ReportError, SettingsError
+from nndiag.stats import Snapshot, TensorStats
+
+SCHEMA = 1
+RATE = 1e-3
+"""The share of runs that may fail although nothing was changed."""
+SEEDS, FEWEST = 20, 5
+
+SLACK: Mapping[Kind, float] = {
+    "input": 0.05, "parameter": 0.05, "activation": 0.05, "gradient": 0.05, "share": 0.02,
+}  # fmt: skip
+"""What is no change however sure, in the terms of the numbers: 5 % of a scale, say. Other versions
+of torch and other numbers of threads round otherwise."""
+
+Batches = Literal["drawn", "resampled", "same"]
+Number = tuple[Kind, str]  # of what, and which: ("activation", "scale")
+_GROUPS = ("inputs", "parameters", "layers")  # causes first
+_TINY = 1e-30  # in place of a scale of nothing, which has no logarithm
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer, a parameter or an input: what it is, and each number's mean and deviation."""
+
+    outline: Outline
+    numbers: Mapping[Number, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Of a model over seeds. ``batches``: drawn anew for each, resampled from one, or the same."""
+
+    model: str
+    seeds: int
+    batches: Batches
+    loss: str
+    inputs: tuple[Entry, ...]
+    parameters: tuple[Entry, ...]
+    layers: tuple[Entry, ...]
+
+    @property
+    def count(self) -> int:
+        """How many numbers are held against it."""
+        return sum(len(entry.numbers) for group in _GROUPS for entry in getattr(self, group))
+
+    def confirmed(self, look: Callable[[int], Snapshot], seed: int = 0) -> tuple[Difference, ...]:
+        """What differs, and does so the same way from two more seeds.
+
+        The quantile holds for numbers that are normal. A deep, narrow network now and then has a
+        seed whose numbers are far out; what somebody changed is there from every seed.
+        """
+        found = self.differences(look(seed))
+        for other in (self.seeds + 1, self.seeds + 2):
+            if all(d.kind == "structure" for d in found):
+                break
+            again = {(d.kind, d.name, d.what): d for d in self.differences(look(seed + other))}
+            found = tuple(d for d in found if d.kind == "structure" or _same(d, again))
+        return found
+
+    def differences(self, snapshot: Snapshot) -> tuple[Difference, ...]:
+        """What of a run no other seed explains; causes before what follows from them."""
+        found: list[Difference] = []
+        if snapshot.loss.kind != self.loss:
+            text = f"the loss was of the kind {self.loss!r}, is {snapshot.loss.kind!r}"
+            found.append(Difference("structure", "loss", "kind", math.nan, math.nan, text=text))
+        quantile = student(self.seeds, self.count)
+        numbers: list[Difference] = []
+        for group, seen in _described(snapshot).items():
+            old = {entry.outline.name: entry for entry in getattr(self, group)}
+            pairs = compare.paired_outlines(
+                [entry.outline for entry in old.values()], [outline for outline, _ in seen]
+            )
+            found += compare.structure(group[:-1], pairs)
+            values = {outline.name: found for outline, found in seen}
+            for pair in pairs:
+                if pair.old is not None and pair.new is not None:
+                    before, now = old[pair.old.name].numbers, values[pair.new.name]
+                    numbers += self._moved(pair.new.name, before, now, quantile)
+        # What is another part has other numbers, and so has what comes behind it.
+        kinds = ("input", "parameter", "activation", "share", "gradient")
+        return (*found, *sorted(numbers, key=lambda d: kinds.index(d.kind)))
+
+    def _moved(
+        self,
+        name: str,
+        before: Mapping[Number, tuple[float, float]],
+        now: Mapping[Number, float],
+        quantile: float,
+    ) -> Iterator[Difference]:
+        for number, (mean, deviation) in before.items():
+            if number not in now:
+                continue
+            kind, what = number
+            value = now[number]
+            if not math.isfinite(value):
+                text = f"{_whose(kind, name)} holds NaN or infinity"
+                yield Difference(kind, name, "finite", mean, value, text=text)
+                continue
+            size = abs(value - mean)
+            band = max(SLACK[kind], quantile * deviation * self._factor(kind))
+            if size > band:
+                text = _told(kind, name, what, mean, value, deviation, band, self.seeds)
+                yield Difference(kind, name, what, mean, value, size, band, text)
+
+    def _factor(self, kind: Kind) -> float:
+        """Of the deviation of a later run from the mean of these.
+
+        Where there was but one batch, its own deviation from all others is in that mean, too.
+        """
+        own = self.batches == "resampled" and kind != "parameter"
+        return math.sqrt((2 if own else 1) + 1 / self.seeds)
+
+    # -- as a file
+
+    def dumps(self) -> str:
+        """JSON with a line for each layer, parameter and input, to be read in a review."""
+        head = {
+            "nndiag baseline": SCHEMA,
+            "model": self.model,
+            "seeds": self.seeds,
+            "batches": self.batches,
+            "loss": self.loss,
+        }
+        parts = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in head.items()]
+        for group in _GROUPS:
+            lines = [f"    {_line(entry)}" for entry in getattr(self, group)]
+            parts.append(f'  "{group}": [\n' + ",\n".join(lines) + "\n  ]")
+        return "{\n" + ",\n".join(parts) + "\n}\n"
+
+    @classmethod
+    def loads(cls, text: str, where: str) -> Baseline:
+        """
+        Raises:
+            ReportError: it is no baseline.
+        """
+        try:
+            told = json.loads(text)
+            if told["nndiag baseline"] != SCHEMA:
+                raise ValueError(f"its format is {told['nndiag baseline']!r}, known is {SCHEMA}")
+            groups = {group: tuple(map(_entry, told[group])) for group in _GROUPS}
+            head = [told[key] for key in ("model", "seeds", "batches", "loss")]
+            found = cls(*head, *groups.values())
+            student(found.seeds, max(found.count, 1))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReportError(
+                f"{where} is no baseline of nndiag: {type(error).__name__}: {error}. "
+                "Write it anew with --nndiag-update-baseline."
+            ) from error
+        return found
+
+
+def _same(one: Difference, others: Mapping[tuple[Kind, str, str], Difference]) -> bool:
+    other = others.get((one.kind, one.name, one.what))
+    return other is not None and (one.new > one.old) == (other.new > other.old)
+
+
+def _line(entry: Entry) -> str:
+    numbers = {
+        f"{kind} {what}": [round(mean, 5), float(f"{deviation:.3g}")]
+        for (kind, what), (mean, deviation) in entry.numbers.items()
+    }
+    told = {"name": entry.outline.name, **entry.outline.facts, "numbers": numbers}
+    return json.dumps(told, ensure_ascii=False)
+
+
+def _entry(told: Mapping[str, Any]) -> Entry:
+    facts = {key: str(value) for key, value in told.items() if key not in ("name", "numbers")}
+    numbers: dict[Number, tuple[float, float]] = {}
+    for key, (mean, deviation) in told["numbers"].items():
+        kind, _, what = key.partition(" ")
+        if kind not in SLACK:
+            raise ValueError(f"there is no number {key!r}")
+        numbers[kind, what] = float(mean), float(deviation)
+    return Entry(Outline(str(told["name"]), facts), numbers)
+
+
+def student(seeds: int, count: int) -> float:
+    """The two-sided quantile of each of ``count`` numbers at which a run of them has ``RATE``."""
+    from scipy import stats
+
+    return float(stats.t.isf(RATE / max(count, 1) / 2, seeds - 1))
+
+
+# -- what is measured -----------------------------------------------------------------------------
+
+
+def make(
+    build: Callable[[], Any],
+    batch: Any,
+    target: Any = None,
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    seeds: int = SEEDS,
+    tick: Callable[[int], object] = lambda _: None,
+) -> Baseline:
+    """The numbers of ``build()`` over ``seeds`` seeds (from 1 on).
+
+    ``batch``: what a check takes, whose samples are then drawn with replacement anew for each seed
+    (Efron 1979), or a function without arguments that gives another batch each time.
+
+    Raises:
+        SettingsError: too few seeds, or seeds that do not give the same network.
+        ModelError: ``build`` is no function, or gives no model.
+    """
+    if seeds < FEWEST:
+        raise SettingsError(f"seeds = {seeds}: a baseline needs {FEWEST} or more, better {SEEDS}.")
+    runs = []
+    for seed in range(1, seeds + 1):
+        runs.append(look(build, batch, target, loss_fn, seed=seed, resample=True))
+        tick(seed)
+    snapshots = [snapshot for snapshot, _ in runs]
+    first = _described(snapshots[0])
+    samples: dict[str, dict[str, list[dict[Number, float]]]] = {group: {} for group in first}
+    for snapshot in snapshots:
+        for group, seen in _described(snapshot).items():
+            if [outline for outline, _ in seen] != [outline for outline, _ in first[group]]:
+                raise SettingsError(
+                    "the model that is built has other layers or parameters from seed to seed; a "
+                    "baseline needs one network. Take what is random out of its structure."
+                )
+            for outline, numbers in seen:
+                samples[group].setdefault(outline.name, []).append(numbers)
+    entries = {
+        group: tuple(Entry(outline, _summary(samples[group][outline.name])) for outline, _ in seen)
+        for group, seen in first.items()
+    }
+    one = snapshots[0]
+    return Baseline(
+        one.model, seeds, runs[0][1], one.loss.kind, *(entries[group] for group in _GROUPS)
+    )
+
+
+def look(
+    build: Callable[[], Any],
+    batch: Any,
+    target: Any = None,
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    seed: int = 0,
+    resample: bool = False,
+) -> tuple[Snapshot, Batches]:
+    """One model from one seed, measured; where its batch came from."""
+    from torch import nn
+
+    from nndiag.batch import Batch, LossMaker, batches, one
+    from nndiag.capture.untouched import seeded
+    from nndiag.capture.watch import validate, watch
+
+    if isinstance(build, nn.Module) or not callable(build):
+        raise ModelError(
+            f"a baseline was given {type(build).__name__}. Give a function without arguments that "
+            "builds the model: it is built from many seeds, to tell chance from change."
+        )
+    with seeded(seed):
+        model = build()
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"build() gave {type(model).__name__}. It has to give a module.")
+        drawn = callable(batch) and not isinstance(batch, nn.Module)
+        data = batch() if drawn else batch
+        validate(model)
+        if target is not None:
+            given = one(data[0] if isinstance(data, tuple) and len(data) == 1 else data, model)
+            stream = [Batch(given.args, given.kwargs, target)]
+        else:
+            stream = list(islice(batches(data, model), 64))
+        origin: Batches = "drawn" if drawn else "same"
+        if not drawn and resample:
+            redrawn = [_resampled(each, seed) for each in stream]
+            if any(new is not old for new, old in zip(redrawn, stream, strict=True)):
+                origin = "resampled"
+            stream = redrawn
+        snapshot = watch(
+            model,
+            stream,
+            needs=frozenset({"outputs", "gradients"}),
+            loss=LossMaker(loss_fn, seed),
+            seed=seed,
+            max_batches=64,
+        )
+    return snapshot, origin
+
+
+def _resampled(batch: Any, seed: int) -> Any:
+    """Its samples drawn with replacement; the batch itself where they cannot be told apart."""
+    import torch
+    from torch.utils._pytree import tree_flatten, tree_unflatten
+
+    parts, spec = tree_flatten((batch.args, dict(batch.kwargs), batch.target))
+    dense = [p for p in parts if isinstance(p, torch.Tensor) and p.layout == torch.strided]
+    sizes = {len(p) for p in dense if p.dim() > 0 and not p.is_nested}
+    if len(sizes) != 1 or any(p.is_nested for p in dense):
+        return batch
+    [size] = sizes
+    chosen = torch.from_numpy(np.random.default_rng(seed).integers(0, size, size))
+    parts = [
+        p[chosen.to(p.device)]
+        if isinstance(p, torch.Tensor) and p.layout == torch.strided and p.dim() > 0
+        else p
+        for p in parts
+    ]
+    args, kwargs, target = tree_unflatten(parts, spec)
+    return type(batch)(args, kwargs, target)
+
+
+def _summary(samples: Sequence[Mapping[Number, float]]) -> dict[Number, tuple[float, float]]:
+    """Mean and deviation of each number that all seeds have and that can be told from chance."""
+    found = {}
+    for number in samples[0]:
+        values = np.array([sample.get(number, math.nan) for sample in samples])
+        if not np.isfinite(values).all():
+            continue
+        deviation = float(values.std(ddof=1))
+        if number[1].endswith(_OF_FEW) and deviation > 0:
+            continue  # the scale of a handful of random values is anybody's guess
+        found[number] = float(values.mean()), deviation
+    return found
+
+
+_OF_FEW = " of a few"
+
+
+def _described(snapshot: Snapshot) -> dict[str, list[tuple[Outline, dict[Number, float]]]]:
+    """By group, each part with its numbers."""
+    inputs = [
+        (Outline(name, {}), _numbers("input", stats)) for name, stats in snapshot.inputs.items()
+    ]
+    parameters = [(compare.outline(p), _numbers("parameter", p.value)) for p in snapshot.parameters]
+    layers = []
+    for layer in snapshot.layers:
+        numbers = _numbers("activation", layer.output)
+        if layer.grad is not None and layer.grad.count:
+            numbers["gradient", "scale"] = _scale(layer.grad)
+        act = flow.act_of(layer)
+        if layer.flat is not None and act is not None:
+            if act.family == "rectifier":
+                numbers["share", "of zeros"] = layer.flat.share
+            elif act.family == "saturating":
+                numbers["share", "saturated"] = layer.flat.share
+        layers.append((compare.outline(layer), numbers))
+    return {"inputs": inputs, "parameters": parameters, "layers": layers}
+
+
+def _numbers(kind: Kind, stats: TensorStats) -> dict[Number, float]:
+    if not stats.total:
+        return {}
+    if kind == "parameter" and stats.count < compare.FEW:
+        return {(kind, "scale" + _OF_FEW): _scale(stats)}
+    mean = stats.mean / stats.rms if stats.rms > _TINY else 0.0
+    return {(kind, "scale"): _scale(stats), (kind, "mean"): math.nan if stats.nonfinite else mean}
+
+
+def _scale(stats: TensorStats) -> float:
+    """The logarithm of the root mean square; NaN where there is NaN or infinity."""
+    return math.nan if stats.nonfinite else math.log(max(stats.rms, _TINY))
+
+
+# -- in words -------------------------------------------------------------------------------------
+
+
+def _whose(kind: Kind, name: str) -> str:
+    said = {"input": f"the input {name}", "parameter": name, "gradient": f"the gradient at {name}"}
+    return said.get(kind, f"the output of {name}")
+
+
+def _told(
+    kind: Kind,
+    name: str,
+    what: str,
+    mean: float,
+    value: float,
+    deviation: float,
+    band: float,
+    seeds: int,
+) -> str:
+    from nndiag.render.story import number
+
+    if what.startswith("scale"):
+        ratio, most = math.exp(value - mean), math.exp(band)
+        return (
+            f"{_whose(kind, name)}: its scale was {number(math.exp(mean))} "
+            f"(± {number(deviation, share=True)} over {seeds} seeds), is "
+            f"{number(math.exp(value))}: × {number(ratio)}, where chance makes it "
+            f"× {number(most)} at most, either way"
+        )
+    share = kind == "share"
+    was, now, chance, room = (number(x, share=share) for x in (mean, value, deviation, band))
+    if share:
+        return (
+            f"{_whose(kind, name)}: the share {what} was {was} (± {chance} over {seeds} seeds), is "
+            f"{now}; chance moves it by {room} at most"
+        )
+    return (
+        f"{_whose(kind, name)}: its mean was {was} of its scale (± {chance} over {seeds} seeds), "
+        f"is {now}; chance moves it by {room} at most"
+    )
+
+
+def text(found: Sequence[Difference], most: int = 12) -> str:
+    """What a failing test says."""
+    lines = [f"  {d.kind}: {d.text}" for d in found[:most]]
+    if len(found) > most:
+        lines.append(f"  and {len(found) - most} more, which may follow from these")
+    return "\n".join(lines)

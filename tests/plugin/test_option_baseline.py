@@ -1,0 +1,151 @@
+"""``diagnose.baseline``, ``--nndiag-baseline=DIR`` and ``--nndiag-update-baseline``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from plugin_parts import both
+
+BASE = (
+    "def test_net(diagnose):\n"
+    "    diagnose.baseline(build, batch, loss_fn=F.cross_entropy, seeds=8)\n"
+)
+
+
+def net(hurt: str = "") -> str:
+    return f"def build():\n    model = well()\n{hurt}    return model\n{BASE}"
+
+
+LOUDER = "    model[2].weight.data.mul_(5)\n"
+
+
+@both
+def test_without_a_baseline_the_test_fails_and_says_how_to_make_one(inner, section, pytester):
+    result = inner(net())
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E*there is no baseline */nndiag-baselines/test_it.test_net.json yet. Make it, *: "
+            'pytest --nndiag-update-baseline "test_it.py::test_net"'
+        ]
+    )
+    assert "nndiag/testing" not in result.stdout.str()
+    assert section(result)[-1] == "If what differs is meant: pytest --nndiag-update-baseline"
+    assert not (pytester.path / "nndiag-baselines").exists()
+
+
+@both
+def test_it_is_made_kept_and_met(inner, section, pytester):
+    result = inner(net(), "--nndiag-update-baseline")
+
+    result.assert_outcomes(passed=1)
+    assert section(result) == [
+        "1 baseline written. Look, and commit:",
+        "  nndiag-baselines/test_it.test_net.json",
+    ]
+    result = inner(net())
+    result.assert_outcomes(passed=1)
+    assert section(result) == []
+
+
+def test_it_is_small_and_has_a_line_for_each_part(inner, pytester):
+    inner(net(), "--nndiag-update-baseline")
+    text = (pytester.path / "nndiag-baselines" / "test_it.test_net.json").read_text("utf-8")
+
+    told = json.loads(text)
+    assert (told["model"], told["seeds"], told["batches"]) == ("Sequential", 8, "drawn")
+    assert [layer["name"] for layer in told["layers"]] == ["0", "1", "2", "3", "4"]
+    assert len(text) < 4_000
+    assert len(text.splitlines()) == 5 + 3 * 2 + 5 + 6 + 1 + 2
+
+
+def test_a_change_fails_and_says_what_moved_and_what_to_do_if_it_is_meant(inner, section):
+    inner(net(), "--nndiag-update-baseline")
+    result = inner(net(LOUDER))
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E*differences from *test_it.test_net.json, beyond what other seeds explain",
+            "E*parameter: 2.weight: its scale was * over 8 seeds), is *: × *",
+            "E*If that is meant: pytest --nndiag-update-baseline *",
+        ]
+    )
+    lines = section(result)
+    assert any(line.strip().startswith("2.weight: its scale was") for line in lines)
+
+
+def test_what_is_meant_is_written_anew(inner):
+    inner(net(), "--nndiag-update-baseline")
+    inner(net(LOUDER), "--nndiag-update-baseline").assert_outcomes(passed=1)
+
+    inner(net(LOUDER)).assert_outcomes(passed=1)
+    inner(net()).assert_outcomes(failed=1)
+
+
+def test_what_is_met_stays_as_it_is(inner, section, pytester):
+    inner(net(), "--nndiag-update-baseline")
+    path = pytester.path / "nndiag-baselines" / "test_it.test_net.json"
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    result = inner(net(), "--nndiag-update-baseline")
+
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+    assert section(result) == []
+
+
+def test_several_of_one_test_have_files_of_their_own(inner, saved):
+    inner(
+        "def test_net(diagnose):\n"
+        "    for name in ('small', 'big'):\n"
+        "        diagnose.baseline(well, batch, seeds=5, name=name)\n",
+        "--nndiag-update-baseline",
+    ).assert_outcomes(passed=1)
+
+    assert len(saved("nndiag-baselines")) == 2
+
+
+@pytest.mark.parametrize("where", ["option", "ini", "toml"])
+def test_the_folder_can_be_named(inner, saved, pytester, where):
+    options = ["--nndiag-update-baseline"]
+    if where == "option":
+        options.append("--nndiag-baseline=kept")
+    elif where == "ini":
+        pytester.makeini("[pytest]\nnndiag_baseline = kept\n")
+    else:
+        pytester.makepyprojecttoml("[tool.nndiag]\nbaseline = 'kept'\n")
+    inner(net(), *options).assert_outcomes(passed=1)
+
+    assert saved("kept") == ["test_it.test_net.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"nndiag baseline": 9}', '{"nndiag baseline": 1, "layers": 3}']
+)
+def test_a_file_that_is_no_baseline_is_an_error(inner, pytester, text):
+    (pytester.path / "nndiag-baselines").mkdir()
+    (pytester.path / "nndiag-baselines" / "test_it.test_net.json").write_text(text)
+    result = inner(net())
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*ReportError: *test_net.json is no baseline of nndiag: *"])
+    assert "nndiag/testing" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("well(), batch", "ModelError: a baseline was given Sequential. Give a function"),
+        ("lambda: 3, batch", "ModelError: build() gave int"),
+        ("well, batch, seeds=3", "SettingsError: seeds = 3: a baseline needs 5 or more"),
+    ],
+)
+def test_bad_input_is_one_clear_error(inner, given, message):
+    result = inner(
+        f"def test_net(diagnose):\n    diagnose.baseline({given})\n", "--nndiag-update-baseline"
+    )
+
+    result.assert_outcomes(failed=1)
+    assert message in result.stdout.str()
+    assert "nndiag/testing" not in result.stdout.str()
