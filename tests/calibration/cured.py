@@ -45,6 +45,12 @@ ELSEWHERE: dict[str, str] = {
 }
 
 
+# Where forward puts a scale or a shift between the layers: weights can make up for most of them.
+IN_FORWARD = frozenset(
+    {"unscaled-hidden", "sigmoid-shifted", "damped", "damped-once", "amplified", "amplified-once"}
+)
+
+
 def curable() -> list[Fault]:
     return [case for case in FAULTS if case.sick and case.kind not in ELSEWHERE]
 

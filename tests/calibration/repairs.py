@@ -23,9 +23,22 @@ from nndiag.render import files
 FOLDER = Path(__file__).parents[2] / "reports" / "calibration"
 
 
+# A loss (of cross-entropy over ten classes, mostly) at which a network has learned its task.
+LEARNED = 0.05
+
+
+def _ties(table: pd.DataFrame) -> pd.DataFrame:
+    good = table["silent"] & (table["new"] == "")
+    return table[good & (table["trial"] == "tie")]
+
+
 def bound(hits: int, of: int) -> float:
     """Lower end of the exact 95 % interval (Clopper & Pearson 1934) of a share."""
     return float(stats.binomtest(hits, of).proportion_ci(0.95, "exact").low) if of else 0.0
+
+
+def read(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "repairs.csv", keep_default_na=False, na_values={"p": [""]})
 
 
 def publish(table: pd.DataFrame, folder: Path) -> None:
@@ -39,6 +52,9 @@ def publish(table: pd.DataFrame, folder: Path) -> None:
         kinds=list(cured.rows(table)),
         failed=table[~table["silent"] | (table["new"] != "")].to_dict("records"),
         undecided=table[table["trial"] != "better"].to_dict("records"),
+        level=int((_ties(table)[["loss_before", "loss_after"]] < LEARNED).all(axis=1).sum()),
+        learned=LEARNED,
+        in_forward=int(table["kind"].isin(cured.IN_FORWARD).sum()),
         elsewhere=cured.ELSEWHERE,
         faults=sum(case.sick for case in FAULTS),
         bound=bound,
@@ -55,9 +71,13 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where the table and the page go.")] = FOLDER,
     only: Annotated[str, typer.Option(help="Cases whose name holds this; writes nothing.")] = "",
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    page: Annotated[bool, typer.Option(help="Only the page, from the table there is.")] = False,
 ) -> None:
     """Cure the corpus and publish how often that helped."""
     console = Console(stderr=True)
+    if page:
+        publish(read(folder), folder)
+        return
     names = [case.name for case in cured.curable() if only in case.name]
     spawn = multiprocessing.get_context("spawn")
     found = []

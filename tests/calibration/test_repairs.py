@@ -75,3 +75,18 @@ def test_the_page_says_what_the_table_says(tmp_path: Path):
     assert page.count("**missed**") == 2
     assert "| bad | dead-relu |" in page
     assert pd.read_csv(tmp_path / "repairs.csv")["case"].tolist() == list(table["case"])
+
+
+def test_the_readme_tells_what_the_table_holds():
+    table = repairs.read(repairs.FOLDER)
+    told = " ".join((repairs.FOLDER.parents[1] / "README.md").read_text("utf-8").split())
+    found = cured.summary(table)
+    assert found["worse"] == found["trained_worse"] == 0
+    level = int(
+        (repairs._ties(table)[["loss_before", "loss_after"]] < repairs.LEARNED).all(1).sum()
+    )
+
+    assert f"of {found['cases']} labelled faults" in told
+    assert f"left {found['repaired']} without the finding" in told
+    assert f"{found['better']} of those trained better" in told
+    assert f"{found['ties']} no differently (in {level} of these both networks learned" in told
