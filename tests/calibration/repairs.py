@@ -27,9 +27,11 @@ FOLDER = Path(__file__).parents[2] / "reports" / "calibration"
 LEARNED = 0.05
 
 
-def _ties(table: pd.DataFrame) -> pd.DataFrame:
-    good = table["silent"] & (table["new"] == "")
-    return table[good & (table["trial"] == "tie")]
+def level(table: pd.DataFrame) -> int:
+    """In how many of the ties both networks have learned their task."""
+    good = table["silent"] & (table["new"] == "") & (table["trial"] == "tie")
+    losses = table.loc[good, ["loss_before", "loss_after"]]
+    return int((losses < LEARNED).all(axis=1).sum())
 
 
 def bound(hits: int, of: int) -> float:
@@ -52,7 +54,7 @@ def publish(table: pd.DataFrame, folder: Path) -> None:
         kinds=list(cured.rows(table)),
         failed=table[~table["silent"] | (table["new"] != "")].to_dict("records"),
         undecided=table[table["trial"] != "better"].to_dict("records"),
-        level=int((_ties(table)[["loss_before", "loss_after"]] < LEARNED).all(axis=1).sum()),
+        level=level(table),
         learned=LEARNED,
         in_forward=int(table["kind"].isin(cured.IN_FORWARD).sum()),
         elsewhere=cured.ELSEWHERE,
