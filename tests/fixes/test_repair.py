@@ -94,6 +94,27 @@ class TestTheLecturesNetworks:
         assert found.ok
         assert {step.prescription.changes for step in found.taken} <= {"scale", "weights"}
 
+    @pytest.mark.parametrize(
+        ("act", "std"),
+        [
+            pytest.param(nn.Tanh, 0.01, id="tanh, 0.01·randn (slide 45)"),
+            pytest.param(nn.Tanh, 1.0, id="tanh, 1.0·randn (slide 47)"),
+            pytest.param(nn.ReLU, 500**-0.5, id="ReLU, Xavier (slide 49)"),
+        ],
+    )
+    def test_at_the_slides_own_size_too(self, act, std):
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for _ in range(10):
+            layers += [nn.Linear(500, 500, bias=False), act()]
+            nn.init.normal_(layers[-2].weight, std=std)
+        x = torch.randn(1000, 500)
+
+        found = nndiag.repair(nn.Sequential(*layers), x, config=False)
+
+        assert found.before.at_least("warning")
+        assert found.ok
+
     @pytest.mark.parametrize("model", [stack(nn.Sigmoid, 1.0), Calls()], ids=["modules", "calls"])
     def test_sigmoids_are_cured_by_another_architecture_only(self, model):
         assert not fix(model).ok
