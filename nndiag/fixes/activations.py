@@ -129,6 +129,8 @@ class SELU(nn.Module):
     weights of mean 0 and variance 1/fan_in.
     """
 
+    __constants__ = ("alpha", "scale")  # so that it can be scripted
+
     alpha = 1.6732632423543772848170429916717
     scale = 1.0507009873554804934193349852946
 

@@ -380,7 +380,7 @@ def _scale(stats: TensorStats) -> float:
 
 
 def _whose(kind: Kind, name: str) -> str:
-    said = {"input": f"the input {name}", "parameter": name, "gradient": f"the gradient at {name}"}
+    said = {"input": f"input {name!r}", "parameter": name, "gradient": f"the gradient at {name}"}
     return said.get(kind, f"the output of {name}")
 
 

@@ -1,0 +1,430 @@
+"""What an activation function satisfies: ``check_activation(nn.GELU)``.
+
+The laws hold for any activation that is one, or are declared not to; the traits are what the
+lecture's table of activations lists, measured: bounds, the largest slope, sides that saturate or
+are dead, mean and share of zeros under N(0, 1).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nndiag.testing.battery import NotApplicable, battery, parametrized, told
+
+if TYPE_CHECKING:
+    import pytest
+    import torch
+
+Factory = Callable[..., Any]
+
+_FLAT = 1e-3  # a slope of less than this, far out, is saturation (as the rule of that name has it)
+_FAR = 100.0
+_MANY = 200_001
+
+
+@dataclass(frozen=True)
+class Activation:
+    """``factory()`` gives a module (or a function of tensors); or it is such a function itself."""
+
+    factory: Factory
+
+    @functools.cached_property
+    def made(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """In evaluation mode: what is random in training is not judged."""
+        return self.fresh()
+
+    def fresh(self, **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Another one, made at the same seed."""
+        from torch import nn
+
+        from nndiag.capture.untouched import seeded
+
+        if isinstance(self.factory, nn.Module):
+            return copy.deepcopy(self.factory).eval()
+        if _takes_a_tensor(self.factory):
+            return functools.partial(self.factory, **options) if options else self.factory
+        with seeded(0):
+            made = self.factory(**options)
+        return made.eval() if isinstance(made, nn.Module) else made
+
+    def on(self, x: np.ndarray) -> np.ndarray:
+        """Its values, in double precision."""
+        import torch
+
+        made = self._as(torch.float64)
+        with torch.no_grad():
+            y: np.ndarray = made(torch.from_numpy(x)).double().numpy()
+        return y
+
+    def slope(self, x: np.ndarray) -> np.ndarray:
+        """Its derivative there, from autograd, in double precision."""
+        import torch
+
+        t = torch.from_numpy(x).requires_grad_()
+        [grad] = torch.autograd.grad(self._as(torch.float64)(t).sum(), t)
+        found: np.ndarray = grad.numpy()
+        return found
+
+    def _as(self, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+        from torch import nn
+
+        made = self.made
+        return copy.deepcopy(made).to(dtype) if isinstance(made, nn.Module) else made
+
+    def elementwise(self) -> None:
+        """
+        Raises:
+            NotApplicable: an output depends on more than the input at its place.
+        """
+        if why := _crosses(self):
+            raise NotApplicable(f"it is not elementwise: {why}")
+
+
+def _takes_a_tensor(factory: Factory) -> bool:
+    """Whether it is a function of tensors, not what makes one."""
+    if inspect.isclass(factory):
+        return False
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # one of torch's built in C++: no factory is
+        return True
+    return any(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in parameters
+    )
+
+
+def _crosses(block: Activation) -> str:
+    x = _grid(8.0, 64).reshape(4, 16)
+    together = block.on(x)
+    if together.shape != x.shape:
+        return f"of {x.shape} it makes {together.shape}"
+    moved = x.copy()
+    moved[1, 3] += 1.0
+    changed = np.argwhere(block.on(moved) != together)
+    others = [tuple(map(int, at)) for at in changed if tuple(at) != (1, 3)]
+    return f"the input at (1, 3) moves the output at {others[0]}" if others else ""
+
+
+def _grid(far: float, number: int = _MANY) -> np.ndarray:
+    """Points from -far to far that meet no kink at a round number."""
+    return np.linspace(-far, far, number) + 1.234e-7 * far
+
+
+# -- laws -----------------------------------------------------------------------------------------
+
+
+def shape_kept(block: Activation) -> None:
+    """The output has the input's shape, whatever that is, also if there is nothing in it."""
+    import torch
+
+    for shape in ((), (0,), (3,), (2, 3), (2, 3, 4, 5), (0, 4)):
+        y = block.made(torch.zeros(shape))
+        assert tuple(y.shape) == shape, f"of {shape} it makes {tuple(y.shape)}"
+
+
+def elementwise(block: Activation) -> None:
+    """Each output depends on the input at its own place and on no other."""
+    why = _crosses(block)
+    assert not why, why
+
+
+def gradient(block: Activation) -> None:
+    """The gradient is that of finite differences, in double precision, away from kinks."""
+    block.elementwise()
+    x = np.random.default_rng(0).normal(scale=3.0, size=400)
+    h = 1e-5
+    left, here, right = (block.on(x + d) for d in (-h, 0.0, h))
+    smooth = np.abs(right - 2 * here + left) < 1e-3 * h  # a kink in between bends by as much as h
+    wanted, found = (right - left) / (2 * h), block.slope(x)
+    off = np.abs(found - wanted) > 1e-5 + 1e-5 * np.abs(wanted)
+    bad = np.flatnonzero(off & smooth)
+    assert not len(bad), (
+        f"at {x[bad[0]]:.6g} the gradient is {found[bad[0]]:.6g}, "
+        f"finite differences give {wanted[bad[0]]:.6g}"
+    )
+
+
+def dtype_kept(block: Activation) -> None:
+    """What goes in as float16, bfloat16, float32 or float64 comes out as that, and its gradient."""
+    import torch
+
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        x = torch.linspace(-3, 3, 8, dtype=dtype, requires_grad=True)
+        y = block._as(dtype)(x)
+        assert y.dtype == dtype, f"of {dtype} it makes {y.dtype}"
+        [grad] = torch.autograd.grad(y.sum(), x, allow_unused=True)
+        assert grad is not None, f"in {dtype} no gradient reaches the input"
+        assert grad.dtype == dtype, f"of {dtype} its gradient is {grad.dtype}"
+
+
+def device_kept(block: Activation) -> None:
+    """The output is on the input's device: each there is, and the meta device."""
+    import torch
+
+    places = ["cpu", "meta"]
+    if torch.cuda.is_available():
+        places.append("cuda")
+    for place in places:
+        x = torch.ones(4, device=place)
+        made = block.fresh()
+        if isinstance(made, torch.nn.Module):
+            made = made.to(place)
+        y = made(x)
+        assert y.device.type == place, f"of an input on {place} it makes one on {y.device.type}"
+
+
+def extremes(block: Activation) -> None:
+    """Finite inputs, also the largest and the smallest of each dtype, make no NaN, nor does the
+    gradient."""
+    import torch
+
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        about = torch.finfo(dtype)
+        values = [about.max, about.tiny, about.eps, 100.0, 1000.0, 0.0]
+        x = torch.tensor([s * v for v in values for s in (1, -1)], dtype=dtype, requires_grad=True)
+        y = block._as(dtype)(x)
+        [grad] = torch.autograd.grad(y.float().sum(), x, allow_unused=True)
+        for what, got in (("the output", y), ("the gradient", grad)):
+            bad = torch.zeros(0) if got is None else x[torch.isnan(got)]
+            assert not len(bad), f"{what} is NaN at {bad[0].item():g} in {dtype}"
+
+
+def deterministic(block: Activation) -> None:
+    """The same input gives the same bits, and the process' generators stay where they were."""
+    import torch
+
+    x = torch.linspace(-3, 3, 64)
+    before = torch.get_rng_state()
+    first = block.made(x.clone())
+    assert torch.equal(first, block.made(x.clone())), "two calls give other outputs"
+    assert torch.equal(torch.get_rng_state(), before), "it draws random numbers in evaluation mode"
+
+
+def input_untouched(block: Activation) -> None:
+    """The input is not written to, unless that was asked for."""
+    import torch
+
+    x = torch.linspace(-3, 3, 64)
+    before = x.clone()
+    block.made(x)
+    assert torch.equal(x, before), "its input is another one afterwards"
+
+
+def in_place(block: Activation) -> None:
+    """With ``inplace=True`` the output is the same, and is the input."""
+    import torch
+
+    if "inplace" not in _options(block.factory):
+        raise NotApplicable("it has no option inplace")
+    x = torch.linspace(-3, 3, 64)
+    expected, given = block.made(x.clone()), x.clone()
+    y = block.fresh(inplace=True)(given)
+    assert torch.equal(y, expected), "in place it computes something else"
+    assert y.data_ptr() == given.data_ptr(), "in place it takes new memory"
+
+
+def _options(factory: Factory) -> Mapping[str, Any]:
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def scriptable(block: Activation) -> None:
+    """torch.jit.script takes it, and computes the same."""
+    import torch
+
+    made = block.fresh()
+    if not isinstance(made, torch.nn.Module):
+        raise NotApplicable("it is a function, not a module")
+    x = torch.linspace(-3, 3, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that scripting is on its way out
+        try:
+            scripted = torch.jit.script(made)
+        except Exception as error:
+            raise AssertionError(told(error)) from None
+        assert torch.allclose(scripted(x), made(x)), "scripted it computes something else"
+
+
+def compilable(block: Activation) -> None:
+    """torch.compile takes it in one graph, and computes the same; so does its backward."""
+    import torch
+
+    made = block.fresh()
+    x = torch.linspace(-3, 3, 64, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+            y = compiled(x)
+        except Exception as error:
+            raise AssertionError(told(error)) from None
+        finally:
+            torch.compiler.reset()
+    assert torch.allclose(y, made(x), atol=1e-6), "compiled it computes something else"
+    grads = [torch.autograd.grad(out.sum(), x, allow_unused=True)[0] for out in (y, made(x))]
+    same = grads[0] is grads[1] is None or torch.allclose(grads[0], grads[1], atol=1e-6)
+    assert same, "compiled its gradient is another"
+
+
+# -- traits ---------------------------------------------------------------------------------------
+
+
+def bounds(block: Activation) -> tuple[float, float]:
+    """The least and the greatest value; infinite where it goes on growing."""
+    block.elementwise()
+    near, far = block.on(_grid(1e6)), block.on(_grid(1e9))
+    low, high = (min(near.min(), far.min()), max(near.max(), far.max()))
+    # The least may lie near zero, where a grid that wide has no point.
+    low, high = min(low, block.on(_grid(_FAR)).min()), max(high, block.on(_grid(_FAR)).max())
+    return (
+        -math.inf if far.min() < near.min() - 1e-2 else round(float(low), 5) + 0.0,
+        math.inf if far.max() > near.max() + 1e-2 else round(float(high), 5) + 0.0,
+    )
+
+
+def bounded(block: Activation) -> bool:
+    """Whether it stays below some size."""
+    return all(map(math.isfinite, bounds(block)))
+
+
+def monotone(block: Activation) -> bool:
+    """Whether it never falls."""
+    block.elementwise()
+    y = block.on(_grid(_FAR))
+    return bool((np.diff(y) >= -1e-12).all())
+
+
+def max_slope(block: Activation) -> float:
+    """The largest size of its derivative: 1/4 for a sigmoid, so that a stack of them shrinks the
+    gradient four times a layer at the least."""
+    block.elementwise()
+    return round(float(np.abs(block.slope(_grid(_FAR / 5))).max()), 3)
+
+
+def saturates(block: Activation) -> str:
+    """On which sides the slope goes to nothing: "left", "right", "both" or "neither"."""
+    block.elementwise()
+    return _sides(np.abs(block.slope(np.array([-_FAR, _FAR]))) < _FLAT)
+
+
+def dead_side(block: Activation) -> str:
+    """On which sides the slope is exactly 0 all the way, so that a unit there never comes back."""
+    block.elementwise()
+    right = np.linspace(6.5, 12, 101)  # farther out a tanh's slope is below the least number
+    return _sides(np.array([(block.slope(side) == 0).all() for side in (-right, right)]))
+
+
+def _sides(flat: np.ndarray) -> str:
+    left, right = map(bool, flat)
+    return {(True, True): "both", (True, False): "left", (False, True): "right"}.get(
+        (left, right), "neither"
+    )
+
+
+def mean(block: Activation) -> float:
+    """Its mean for standard normal inputs; 0 for one that is centred."""
+    return round(float(_under_normal(block).mean()), 3) + 0.0
+
+
+def second_moment(block: Activation) -> float:
+    """Its mean square for standard normal inputs; 1 over it is the square of its gain (He et al.
+    2015, section 2.2)."""
+    return round(float((_under_normal(block) ** 2).mean()), 3) + 0.0
+
+
+def zeros(block: Activation) -> float:
+    """The share of exact zeros for standard normal inputs: one half for a ReLU."""
+    return round(float((_under_normal(block) == 0).mean()), 3)
+
+
+def _under_normal(block: Activation) -> np.ndarray:
+    """Its values at the quantiles of N(0, 1): no chance in it."""
+    from scipy.special import ndtri
+
+    block.elementwise()
+    return block.on(ndtri((np.arange(_MANY) + 0.5) / _MANY))
+
+
+def homogeneous(block: Activation) -> bool:
+    """Whether f(a·x) = a·f(x) for a > 0, so that a scale passes through it unchanged."""
+    block.elementwise()
+    x = _grid(10.0, 1001)
+    y = block.on(x)
+    return all(bool(np.allclose(block.on(a * x), a * y, rtol=1e-9)) for a in (0.01, 3.0, 100.0))
+
+
+def nan(block: Activation) -> str:
+    """What it makes of NaN: "nan", or the number that hides it."""
+    block.elementwise()
+    [y] = block.on(np.array([math.nan]))
+    return "nan" if math.isnan(y) else f"{y:g}"
+
+
+def infinity(block: Activation) -> tuple[float, float]:
+    """What it makes of -∞ and of ∞; a NaN there makes an overflow one."""
+    block.elementwise()
+    low, high = block.on(np.array([-math.inf, math.inf]))
+    return float(low) + 0.0, float(high) + 0.0
+
+
+ACTIVATION = battery(
+    "activation",
+    [
+        shape_kept, elementwise, gradient, dtype_kept, device_kept, extremes, deterministic,
+        input_untouched, in_place, scriptable, compilable, bounds, bounded, monotone, max_slope,
+        saturates, dead_side, mean, second_moment, zeros, homogeneous, nan, infinity,
+    ],
+)  # fmt: skip
+
+
+def check_activation(
+    factory: Factory,
+    *,
+    declared: Mapping[str, str] | None = None,
+    expect: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Check an activation function of your own, as scikit-learn's ``check_estimator`` does.
+
+    Args:
+        factory: what makes the module, such as ``nn.GELU`` or ``lambda: nn.LeakyReLU(0.2)``; a
+            module; or a function of a tensor. It is judged in evaluation mode.
+        declared: laws that do not hold and why, ``{"elementwise": "a softmax"}``. Once one does
+            hold, that is a failure, too.
+        expect: traits, ``{"bounded": True, "max-slope": 0.25}``.
+
+    Returns:
+        the traits, as measured.
+
+    Raises:
+        FindingsError: what does not hold, and where.
+        SettingsError: no such property, or no reason.
+    """
+    __tracebackhide__ = True
+    called = getattr(factory, "__name__", None) or type(factory).__name__
+    return ACTIVATION.check(called, Activation(factory), declared, expect)
+
+
+def parametrize_activations(
+    factories: Mapping[str, Factory],
+    *,
+    declared: Mapping[str, Mapping[str, str]] | None = None,
+    expect: Mapping[str, Mapping[str, Any]] | None = None,
+) -> pytest.MarkDecorator:
+    """A test for each activation and property, over ``def test_activations(check): check()``.
+
+    ``declared`` and ``expect`` are those of :func:`check_activation`, by the activations' names.
+    """
+    blocks = {name: functools.partial(Activation, made) for name, made in factories.items()}
+    return parametrized(ACTIVATION, blocks, declared, expect)
