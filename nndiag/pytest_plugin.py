@@ -93,13 +93,26 @@ def diagnose(request: pytest.FixtureRequest) -> Diagnose:
     return Diagnose(request.node)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--dist loadgroup`` one worker has all tests of a model, and checks it once."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            for check in _checks(item):
+                item.add_marker(pytest.mark.xdist_group(f"nndiag-{check.model}"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
     """A check of :func:`nndiag.testing.parametrize_with_checks` learns which test it is."""
+    for check in _checks(item):
+        check.item = item
+
+
+def _checks(item: pytest.Item) -> list[Any]:
     spec = getattr(item, "callspec", None)
-    for value in spec.params.values() if spec is not None else ():
-        if type(value).__module__ == "nndiag.testing.models":
-            value.item = item
+    values = spec.params.values() if spec is not None else ()
+    return [value for value in values if type(value).__module__ == "nndiag.testing.models"]
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +67,6 @@ def parametrize_with_checks(
             reason = reasons[name].get(rule_name, "")
             if reason:
                 marks.append(pytest.mark.xfail(reason=reason, strict=True, raises=FindingsError))
-            if importlib.util.find_spec("xdist"):  # with --dist loadgroup one worker checks it once
-                marks.append(pytest.mark.xdist_group(f"nndiag-{name}"))
             check = ModelCheck(subject, rule_name, reason)
             cases.append(pytest.param(check, id=f"{name}-{rule_name}", marks=marks))
     return pytest.mark.parametrize("check", cases)
@@ -174,6 +171,7 @@ class ModelCheck:
 
     def __init__(self, subject: _Subject, rule_name: str, reason: str) -> None:
         self._subject, self.rule, self._reason = subject, rule_name, reason
+        self.model = subject.name
 
     def __repr__(self) -> str:
         return f"<check of {self.rule} in {self._subject.name}>"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -82,16 +82,20 @@ def _over(found: Settings, given: Mapping[str, Any], home: Path, named: str) -> 
     given = {name: _split(v) if isinstance(v, list) else v for name, v in given.items()}
     for name in ("select", "ignore"):
         rule.chosen(given.get(name))
-    for name, legal in (("format", settings.KEPT), ("fail_on", ("error", "warning", "never"))):
-        values = given.get(name, ())
-        for value in (values,) if isinstance(values, str) else values:
-            if value not in legal:
-                raise SettingsError(
-                    f"{named.format(name.replace('_', '-') if '--' in named else name)}: "
-                    f"there is no {value!r}. Legal are: {', '.join(legal)}."
-                )
+    _legal(given, named)
     given |= {name: home / given[name] for name in ("report", "baseline") if name in given}
     return found.override(**given)
+
+
+def _legal(given: Mapping[str, Any], named: str) -> None:
+    for name, legal in (("format", settings.KEPT), ("fail_on", get_args(settings.FailOn))):
+        values = given.get(name) or ()
+        for value in (values,) if isinstance(values, str) else values:
+            if value not in legal:
+                where = named.format(name.replace("_", "-") if named.startswith("--") else name)
+                raise SettingsError(
+                    f"{where}: there is no {value!r}. Legal are: {', '.join(legal)}."
+                )
 
 
 def _split(words: Iterable[str]) -> list[str]:
@@ -115,6 +119,7 @@ def settings_for(item: pytest.Item) -> Settings:
             )
         rule.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
         rule.limits(mark.kwargs.get("thresholds"))
+        _legal(mark.kwargs, "@pytest.mark.nndiag({}=)")
         found = found.override(**mark.kwargs)
     chosen = {
         k: v for k, v in _options(item.config).items() if k in ("select", "ignore", "fail_on")

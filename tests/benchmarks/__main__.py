@@ -18,6 +18,7 @@ import nndiag
 from benchmarks import cuda, page, paired
 from benchmarks import linearity as lines
 from benchmarks import memory as peaks
+from benchmarks import plugin as sessions
 from benchmarks.tools import TOOLS, version
 from benchmarks.workloads import RECIPES, make
 
@@ -39,6 +40,7 @@ def everything(context: typer.Context) -> None:
         speed(output=REPORT)
         memory(output=REPORT)
         linearity(output=REPORT)
+        plugin(output=REPORT)
         write_page()
 
 
@@ -90,6 +92,14 @@ def linearity(
     table = lines.compare(rounds=rounds, seconds=seconds)
     _show(table, "linearity")
     _write([table], output, "linearity.csv")
+
+
+@app.command()
+def plugin(rounds: int = 101, output: Output = None) -> None:
+    """What the pytest plugin costs a session that does not use it (not on Windows)."""
+    table = sessions.summary(sessions.compare(rounds))
+    _show(table, "plugin")
+    _write([table], output, "plugin.csv")
 
 
 @app.command("cuda")

@@ -59,6 +59,7 @@ def render(folder: Path) -> str:
         exponents={what: _exponent(rows) for what, rows in growth.items()},
         upper={what: _exponent(rows.tail(4)) for what, rows in growth.items()},
         machine=speed.iloc[0],
+        plugin=pd.read_csv(folder / "plugin.csv").iloc[0],
         cuda=None if cuda is None else _on_cuda(cuda),
         cuda_tools=() if cuda is None else cuda["tool"].unique(),
         card=None if cuda is None else cuda.iloc[0],

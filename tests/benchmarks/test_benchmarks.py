@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from benchmarks import linearity, memory, page, paired, tools
+from benchmarks import linearity, memory, page, paired, plugin, tools
 from benchmarks.elsewhere import Accelerator, Elsewhere, moved
 from benchmarks.tools import TOOLS, Tool
 from benchmarks.workloads import GOALS, RECIPES, Workload, make, tanh_chain
@@ -139,7 +139,10 @@ def tables(tmp_path: Path) -> Path:
         [(what, size, size / 10) for what in linearity.TOOLS for size in (10, 100, 1000)],
         columns=["grows_with", "size", "extra_ms"],
     ).assign(bare_cpu_ms=1.0, extra_us_each=100.0)
-    for name, table in (("speed", speed), ("memory", peaks), ("linearity", growth)):
+    session = pd.DataFrame([{"rounds": 3, "bare_cpu_ms": 500.0, "added_cpu_ms": 3.21,
+                            "added_quartile_1": 1.0, "added_quartile_3": 6.0}])  # fmt: skip
+    tables = {"speed": speed, "memory": peaks, "linearity": growth, "plugin": session}
+    for name, table in tables.items():
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     return tmp_path
 
@@ -161,6 +164,18 @@ def test_the_page_says_what_was_measured_missed_and_not_measured(tables):
     assert "| no-op hooks | 1.20 (1.10–1.30) |" in text
     assert "- torchlens on gpt: it crashed" in text
     assert "exponent\n1.00 (1.00–1.00)" in text
+
+
+def test_a_session_with_the_plugin_is_held_against_its_neighbours_without():
+    rows = plugin.compare(rounds=2)
+
+    assert (rows["bare_cpu_ms"] > 0).all()
+    assert plugin.summary(rows)["rounds"].tolist() == [2]
+
+
+def test_the_page_tells_what_the_plugin_costs(tables):
+    text = " ".join(page.render(tables).split())
+    assert "pays 3.2 ms for having the plugin installed (3 pairs" in text
 
 
 def test_the_page_tells_of_a_card_where_one_was_measured(tables):

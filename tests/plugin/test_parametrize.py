@@ -100,6 +100,25 @@ def test_a_known_finding_that_is_gone_fails(inner, section):
     assert "    dead-relu was expected (once it was) and is gone" in section(result)
 
 
+@pytest.mark.parametrize("workers", [("-n", "2", "--dist", "loadgroup")], indirect=True)
+def test_with_groups_one_worker_builds_a_model_once(inner, pytester):
+    inner(
+        "import os\n"
+        "def build():\n"
+        "    with open(f'built-{os.getpid()}', 'a') as file:\n        file.write('.')\n"
+        "    return well()\n"
+        + models("{'ok': build, 'too': build}, batch, select='ND1'"),
+        "--strict-markers",
+    ).assert_outcomes(passed=10)
+
+    assert sum(len(path.read_text()) for path in pytester.path.glob("built-*")) == 2
+
+
+def test_it_needs_no_xdist(inner):
+    inner(models("{'ok': well}, batch, select='ND1'"), "-p", "no:xdist", "--strict-markers"
+          ).assert_outcomes(passed=5)  # fmt: skip
+
+
 def test_a_factory_may_bring_its_own_batch(inner):
     inner(
         "def build():\n"
