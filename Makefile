@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test baselines benchmarks calibration comparison peers repairs clean
+.PHONY: help setup demo test baselines benchmarks calibration comparison peers properties repairs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -39,6 +39,9 @@ comparison: $(READY) ## measure how often two runs are told apart; remakes repor
 
 baselines: $(READY) ## measure how often baselines fail; remakes reports/baselines (minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) baselines
+
+properties: $(READY) ## measure the properties of torch's building blocks; remakes reports/properties
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) properties
 
 repairs: $(READY) ## cure the labelled faults and train before and after; makes reports/calibration/repairs.md (long)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.repairs

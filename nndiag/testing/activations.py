@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nndiag.testing.battery import NotApplicable, battery, parametrized, told
+from nndiag.testing.battery import NotApplicable, battery, must, parametrized, told
 
 if TYPE_CHECKING:
     import pytest
@@ -129,13 +129,13 @@ def shape_kept(block: Activation) -> None:
 
     for shape in ((), (0,), (3,), (2, 3), (2, 3, 4, 5), (0, 4)):
         y = block.made(torch.zeros(shape))
-        assert tuple(y.shape) == shape, f"of {shape} it makes {tuple(y.shape)}"
+        must(tuple(y.shape) == shape, f"of {shape} it makes {tuple(y.shape)}")
 
 
 def elementwise(block: Activation) -> None:
     """Each output depends on the input at its own place and on no other."""
     why = _crosses(block)
-    assert not why, why
+    must(not why, why)
 
 
 def gradient(block: Activation) -> None:
@@ -148,10 +148,11 @@ def gradient(block: Activation) -> None:
     wanted, found = (right - left) / (2 * h), block.slope(x)
     off = np.abs(found - wanted) > 1e-5 + 1e-5 * np.abs(wanted)
     bad = np.flatnonzero(off & smooth)
-    assert not len(bad), (
-        f"at {x[bad[0]]:.6g} the gradient is {found[bad[0]]:.6g}, "
-        f"finite differences give {wanted[bad[0]]:.6g}"
-    )
+    if len(bad):
+        k = bad[0]
+        raise AssertionError(
+            f"at {x[k]:.6g} the gradient is {found[k]:.6g}, finite differences give {wanted[k]:.6g}"
+        )
 
 
 def dtype_kept(block: Activation) -> None:
@@ -161,10 +162,11 @@ def dtype_kept(block: Activation) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         x = torch.linspace(-3, 3, 8, dtype=dtype, requires_grad=True)
         y = block._as(dtype)(x)
-        assert y.dtype == dtype, f"of {dtype} it makes {y.dtype}"
+        must(y.dtype == dtype, f"of {dtype} it makes {y.dtype}")
         [grad] = torch.autograd.grad(y.sum(), x, allow_unused=True)
-        assert grad is not None, f"in {dtype} no gradient reaches the input"
-        assert grad.dtype == dtype, f"of {dtype} its gradient is {grad.dtype}"
+        if grad is None:
+            raise AssertionError(f"in {dtype} no gradient reaches the input")
+        must(grad.dtype == dtype, f"of {dtype} its gradient is {grad.dtype}")
 
 
 def device_kept(block: Activation) -> None:
@@ -180,12 +182,11 @@ def device_kept(block: Activation) -> None:
         if isinstance(made, torch.nn.Module):
             made = made.to(place)
         y = made(x)
-        assert y.device.type == place, f"of an input on {place} it makes one on {y.device.type}"
+        must(y.device.type == place, f"of an input on {place} it makes one on {y.device.type}")
 
 
 def extremes(block: Activation) -> None:
-    """Finite inputs, also the largest and the smallest of each dtype, make no NaN, nor does the
-    gradient."""
+    """Of finite inputs, the largest and smallest of each dtype, neither it nor its slope is NaN."""
     import torch
 
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -193,10 +194,13 @@ def extremes(block: Activation) -> None:
         values = [about.max, about.tiny, about.eps, 100.0, 1000.0, 0.0]
         x = torch.tensor([s * v for v in values for s in (1, -1)], dtype=dtype, requires_grad=True)
         y = block._as(dtype)(x)
+        if y.shape != x.shape:
+            raise NotApplicable("its outputs are not at the places of its inputs")
         [grad] = torch.autograd.grad(y.float().sum(), x, allow_unused=True)
         for what, got in (("the output", y), ("the gradient", grad)):
             bad = torch.zeros(0) if got is None else x[torch.isnan(got)]
-            assert not len(bad), f"{what} is NaN at {bad[0].item():g} in {dtype}"
+            if len(bad):
+                raise AssertionError(f"{what} is NaN at {bad[0].item():g} in {dtype}")
 
 
 def deterministic(block: Activation) -> None:
@@ -206,8 +210,8 @@ def deterministic(block: Activation) -> None:
     x = torch.linspace(-3, 3, 64)
     before = torch.get_rng_state()
     first = block.made(x.clone())
-    assert torch.equal(first, block.made(x.clone())), "two calls give other outputs"
-    assert torch.equal(torch.get_rng_state(), before), "it draws random numbers in evaluation mode"
+    must(torch.equal(first, block.made(x.clone())), "two calls give other outputs")
+    must(torch.equal(torch.get_rng_state(), before), "it draws random numbers in evaluation mode")
 
 
 def input_untouched(block: Activation) -> None:
@@ -217,7 +221,7 @@ def input_untouched(block: Activation) -> None:
     x = torch.linspace(-3, 3, 64)
     before = x.clone()
     block.made(x)
-    assert torch.equal(x, before), "its input is another one afterwards"
+    must(torch.equal(x, before), "its input is another one afterwards")
 
 
 def in_place(block: Activation) -> None:
@@ -229,8 +233,8 @@ def in_place(block: Activation) -> None:
     x = torch.linspace(-3, 3, 64)
     expected, given = block.made(x.clone()), x.clone()
     y = block.fresh(inplace=True)(given)
-    assert torch.equal(y, expected), "in place it computes something else"
-    assert y.data_ptr() == given.data_ptr(), "in place it takes new memory"
+    must(torch.equal(y, expected), "in place it computes something else")
+    must(y.data_ptr() == given.data_ptr(), "in place it takes new memory")
 
 
 def _options(factory: Factory) -> Mapping[str, Any]:
@@ -254,7 +258,7 @@ def scriptable(block: Activation) -> None:
             scripted = torch.jit.script(made)
         except Exception as error:
             raise AssertionError(told(error)) from None
-        assert torch.allclose(scripted(x), made(x)), "scripted it computes something else"
+        must(torch.allclose(scripted(x), made(x)), "scripted it computes something else")
 
 
 def compilable(block: Activation) -> None:
@@ -272,10 +276,10 @@ def compilable(block: Activation) -> None:
             raise AssertionError(told(error)) from None
         finally:
             torch.compiler.reset()
-    assert torch.allclose(y, made(x), atol=1e-6), "compiled it computes something else"
+    must(torch.allclose(y, made(x), atol=1e-6), "compiled it computes something else")
     grads = [torch.autograd.grad(out.sum(), x, allow_unused=True)[0] for out in (y, made(x))]
     same = grads[0] is grads[1] is None or torch.allclose(grads[0], grads[1], atol=1e-6)
-    assert same, "compiled its gradient is another"
+    must(same, "compiled its gradient is another")
 
 
 # -- traits ---------------------------------------------------------------------------------------

@@ -147,6 +147,16 @@ def raise_for(called: str, of: Battery[Any], results: Sequence[Result]) -> None:
     raise FindingsError("\n".join(lines))
 
 
+def must(hold: object, what: str) -> None:
+    """Not ``assert``: ``python -O`` takes those out, and pytest adds lines to what they say.
+
+    Raises:
+        AssertionError: it does not hold; ``what`` says how.
+    """
+    if not hold:
+        raise AssertionError(what)
+
+
 def told(error: Exception) -> str:
     """An error in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
