@@ -36,3 +36,13 @@ WELL = (
     "    report = diagnose(well(), batch(), loss_fn=F.cross_entropy)\n"
     "    assert report.ok and report.snapshot.has_gradients\n"
 )
+LOUDER = "    model[2].weight.data.mul_(5)\n"
+
+
+def held(hurt: str = "") -> str:
+    """A test that holds a network against its baseline; ``hurt`` is done to the network first."""
+    return (
+        f"def build():\n    model = well()\n{hurt}    return model\n"
+        "def test_net(diagnose):\n"
+        "    diagnose.baseline(build, batch, loss_fn=F.cross_entropy, seeds=8)\n"
+    )
