@@ -205,10 +205,13 @@ def tell_baseline(item: pytest.Item, title: str, path: Path, failed: str = "") -
     item.stash.setdefault(DIAGNOSES, []).append(asdict(told))
 
 
+_SIMPLE = re.compile(r"([\w/]+)\.py((?:::\w+)+)((?:\[\w+\])*)", re.ASCII)
+
+
 def file_name(title: str) -> str:
     """A file's name for a test's: what every system takes, and another one for another title."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", title.replace("::", ".").replace("/", ".")).strip("-.")
-    plain = re.sub(r"\.py\b", "", plain)
-    if plain == title.replace("::", ".").replace("/", ".").replace(".py", "") and len(plain) <= 120:
+    plain = re.sub(r"[/:]+", ".", title.replace(".py::", "::"))
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", plain).strip("-.") or "test"
+    if _SIMPLE.fullmatch(title) and len(plain) <= 120:
         return plain
     return f"{plain[:110]}-{hashlib.sha256(title.encode(errors='replace')).hexdigest()[:8]}"
