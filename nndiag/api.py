@@ -6,10 +6,13 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nndiag import rule, settings
 from nndiag.report import Report
+
+if TYPE_CHECKING:
+    from nndiag.batch import Batch
 
 
 def check(
@@ -48,9 +51,8 @@ def check(
     Raises:
         NNDiagError: one of its kinds (see ``nndiag.errors``); the model is untouched then, too.
     """
-    from nndiag.batch import Batch, LossMaker, batches, one
+    from nndiag.batch import LossMaker
     from nndiag.capture.watch import validate, watch
-    from nndiag.errors import LossError
     from nndiag.progress import Progress
 
     chosen = settings.load(config).override(
@@ -59,6 +61,32 @@ def check(
     modules = rule.chosen(chosen.select, chosen.ignore)
     rule.limits(chosen.thresholds)  # a wrong name or value is said before anything runs
     validate(model)
+    stream = stream_of(model, batch, target, loss_fn)
+    with collecting_later(), Progress("checking") as progress:
+        snapshot = watch(
+            model,
+            stream,
+            needs=rule.needed(modules),
+            loss=LossMaker(loss_fn, chosen.seed),
+            seed=chosen.seed,
+            max_batches=chosen.max_batches,
+            tick=lambda layer: progress.update(None, None, layer),
+        )
+        judgement = rule.judge(snapshot, chosen.select, chosen.ignore, chosen.thresholds)
+    return Report(snapshot, judgement.findings, judgement.outcomes, judgement.unjudged)
+
+
+def stream_of(
+    model: Any, batch: Any, target: Any, loss_fn: Callable[..., Any] | None
+) -> Iterable[Batch]:
+    """The batches of what :func:`check` is given.
+
+    Raises:
+        BatchError, LossError: they do not fit together.
+    """
+    from nndiag.batch import Batch, batches, one
+    from nndiag.errors import LossError
+
     if loss_fn is not None and (isinstance(loss_fn, type) or not callable(loss_fn)):
         example = "nn.CrossEntropyLoss()" if isinstance(loss_fn, type) else "F.cross_entropy"
         raise LossError(
@@ -75,21 +103,8 @@ def check(
         given = one(batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch, model)
         if given.target is not None:
             raise LossError("the target is given twice: in the batch and as target=. Keep one.")
-        stream: Iterable[Batch] = [Batch(given.args, given.kwargs, target)]
-    else:
-        stream = batches(batch, model)
-    with collecting_later(), Progress("checking") as progress:
-        snapshot = watch(
-            model,
-            stream,
-            needs=rule.needed(modules),
-            loss=LossMaker(loss_fn, chosen.seed),
-            seed=chosen.seed,
-            max_batches=chosen.max_batches,
-            tick=lambda layer: progress.update(None, None, layer),
-        )
-        judgement = rule.judge(snapshot, chosen.select, chosen.ignore, chosen.thresholds)
-    return Report(snapshot, judgement.findings, judgement.outcomes, judgement.unjudged)
+        return [Batch(given.args, given.kwargs, target)]
+    return batches(batch, model)
 
 
 @contextlib.contextmanager

@@ -259,7 +259,7 @@ def check(
     if known is not None and fails != "never":
         grave = known.compare(report).new_findings(fails)
     if known is not None and not quiet:
-        print(_against(str(baseline), report, grave, fails), file=sys.stderr)
+        print(_against(str(baseline), known, report, grave, fails), file=sys.stderr)
     _tell_github(report, grave if known is not None else report.findings, formats, output, quiet)
     raise typer.Exit(FOUND if grave or (report.crashed and fails != "never") else FINE)
 
@@ -277,11 +277,18 @@ def _saved(baseline: Path) -> Report:
     return Report.from_json(baseline)
 
 
-def _against(baseline: str, report: Report, new: Sequence[Finding], fails: str) -> str:
+def _against(
+    baseline: str, known: Report, report: Report, new: Sequence[Finding], fails: str
+) -> str:
     from nndiag.render import story
 
-    known = len(report.at_least("warning" if fails == "never" else fails)) - len(new)  # type: ignore[arg-type]
-    lines = [f"Against {baseline}: {story.plural(len(new), 'new finding')}, {known} known."]
+    judged = {o.rule for o in known.outcomes if o.status in ("found", "passed")}
+    found = report.at_least("warning" if fails == "never" else fails)  # type: ignore[arg-type]
+    others = [f for f in found if f.rule not in judged]
+    told = f"{story.plural(len(new), 'new finding')}, {len(found) - len(new) - len(others)} known"
+    if others:
+        told += f", {len(others)} of rules that it was not judged by"
+    lines = [f"Against {baseline}: {told}."]
     roots = [f for f in new if not any(f.root is other for other in new if other is not f)]
     for root in roots:
         more = sum(f.root is root for f in new) - 1

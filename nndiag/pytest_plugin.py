@@ -95,7 +95,7 @@ def diagnose(request: pytest.FixtureRequest) -> Diagnose:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup`` one worker has all tests of a model, and checks it once."""
+    """The tests of a model are a group: where xdist keeps groups together, it is checked once."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             for check in _checks(item):
@@ -127,7 +127,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     told = [
-        (report.nodeid, diagnosis)
+        # What a test expected to fail, or caught, is no failure of the session's.
+        (report.nodeid, {**diagnosis, "failed": diagnosis["failed"] and report.failed})
         for outcome, reports in terminalreporter.stats.items()
         for report in reports
         if outcome != "rerun"  # of which the last run tells

@@ -59,6 +59,12 @@ class Settings:
 
         Thresholds add up, key by key; the others replace.
         """
+        for name, words in (("select", select), ("ignore", ignore), ("format", format)):
+            _are_words(name, words)
+        if thresholds is not None and not isinstance(thresholds, Mapping):
+            raise SettingsError(
+                f'thresholds = {thresholds!r}: give a mapping, such as {{"dead-relu.share": 0.5}}.'
+            )
         given: dict[str, Any] = {
             "select": None if select is None else _words(select),
             "ignore": None if ignore is None else _words(ignore),
@@ -186,6 +192,13 @@ def _settings(table: Mapping[str, Any], where: str, home: Path) -> Settings:
         except (UnknownRuleError, SettingsError) as error:
             raise SettingsError(f"{where} {key}: {error}") from error
     return settings
+
+
+def _are_words(name: str, words: object) -> None:
+    if words is None or isinstance(words, str):
+        return
+    if not isinstance(words, Iterable):
+        raise SettingsError(f"{name} = {words!r}: give a word or a list of words.")
 
 
 def _words(words: Iterable[str] | str) -> tuple[str, ...]:

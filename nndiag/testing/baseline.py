@@ -20,7 +20,7 @@ import numpy as np
 
 from nndiag import compare, flow
 from nndiag.compare import Difference, Kind, Outline
-from nndiag.errors import ModelError, ReportError, SettingsError
+from nndiag.errors import FindingsError, ModelError, ReportError, SettingsError
 from nndiag.stats import Snapshot, TensorStats
 
 SCHEMA = 1
@@ -37,6 +37,7 @@ of torch and other numbers of threads round otherwise."""
 Batches = Literal["drawn", "resampled", "same"]
 Number = tuple[Kind, str]  # of what, and which: ("activation", "scale")
 _GROUPS = ("inputs", "parameters", "layers")  # causes first
+_GRADIENT: Number = ("gradient", "scale")
 _TINY = 1e-30  # in place of a scale of nothing, which has no logarithm
 
 
@@ -73,10 +74,10 @@ class Baseline:
         """
         found = self.differences(look(seed))
         for other in (self.seeds + 1, self.seeds + 2):
-            if all(d.kind == "structure" for d in found):
+            if all(map(_is_sure, found)):
                 break
             again = {(d.kind, d.name, d.what): d for d in self.differences(look(seed + other))}
-            found = tuple(d for d in found if d.kind == "structure" or _same(d, again))
+            found = tuple(d for d in found if _is_sure(d) or _same(d, again))
         return found
 
     def differences(self, snapshot: Snapshot) -> tuple[Difference, ...]:
@@ -99,7 +100,7 @@ class Baseline:
                     before, now = old[pair.old.name].numbers, values[pair.new.name]
                     numbers += self._moved(pair.new.name, before, now, quantile)
         # What is another part has other numbers, and so has what comes behind it.
-        kinds = ("input", "parameter", "activation", "share", "gradient")
+        kinds = ("structure", "input", "parameter", "activation", "share", "gradient")
         return (*found, *sorted(numbers, key=lambda d: kinds.index(d.kind)))
 
     def _moved(
@@ -109,14 +110,23 @@ class Baseline:
         now: Mapping[Number, float],
         quantile: float,
     ) -> Iterator[Difference]:
+        broken: set[Kind] = set()
+        if _GRADIENT in now and before and _GRADIENT not in before:
+            text = f"a gradient reaches {name}, where none did"
+            yield Difference("structure", name, "gradient", math.nan, math.nan, text=text)
         for number, (mean, deviation) in before.items():
-            if number not in now:
-                continue
             kind, what = number
+            if number not in now:
+                text = f"{_whose(kind, name)} has no {what} any more"
+                text = f"no gradient reaches {name} any more" if number == _GRADIENT else text
+                yield Difference("structure", name, what, mean, math.nan, text=text)
+                continue
             value = now[number]
             if not math.isfinite(value):
-                text = f"{_whose(kind, name)} holds NaN or infinity"
-                yield Difference(kind, name, "finite", mean, value, text=text)
+                if kind not in broken:
+                    text = f"{_whose(kind, name)} holds NaN or infinity"
+                    yield Difference(kind, name, "finite", mean, value, text=text)
+                broken.add(kind)
                 continue
             size = abs(value - mean)
             band = max(SLACK[kind], quantile * deviation * self._factor(kind))
@@ -171,7 +181,14 @@ class Baseline:
         return found
 
 
+def _is_sure(one: Difference) -> bool:
+    """Whether it is no question of how much."""
+    return one.kind == "structure" or one.what == "finite"
+
+
 def _same(one: Difference, others: Mapping[tuple[Kind, str, str], Difference]) -> bool:
+    if (one.kind, one.name, "finite") in others:
+        return True
     other = others.get((one.kind, one.name, one.what))
     return other is not None and (one.new > one.old) == (other.new > other.old)
 
@@ -224,8 +241,10 @@ def make(
         SettingsError: too few seeds, or seeds that do not give the same network.
         ModelError: ``build`` is no function, or gives no model.
     """
+    __tracebackhide__ = True
     if seeds < FEWEST:
         raise SettingsError(f"seeds = {seeds}: a baseline needs {FEWEST} or more, better {SEEDS}.")
+    batch = replayable(batch)
     runs = []
     for seed in range(1, seeds + 1):
         runs.append(look(build, batch, target, loss_fn, seed=seed, resample=True))
@@ -242,8 +261,14 @@ def make(
                 )
             for outline, numbers in seen:
                 samples[group].setdefault(outline.name, []).append(numbers)
+    # A bootstrap's deviation is too small by √(1 - 1/n) (Efron & Tibshirani 1993 section 5.2).
+    n = snapshots[0].samples
+    widen = math.sqrt(n / (n - 1)) if runs[0][1] == "resampled" else 1.0
     entries = {
-        group: tuple(Entry(outline, _summary(samples[group][outline.name])) for outline, _ in seen)
+        group: tuple(
+            Entry(outline, _summary(samples[group][outline.name], outline.name, widen))
+            for outline, _ in seen
+        )
         for group, seen in first.items()
     }
     one = snapshots[0]
@@ -264,10 +289,12 @@ def look(
     """One model from one seed, measured; where its batch came from."""
     from torch import nn
 
-    from nndiag.batch import Batch, LossMaker, batches, one
+    from nndiag.api import stream_of
+    from nndiag.batch import LossMaker
     from nndiag.capture.untouched import seeded
     from nndiag.capture.watch import validate, watch
 
+    __tracebackhide__ = True  # what the user's functions raise is theirs
     if isinstance(build, nn.Module) or not callable(build):
         raise ModelError(
             f"a baseline was given {type(build).__name__}. Give a function without arguments that "
@@ -280,11 +307,7 @@ def look(
         drawn = callable(batch) and not isinstance(batch, nn.Module)
         data = batch() if drawn else batch
         validate(model)
-        if target is not None:
-            given = one(data[0] if isinstance(data, tuple) and len(data) == 1 else data, model)
-            stream = [Batch(given.args, given.kwargs, target)]
-        else:
-            stream = list(islice(batches(data, model), 64))
+        stream = list(islice(stream_of(model, data, target, loss_fn), 64))
         origin: Batches = "drawn" if drawn else "same"
         if not drawn and resample:
             redrawn = [_resampled(each, seed) for each in stream]
@@ -302,6 +325,11 @@ def look(
     return snapshot, origin
 
 
+def replayable(batch: Any) -> Any:
+    """A batch or a stream that can be gone through again for another seed."""
+    return list(islice(batch, 64)) if isinstance(batch, Iterator) else batch
+
+
 def _resampled(batch: Any, seed: int) -> Any:
     """Its samples drawn with replacement; the batch itself where they cannot be told apart."""
     import torch
@@ -313,6 +341,8 @@ def _resampled(batch: Any, seed: int) -> Any:
     if len(sizes) != 1 or any(p.is_nested for p in dense):
         return batch
     [size] = sizes
+    if size < FEWEST:  # of so few the batch's own deviation cannot be told
+        return batch
     chosen = torch.from_numpy(np.random.default_rng(seed).integers(0, size, size))
     parts = [
         p[chosen.to(p.device)]
@@ -324,17 +354,27 @@ def _resampled(batch: Any, seed: int) -> Any:
     return type(batch)(args, kwargs, target)
 
 
-def _summary(samples: Sequence[Mapping[Number, float]]) -> dict[Number, tuple[float, float]]:
-    """Mean and deviation of each number that all seeds have and that can be told from chance."""
+def _summary(
+    samples: Sequence[Mapping[Number, float]], name: str, widen: float
+) -> dict[Number, tuple[float, float]]:
+    """Mean and deviation of each number that all seeds have and that can be told from chance.
+
+    ``widen``: the factor of the deviations of what the batch has a part in.
+    """
     found = {}
     for number in samples[0]:
+        kind, what = number
         values = np.array([sample.get(number, math.nan) for sample in samples])
         if not np.isfinite(values).all():
-            continue
-        deviation = float(values.std(ddof=1))
-        if number[1].endswith(_OF_FEW) and deviation > 0:
+            raise FindingsError(
+                f"{_whose(kind, name)} holds NaN or infinity, or is not there from every seed: "
+                "nothing can be held against that. Mend the model first: diagnose(model, batch)."
+            )
+        # Of equal numbers the deviation may be their rounding.
+        deviation = 0.0 if np.ptp(values) <= 1e-9 else float(values.std(ddof=1))
+        if what.endswith(_OF_FEW) and deviation > 0:
             continue  # the scale of a handful of random values is anybody's guess
-        found[number] = float(values.mean()), deviation
+        found[number] = float(values.mean()), deviation * (1 if kind == "parameter" else widen)
     return found
 
 
@@ -350,7 +390,7 @@ def _described(snapshot: Snapshot) -> dict[str, list[tuple[Outline, dict[Number,
     layers = []
     for layer in snapshot.layers:
         numbers = _numbers("activation", layer.output)
-        if layer.grad is not None and layer.grad.count:
+        if layer.grad is not None and layer.grad.total:
             numbers["gradient", "scale"] = _scale(layer.grad)
         act = flow.act_of(layer)
         if layer.flat is not None and act is not None:
@@ -396,6 +436,10 @@ def _told(
 ) -> str:
     from nndiag.render.story import number
 
+    if what.startswith("scale") and mean < math.log(2 * _TINY):
+        return f"{_whose(kind, name)} was all zero, and has a scale of {number(math.exp(value))}"
+    if what.startswith("scale") and value < math.log(2 * _TINY):
+        return f"{_whose(kind, name)} is all zero; its scale was {number(math.exp(mean))}"
     if what.startswith("scale"):
         ratio, most = math.exp(value - mean), math.exp(band)
         return (

@@ -26,8 +26,9 @@ class Verdict:
     def failed(self) -> bool:
         return bool(self.findings or self.crashed or self.missing)
 
-    def raise_if_failed(self) -> None:
-        """
+    def raise_if_failed(self, besides: str = "") -> None:
+        """``besides``: what else there is to tell.
+
         Raises:
             FindingsError: its text is the report of what fails.
         """
@@ -45,7 +46,7 @@ class Verdict:
                 f"{name} was expected ({reason}), but the model has no such finding any more. "
                 "Take it out of what is expected."
             )
-        raise FindingsError("\n\n".join(parts))
+        raise FindingsError("\n\n".join([*parts, *([besides] if besides else [])]))
 
 
 def judged(report: Report, expect: Mapping[str, str], fail_on: FailOn) -> Verdict:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nndiag.errors import FindingsError, NNDiagError
+from nndiag.errors import (
+    FindingsError,
+    NNDiagError,
+    OutputError,
+    ReportError,
+    SettingsError,
+)
 from nndiag.render import story
 from nndiag.report import Report
 from nndiag.testing import expected, session
+
+if TYPE_CHECKING:
+    from nndiag.testing import baseline
 
 
 class Diagnose:
@@ -18,7 +28,7 @@ class Diagnose:
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
-        self._calls = 0
+        self._names: dict[str, set[str]] = {"report": set(), "baseline": set()}
 
     def __call__(
         self,
@@ -50,15 +60,13 @@ class Diagnose:
         """
         __tracebackhide__ = True
         try:
-            verdict = self._verdict(
+            verdict, lost = self._verdict(
                 (model, batch, target, loss_fn), name, expect,
                 select=select, ignore=ignore, thresholds=thresholds, seed=seed,
             )  # fmt: skip
         except NNDiagError as error:
-            raise error.with_traceback(
-                None
-            ) from error.__cause__  # what is behind it, its cause, is the user's own
-        verdict.raise_if_failed()
+            raise error.with_traceback(None) from session.of_the_user(error)
+        verdict.raise_if_failed(lost)
         return verdict.report
 
     def baseline(
@@ -77,8 +85,10 @@ class Diagnose:
         of saturated values, and the structure are held against a file that is kept with the tests
         (``--nndiag-baseline=DIR``) and written by ``--nndiag-update-baseline``. Of runs in which
         nothing was changed at most 1 in 1,000 fails, whatever the number of layers: see
-        ``nndiag.testing.baseline``. Other seeds, other batches of the same data and other numbers
-        of threads are no change.
+        ``nndiag.testing.baseline``, and ``reports/baselines`` for how often that was measured.
+        Other seeds and other numbers of threads are no change, nor are other batches of the same
+        data, unless a batch has too few samples, or its samples cannot be told apart: the file then
+        says ``"batches": "same"``. Buffers are not held.
 
         Args:
             build: a function without arguments that builds the model.
@@ -86,8 +96,8 @@ class Diagnose:
                 arguments as ``batch`` is called for each seed; of a batch the samples are drawn
                 anew for each.
             name: of the baseline, where a test has several.
-            seeds: that a new baseline is made from; 20 see an initialisation 1.5 times too large,
-                five hardly one that is 5 times.
+            seeds: that a new baseline is made from. With 20 a weight of 130 values and more is seen
+                to be 1.5 times too large, with five of none.
 
         Raises:
             FindingsError: what differs, and by how much.
@@ -107,14 +117,16 @@ class Diagnose:
         from nndiag.render import files
         from nndiag.testing import baseline
 
-        config, title = self._item.config, self._title(name)
+        __tracebackhide__ = True
+        config, title = self._item.config, self._title("baseline", name)
         path = session.baselines(config) / f"{session.file_name(title)}.json"
         update = config.getoption("nndiag_update_baseline", False)
-        command = f'pytest --nndiag-update-baseline "{self._item.nodeid}"'
-        if path.exists():
-            known = baseline.Baseline.loads(path.read_text("utf-8", "replace"), str(path))
+        command = session.command(self._item, "--nndiag-update-baseline")
+        data = (baseline.replayable(data[0]), *data[1:])
+        if (known := _known(path, update)) is not None:
             found = known.confirmed(lambda seed: baseline.look(build, *data, seed=seed)[0])
             if not found:
+                session.tell_baseline(self._item, title, path)
                 return ""
             if not update:
                 told = baseline.text(found)
@@ -128,24 +140,51 @@ class Diagnose:
             session.tell_baseline(self._item, title, path, failed=missing)
             return f"{missing}. Make it, look at it and commit it: {command}"
         files.write({path: baseline.make(build, *data, seeds=seeds).dumps()})
-        session.tell_baseline(self._item, title, path)
+        session.tell_baseline(self._item, title, path, written=True)
         return ""
 
-    def _title(self, name: str) -> str:
-        self._calls += 1
-        return self._item.nodeid + (f"[{name or self._calls}]" if name or self._calls > 1 else "")
+    def _title(self, what: str, name: str) -> str:
+        """The test's name, with this call's where there is another."""
+        used = self._names[what]
+        called = name or (str(len(used) + 1) if used else "")
+        if called in used:
+            raise SettingsError(f"name={name!r} is that of an earlier {what} of this test.")
+        used.add(called)
+        return session.title_of(self._item) + (f"[{called}]" if called else "")
 
     def _verdict(
         self, arguments: tuple[Any, ...], name: str, expect: object, **given: Any
-    ) -> expected.Verdict:
+    ) -> tuple[expected.Verdict, str]:
+        """What fails; and why no report of it could be kept, where one was asked for."""
         from nndiag import api
 
         meant = expected.checked(expect, "expect")
         chosen = session.settings_for(self._item).override(**given)
+        title = self._title("report", name)
         report = api.check(*arguments, config=session.as_config(chosen))
         verdict = expected.judged(report, meant, chosen.fail_on)
-        title = self._title(name)
-        file = session.file_name(title)
-        kept = session.keep(report, self._item.config, file, verdict.failed)
+        file, kept, lost = session.file_name(title), None, ""
+        try:
+            kept = session.keep(report, self._item.config, file, verdict.failed)
+        except OutputError as error:
+            if not verdict.failed:
+                raise
+            lost = f"{type(error).__name__}: {error}"  # what is wrong in the model matters more
         session.tell(self._item, title, verdict, verdict.failed, kept)
-        return verdict
+        return verdict, lost
+
+
+def _known(path: Path, update: bool) -> baseline.Baseline | None:
+    """The baseline in a file; None where there is none, or one that is to be written anew."""
+    from nndiag.testing import baseline
+
+    try:
+        return baseline.Baseline.loads(path.read_text("utf-8", "replace"), str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ReportError(f"{path} cannot be read: {error.strerror}.") from error
+    except ReportError:
+        if update:
+            return None
+        raise

@@ -27,7 +27,7 @@ def parametrize_with_checks(
     select: Iterable[str] | str | None = None,
     ignore: Iterable[str] | str | None = None,
     thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> pytest.MarkDecorator:
     """A test for each model and rule, over ``def test_models(check): check()``.
 
@@ -43,10 +43,10 @@ def parametrize_with_checks(
             ``batch`` makes it.
         expected: findings that are known and meant, with the reason, for all models,
             ``{"dead-relu": "sparse gate by design"}``, or for one,
-            ``{"unet": {"dead-relu": "..."}}``. Their tests are strict xfails: once a finding is
-            gone, its test fails until it is taken out here.
+            ``{"unet": {"dead-relu": "..."}}``. Their tests are strict xfails, however grave the
+            finding is: once it is gone, its test fails until it is taken out here.
         select, ignore: which rules have tests.
-        thresholds, seed: as :func:`nndiag.check` takes them.
+        thresholds, seed: as :func:`nndiag.check` takes them; over markers and settings.
 
     Raises:
         SettingsError, UnknownRuleError: an unknown rule, model or threshold; no model; no reason.
@@ -105,14 +105,15 @@ class _Subject:
         model: Any,
         arguments: tuple[Any, ...],
         thresholds: Mapping[str, Any] | None,
-        seed: int,
+        seed: int | None,
         rules: Collection[str],
     ) -> None:
         self.name, self.rules, self.thresholds = name, rules, thresholds or {}
-        self.page: Path | None = None  # where its report was kept
+        self.pages: dict[Report, Path] = {}  # where each was kept
         self._model, self._arguments, self._seed = model, arguments, seed
-        self._report: Report | None = None
-        self._failure: tuple[str, str] | None = None
+        # By seed and most batches: one check of each, and why there is none.
+        self._reports: dict[tuple[int, int], Report] = {}
+        self._failures: dict[tuple[int, int], tuple[str, str]] = {}
         self._judged: dict[str, Report] = {}
 
     def report(self, found: Settings, test: str) -> Report:
@@ -121,29 +122,33 @@ class _Subject:
         By all rules: those that a test does not ask for may be the cause of what it does.
         """
         __tracebackhide__ = True
-        if self._failure is not None:
-            where, what = self._failure
+        seed = found.seed if self._seed is None else self._seed
+        run = (seed, found.max_batches)
+        if run in self._failures:
+            where, what = self._failures[run]
             pytest.fail(f"{self.name} could not be checked; see {where}: {what}", pytrace=False)
-        if self._report is None:
+        if run not in self._reports:
             try:
-                self._report = self._checked()
+                self._reports[run] = self._checked(*run)
             except Exception as error:
-                self._failure = (test, f"{type(error).__name__}: {error}")
+                self._failures[run] = (test, f"{type(error).__name__}: {error}")
                 raise
         thresholds = {**found.thresholds, **settings.flatten(self.thresholds)}
-        key = repr((found.ignore, sorted(thresholds.items())))
+        key = repr((run, found.ignore, sorted(thresholds.items())))
         if key not in self._judged:
-            self._judged[key] = self._report.judge(ignore=found.ignore, thresholds=thresholds)
+            report = self._reports[run]
+            self._judged[key] = report.judge(ignore=found.ignore, thresholds=thresholds)
         return self._judged[key]
 
-    def _checked(self) -> Report:
+    def _checked(self, seed: int, max_batches: int) -> Report:
+        __tracebackhide__ = True  # what building raises is the user's
         from torch import nn
 
         from nndiag import api
         from nndiag.capture.untouched import seeded
 
         model, arguments = self._model, self._arguments
-        with seeded(self._seed):
+        with seeded(seed):
             if not isinstance(model, nn.Module) and callable(model):
                 model = model()
             if isinstance(model, tuple) and model:
@@ -161,7 +166,7 @@ class _Subject:
                 f"models[{self.name!r}] gives {type(model).__name__}. Give a torch.nn.Module, a "
                 "function without arguments that returns one, or one that returns (model, batch)."
             )
-        return api.check(model, *arguments, config=False, seed=self._seed)
+        return api.check(model, *arguments, config={"max-batches": max_batches}, seed=seed)
 
 
 class ModelCheck:
@@ -186,9 +191,7 @@ class ModelCheck:
         try:
             return self._check()
         except NNDiagError as error:
-            raise error.with_traceback(
-                None
-            ) from error.__cause__  # what is behind it, its cause, is the user's own
+            raise error.with_traceback(None) from session.of_the_user(error)
 
     def _check(self) -> Report:
         __tracebackhide__ = True
@@ -203,7 +206,7 @@ class ModelCheck:
             pytest.skip(outcome.reason)
         verdict = self._verdict(report, found, tested)
         if item is not None:
-            self._tell(item, verdict)
+            self._tell(item, verdict, outcome.status == "crashed")
         if outcome.status == "crashed":
             pytest.fail(
                 f"{self.rule} crashed: {outcome.reason}. This is a fault in nndiag, not in your "
@@ -218,6 +221,9 @@ class ModelCheck:
         return report
 
     def _verdict(self, report: Report, found: Settings, tested: Collection[str]) -> known.Verdict:
+        if self._reason:  # as grave as it may be
+            expected = tuple(f for f in report.findings if f.rule == self.rule)
+            return known.Verdict(report, expected, (), {})
         if found.fail_on == "never":
             return known.Verdict(report, (), (), {})
         grave = report.at_least(found.fail_on)
@@ -226,12 +232,15 @@ class ModelCheck:
         mine = tuple(f for f in grave if f.rule == self.rule and f.root.rule not in others)
         return known.Verdict(report, mine, (), {})
 
-    def _tell(self, item: pytest.Item, verdict: known.Verdict) -> None:
-        subject, title = self._subject, item.nodeid.replace(f"-{self.rule}]", "]")
+    def _tell(self, item: pytest.Item, verdict: known.Verdict, crashed: bool) -> None:
+        subject, report = self._subject, verdict.report
+        head, bracket, given = session.title_of(item).rpartition("[")
+        title = f"{head}{bracket}{given.replace(f'{subject.name}-{self.rule}', subject.name, 1)}"
         if self._reason and not verdict.failed:
             verdict = replace(verdict, missing={self.rule: self._reason})
-        failed = bool(verdict.missing) if self._reason else verdict.failed
-        if subject.page is None:
-            name = session.file_name(title)
-            subject.page = session.keep(verdict.report, item.config, name, failed)
-        session.tell(item, title, verdict, failed, subject.page)
+        failed = crashed or (bool(verdict.missing) if self._reason else verdict.failed)
+        if report not in subject.pages:
+            kept = session.keep(report, item.config, session.file_name(title), failed)
+            if kept is not None:
+                subject.pages[report] = kept
+        session.tell(item, title, verdict, failed, subject.pages.get(report))

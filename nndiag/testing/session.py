@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,11 +78,13 @@ def _ini(config: pytest.Config) -> dict[str, Any]:
 
 def _options(config: pytest.Config) -> dict[str, Any]:
     given = {name: config.getoption(f"nndiag_{name}", None) for name in _NAMES}
-    return {name: value for name, value in given.items() if value is not None}
+    # An empty one is what an unset variable makes of it: nothing was asked for.
+    return {name: value for name, value in given.items() if value}
 
 
 def _over(found: Settings, given: Mapping[str, Any], home: Path, named: str) -> Settings:
     given = {name: _split(v) if isinstance(v, list) else v for name, v in given.items()}
+    given = {name: value for name, value in given.items() if value != []}
     for name in ("select", "ignore"):
         rule.chosen(given.get(name))
     _legal(given, named)
@@ -117,10 +122,10 @@ def settings_for(item: pytest.Item) -> Settings:
                 f"@pytest.mark.nndiag takes {', '.join(f'{key}=' for key in _MARKED)}; "
                 f"given were {', '.join([*map(repr, mark.args), *map(repr, mark.kwargs)])}."
             )
-        rule.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
-        rule.limits(mark.kwargs.get("thresholds"))
         _legal(mark.kwargs, "@pytest.mark.nndiag({}=)")
         found = found.override(**mark.kwargs)
+        rule.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
+        rule.limits(mark.kwargs.get("thresholds"))
     chosen = {
         k: v for k, v in _options(item.config).items() if k in ("select", "ignore", "fail_on")
     }
@@ -149,10 +154,13 @@ def keep(report: Report, config: pytest.Config, name: str, failed: bool) -> Path
         cache = getattr(config, "cache", None)
         if not failed or cache is None:
             return None
-        folder, wanted = Path(cache.mkdir("nndiag")), ("html",)
+        wanted = ("html",)
     try:
+        if folder is None:
+            assert cache is not None
+            folder = Path(cache.mkdir("nndiag"))
         made = formats.save(report, folder, wanted, name)
-    except OutputError:
+    except (OutputError, OSError):
         if asked:
             raise
         return None  # nobody asked for it
@@ -199,18 +207,38 @@ def baselines(config: pytest.Config) -> Path:
     return settings_of(config).baseline or config.rootpath / BASELINES
 
 
-def tell_baseline(item: pytest.Item, title: str, path: Path, failed: str = "") -> None:
-    """Tell the session's summary of a baseline that was written, or is not what it was."""
-    told = Diagnosis(title, "", bool(failed), line=failed, page=str(path), written=not failed)
+def tell_baseline(
+    item: pytest.Item, title: str, path: Path, failed: str = "", written: bool = False
+) -> None:
+    """Tell the session's summary of a baseline that was met, written, or is not met."""
+    told = Diagnosis(title, "", bool(failed), line=failed, page=str(path), written=written)
     item.stash.setdefault(DIAGNOSES, []).append(asdict(told))
+
+
+def title_of(item: pytest.Item) -> str:
+    """Its node's id, without what pytest-xdist adds for a group."""
+    groups = sorted({str(m.args[0]) for m in item.iter_markers("xdist_group") if m.args})
+    return item.nodeid.removesuffix(f"@{'_'.join(groups)}") if groups else item.nodeid
+
+
+def command(item: pytest.Item, option: str) -> str:
+    """What runs this test again, from where pytest was called."""
+    path, colons, rest = title_of(item).partition("::")
+    here = item.config.invocation_params.dir
+    with contextlib.suppress(ValueError):  # another drive
+        path = os.path.relpath(item.config.rootpath / path, here)
+    return f"pytest {option} {shlex.quote(path + colons + rest)}"
 
 
 _SIMPLE = re.compile(r"([\w/]+)\.py((?:::\w+)+)((?:\[\w+\])*)", re.ASCII)
 
 
 def file_name(title: str) -> str:
-    """A file's name for a test's: what every system takes, and another one for another title."""
-    plain = re.sub(r"[/:]+", ".", title.replace(".py::", "::"))
+    """A file's name for a test's: what every system takes, and another one for another title.
+
+    (But for titles that differ in their case alone, on a system that does not tell it apart.)
+    """
+    plain = re.sub(r":+", ".", title.replace(".py::", "::").replace("/", "-"))
     plain = re.sub(r"[^A-Za-z0-9_.]+", "-", plain).strip("-.") or "test"
     if _SIMPLE.fullmatch(title) and len(plain) <= 120:
         return plain

@@ -188,3 +188,104 @@ def test_a_trained_model_that_is_loaded_is_held_to_its_weights():
         trained[3].weight.mul_(1.2)
 
     assert moved(base, lambda: trained, batch())[0].name == "3.weight"
+
+
+class Cut(nn.Module):
+    """Gradients end in the middle of it."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.cut = cut
+        self.first, self.second = nn.Linear(12, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.second(h.detach() if self.cut else h)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_gradient_that_is_gone_or_new_is_a_change(cut):
+    base = baseline.make(lambda: Cut(cut), batch(), loss_fn=F.cross_entropy)
+    found = moved(base, lambda: Cut(not cut), batch())
+    told = "a gradient reaches first, where none did" if cut else "no gradient reaches first any"
+
+    assert found[0].kind == "structure"
+    assert any(d.text.startswith(told) for d in found)
+
+
+def test_nan_from_one_seed_alone_is_a_change_too(base):
+    def build():
+        model = net()()
+        if torch.initial_seed() == 0:
+            with torch.no_grad():
+                model[0].weight[0, 0] = math.nan
+        return model
+
+    found = moved(base, build, batch())
+    assert {d.what for d in found} == {"finite"}
+    assert len({(d.kind, d.name) for d in found}) == len(found)
+
+
+def test_a_model_that_makes_nan_has_no_baseline():
+    def build():
+        model = net()()
+        with torch.no_grad():
+            model[0].weight[0, 0] = math.nan
+        return model
+
+    with pytest.raises(errors.FindingsError, match="holds NaN or infinity, or is not there"):
+        baseline.make(build, batch(), loss_fn=F.cross_entropy)
+
+
+@pytest.mark.parametrize("seeds", [5, 8, 20])
+def test_a_few_values_are_held_where_they_never_change(seeds):
+    def build(bias=0.0):
+        model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 4))
+        nn.init.constant_(model[2].bias, bias)
+        return model
+
+    def data():
+        return POOL[torch.randint(0, len(POOL), (128,))]
+
+    base = baseline.make(build, data, seeds=seeds)
+    [found] = [
+        d
+        for d in base.differences(baseline.look(lambda: build(0.1), data)[0])
+        if d.name == "2.bias"
+    ]
+
+    assert found.text == "2.bias was all zero, and has a scale of 0.1"
+
+
+def test_a_batch_of_very_few_is_held_as_it_is():
+    data = torch.randn(3, 12)
+
+    assert baseline.make(lambda: nn.Linear(12, 4), data, seeds=5).batches == "same"
+
+
+def test_a_bootstraps_deviation_is_widened():
+    """Of n samples' mean a bootstrap has the deviation σ·√((n-1)/n)/√n."""
+    x = torch.randn(8, 200_000, generator=torch.Generator().manual_seed(0))
+    made = baseline.make(lambda: nn.Linear(200_000, 1), x, seeds=5)
+
+    [entry] = made.inputs
+    assert made.batches == "resampled"
+    assert entry.numbers["input", "scale"][1] > 0
+
+
+def test_a_stream_that_can_be_read_once_is_read_once():
+    data = iter([batch()() for _ in range(3)])
+
+    assert baseline.make(net(), data, loss_fn=F.cross_entropy, seeds=5).batches == "resampled"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_fn": nn.CrossEntropyLoss}, "Pass a function or an instance"),
+        ({"target": torch.zeros(1)}, "target was given but no loss_fn"),
+    ],
+)
+def test_what_a_check_refuses_a_baseline_refuses(arguments, message):
+    with pytest.raises(errors.LossError, match=message):
+        baseline.make(net(), batch(), **arguments, seeds=5)

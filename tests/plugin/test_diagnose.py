@@ -214,3 +214,50 @@ def test_nothing_of_the_process_is_touched(inner):
         "    assert all(map(torch.equal, model.parameters(), before[1]))\n"
         "    assert all(p.grad is None for p in model.parameters())\n"
     ).assert_outcomes(passed=1)
+
+
+def test_what_a_test_expects_to_fail_is_no_failure_of_the_session(inner, section):
+    result = inner(
+        "from nndiag import FindingsError\n"
+        "def test_raises(diagnose):\n"
+        "    with pytest.raises(FindingsError):\n"
+        "        diagnose(sick(), batch())\n"
+        "@pytest.mark.xfail(raises=FindingsError)\n"
+        "def test_xfail(diagnose):\n"
+        "    diagnose(sick(), batch())\n"
+    )
+
+    result.assert_outcomes(passed=1, xfailed=1)
+    assert section(result) == []
+
+
+def test_a_cache_that_cannot_be_used_costs_no_verdict(inner, pytester):
+    (pytester.path / ".pytest_cache").write_text("")
+    result = inner(SICK, "-W", "ignore")
+
+    result.assert_outcomes(failed=1)
+    assert "FindingsError: 2 errors" in result.stdout.str()
+
+
+def test_a_report_that_cannot_be_kept_costs_no_verdict(inner, pytester):
+    (pytester.path / "out").write_text("a file")
+    result = inner(SICK, "--nndiag-report=out")
+
+    result.assert_outcomes(failed=1)
+    assert "FindingsError: 2 errors" in result.stdout.str()
+    assert "OutputError: " in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("thresholds='abc'", "SettingsError: thresholds = 'abc': give a mapping"),
+        ("select=3", "SettingsError: select = 3: give a word or a list"),
+    ],
+)
+def test_a_wrong_option_of_a_call_is_one_clear_error(inner, given, message):
+    result = inner(f"def test_it(diagnose):\n    diagnose(well(), batch(), {given})\n")
+
+    result.assert_outcomes(failed=1)
+    assert message in result.stdout.str()
+    assert "nndiag/testing" not in result.stdout.str()

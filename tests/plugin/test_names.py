@@ -25,7 +25,7 @@ titles = st.builds(
     ("title", "name"),
     [
         ("test_a.py::test_b", "test_a.test_b"),
-        ("tests/unit/test_a.py::TestX::test_b[unet]", "tests.unit.test_a.TestX.test_b-unet"),
+        ("tests/unit/test_a.py::TestX::test_b[unet]", "tests-unit-test_a.TestX.test_b-unet"),
         ("test_a.py::test_b[unet][2]", "test_a.test_b-unet-2"),
     ],
 )
@@ -52,6 +52,7 @@ def test_other_tests_have_other_names(pair):
         ("test_a.py::t[b-2]", "test_a.py::t[b][2]"),
         ("test_a.py::t[a/b]", "test_a.py::t[a.b]"),
         ("a/test_b.py::t", "a.test_b.py::t"),
+        ("a/test_b.py::T::t", "a/test_b/T.py::t"),
         ("test_a.py::T::t", "test_a.py::T.t"),
         (f"test_a.py::t[{'x' * 200}]", f"test_a.py::t[{'x' * 201}]"),
     ],

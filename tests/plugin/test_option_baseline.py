@@ -16,11 +16,13 @@ def test_without_a_baseline_the_test_fails_and_says_how_to_make_one(inner, secti
     result.stdout.fnmatch_lines(
         [
             "E*there is no baseline */nndiag-baselines/test_it.test_net.json yet. Make it, *: "
-            'pytest --nndiag-update-baseline "test_it.py::test_net"'
+            "pytest --nndiag-update-baseline test_it.py::test_net"
         ]
     )
     assert "nndiag/testing" not in result.stdout.str()
-    assert section(result)[-1] == "If what differs is meant: pytest --nndiag-update-baseline"
+    assert section(result)[-1] == (
+        "Write the baselines that are meant anew: pytest --nndiag-update-baseline"
+    )
     assert not (pytester.path / "nndiag-baselines").exists()
 
 
@@ -104,4 +106,43 @@ def test_bad_input_is_one_clear_error(inner, given, message):
 
     result.assert_outcomes(failed=1)
     assert message in result.stdout.str()
+    assert "nndiag/testing" not in result.stdout.str()
+
+
+def test_the_name_does_not_depend_on_what_else_is_diagnosed(inner, saved):
+    inner(held(), "--nndiag-update-baseline")
+    inner(
+        held().replace("    diagnose.base", "    diagnose(build(), batch())\n    diagnose.base")
+    ).assert_outcomes(passed=1)
+
+    assert saved("nndiag-baselines") == ["test_it.test_net.json"]
+
+
+@pytest.mark.parametrize("call", ["diagnose(well(), batch(), name='a')",
+                                  "diagnose.baseline(well, batch, seeds=5, name='a')"])  # fmt: skip
+def test_a_name_that_a_test_uses_twice_is_an_error(inner, call):
+    result = inner(f"def test_it(diagnose):\n    {call}\n    {call}\n", "--nndiag-update-baseline")
+
+    result.assert_outcomes(failed=1)
+    assert "SettingsError: name='a' is that of an earlier" in result.stdout.str()
+
+
+def test_the_command_it_tells_works_from_where_pytest_was_called(inner, pytester, monkeypatch):
+    inner(held())
+    (pytester.path / "below").mkdir()
+    monkeypatch.chdir(pytester.path / "below")
+    result = pytester.runpytest_inprocess("../test_it.py", "--rootdir=..")
+
+    assert "pytest --nndiag-update-baseline ../test_it.py::test_net" in result.stdout.str()
+
+
+def test_what_the_users_functions_raise_shows_no_frame_of_ours(inner):
+    result = inner(
+        "def build():\n    raise ValueError('no weights at hand')\n"
+        "def test_it(diagnose):\n    diagnose.baseline(build, batch)\n",
+        "--nndiag-update-baseline",
+    )
+
+    result.assert_outcomes(failed=1)
+    assert "ValueError: no weights at hand" in result.stdout.str()
     assert "nndiag/testing" not in result.stdout.str()

@@ -61,3 +61,8 @@ def test_a_marker_selects_for_its_tests(inner):
     inner("@pytest.mark.nndiag(select='symmetry')\n" + SICK + DEAD).assert_outcomes(
         passed=1, failed=1
     )
+
+
+@pytest.mark.parametrize("option", ["--nndiag-select=", "--nndiag-ignore=", "--nndiag-select=,"])
+def test_one_that_is_empty_is_not_given(inner, option):
+    inner(SICK, option).assert_outcomes(failed=1)

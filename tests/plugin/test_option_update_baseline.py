@@ -35,3 +35,12 @@ def test_what_is_met_stays_as_it_is(inner, section, pytester):
 
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
     assert section(result) == []
+
+
+def test_a_file_that_is_broken_is_written_anew(inner, pytester):
+    inner(held(), "--nndiag-update-baseline")
+    path = pytester.path / "nndiag-baselines" / "test_it.test_net.json"
+    path.write_text("<<<<<<< HEAD\n")
+
+    inner(held(), "--nndiag-update-baseline").assert_outcomes(passed=1)
+    inner(held()).assert_outcomes(passed=1)

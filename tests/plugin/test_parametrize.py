@@ -92,6 +92,78 @@ def test_known_findings_are_strict_xfails_with_their_reason(inner, section):
     assert section(result) == []
 
 
+@pytest.mark.parametrize("fail_on", ["error", "never"])
+def test_a_known_finding_is_known_whatever_fails(inner, fail_on):
+    result = inner(
+        models("{'gated': dead}, batch, expected={'dead-relu': 'by design'}, select='ND103'"),
+        f"--nndiag-fail-on={fail_on}",
+    )
+
+    result.assert_outcomes(xfailed=1)
+
+
+def test_a_note_can_be_known_too(inner):
+    result = inner(
+        "def leaky():\n"
+        "    return nn.Sequential(nn.Linear(8, 16), nn.LeakyReLU(), nn.Linear(16, 3))\n"
+        + models("{'it': leaky}, batch, expected={'dense-activation': 'meant'}, select='ND104'")
+    )
+
+    result.assert_outcomes(xfailed=1)
+
+
+def test_markers_and_settings_hold_as_they_do_for_the_fixture(inner, pytester):
+    pytester.makepyprojecttoml("[tool.nndiag]\nmax-batches = 1\n")
+    inner(
+        "seeds = []\n"
+        "def build():\n    seeds.append(torch.initial_seed())\n    return well()\n"
+        "data = [(torch.randn(32, 8),) for _ in range(4)]\n"
+        "@pytest.mark.nndiag(seed=7)\n"
+        "@nndiag.testing.parametrize_with_checks({'a': build}, data, select='ND103')\n"
+        "def test_models(check):\n"
+        "    assert check().snapshot.samples == 32\n"
+        "    assert seeds == [7]\n"
+    ).assert_outcomes(passed=1)
+
+
+def test_one_decorator_may_serve_tests_that_judge_differently(inner, section, saved):
+    result = inner(
+        "checks = nndiag.testing.parametrize_with_checks({'a': dead}, batch, select='ND103')\n"
+        "@pytest.mark.nndiag(thresholds={'dead-relu.share': 0.9})\n"
+        "@checks\n"
+        "def test_lenient(check):\n    check()\n"
+        "@checks\n"
+        "def test_strict(check):\n    check()\n",
+        "--nndiag-report=out",
+    )
+
+    result.assert_outcomes(passed=1, failed=1)
+    assert "    out/test_it.test_strict-a.html" in section(result)
+    assert {"test_it.test_lenient-a.html", "test_it.test_strict-a.html"} < set(saved("out"))
+
+
+def test_a_model_is_one_whatever_else_its_test_is_parametrized_by(inner, section):
+    result = inner(
+        "@pytest.mark.parametrize('device', ['cpu'])\n"
+        + models("{'a': dead}, batch, select='ND1'").replace("(check)", "(check, device)")
+    )
+
+    assert section(result)[0] == "1 of 1 diagnosed model failed."
+
+
+def test_all_rules_that_fail_a_model_are_told(inner, section):
+    result = inner(
+        "def both():\n    model = dead()\n    model[2].requires_grad_(False)\n    return model\n"
+        + models("{'a': both}, batch, loss_fn=F.cross_entropy")
+    )
+    lines = section(result)
+
+    assert lines[0] == "1 of 1 diagnosed model failed."
+    assert {line.split("[")[-1].split("]")[0] for line in lines[1:5:2]} == {
+        "a-dead-relu", "a-frozen-layer",
+    }  # fmt: skip
+
+
 def test_a_known_finding_that_is_gone_fails(inner, section):
     result = inner(models("{'ok': well}, batch, expected={'ND103': 'once it was'}"), "-v")
 
