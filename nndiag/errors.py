@@ -13,7 +13,7 @@
     ├── TargetError       (ImportError)     ``package.module:attr`` that cannot be loaded
     ├── ReportError       (ValueError)      a saved report that cannot be read
     ├── OutputError       (OSError)         a report that cannot be written
-    └── FindingsError     (AssertionError)  ``report.raise_for_findings()`` found some
+    └── FindingsError     (AssertionError)  a test's verdict: findings, a baseline or a law not met
 
 Each is also the builtin exception a caller would have caught. By the time one reaches the
 caller, the model, its buffers, gradients, modes, hooks and every random generator are as they
@@ -74,7 +74,7 @@ class OutputError(NNDiagError, OSError):
 
 
 class FindingsError(NNDiagError, AssertionError):
-    """The report holds findings at or above the severity that was asked for."""
+    """What was asserted of a model, its numbers or a building block does not hold."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
