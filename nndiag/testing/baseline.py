@@ -21,12 +21,14 @@ import numpy as np
 from nndiag import compare, flow
 from nndiag.compare import Difference, Kind, Outline
 from nndiag.errors import FindingsError, ModelError, ReportError, SettingsError
+from nndiag.settings import Settings
 from nndiag.stats import Snapshot, TensorStats
 
 SCHEMA = 1
 RATE = 1e-3
 """The share of runs that may fail although nothing was changed."""
 SEEDS, FEWEST = 20, 5
+MOST_BATCHES = Settings().max_batches
 
 SLACK: Mapping[Kind, float] = {
     "input": 0.05, "parameter": 0.05, "activation": 0.05, "gradient": 0.05, "share": 0.02,
@@ -94,7 +96,7 @@ class Baseline:
                 [entry.outline for entry in old.values()], [outline for outline, _ in seen]
             )
             found += compare.structure(group[:-1], pairs)
-            values = {outline.name: found for outline, found in seen}
+            values = {outline.name: measured for outline, measured in seen}
             for pair in pairs:
                 if pair.old is not None and pair.new is not None:
                     before, now = old[pair.old.name].numbers, values[pair.new.name]
@@ -117,8 +119,8 @@ class Baseline:
         for number, (mean, deviation) in before.items():
             kind, what = number
             if number not in now:
-                text = f"{_whose(kind, name)} has no {what} any more"
-                text = f"no gradient reaches {name} any more" if number == _GRADIENT else text
+                gone = f"{_whose(kind, name)} has no {what} any more"
+                text = f"no gradient reaches {name} any more" if number == _GRADIENT else gone
                 yield Difference("structure", name, what, mean, math.nan, text=text)
                 continue
             value = now[number]
@@ -230,7 +232,6 @@ def make(
     loss_fn: Callable[..., Any] | None = None,
     *,
     seeds: int = SEEDS,
-    tick: Callable[[int], object] = lambda _: None,
 ) -> Baseline:
     """The numbers of ``build()`` over ``seeds`` seeds (from 1 on).
 
@@ -245,10 +246,10 @@ def make(
     if seeds < FEWEST:
         raise SettingsError(f"seeds = {seeds}: a baseline needs {FEWEST} or more, better {SEEDS}.")
     batch = replayable(batch)
-    runs = []
-    for seed in range(1, seeds + 1):
-        runs.append(look(build, batch, target, loss_fn, seed=seed, resample=True))
-        tick(seed)
+    runs = [
+        look(build, batch, target, loss_fn, seed=seed, resample=True)
+        for seed in range(1, seeds + 1)
+    ]
     snapshots = [snapshot for snapshot, _ in runs]
     first = _described(snapshots[0])
     samples: dict[str, dict[str, list[dict[Number, float]]]] = {group: {} for group in first}
@@ -307,7 +308,7 @@ def look(
         drawn = callable(batch) and not isinstance(batch, nn.Module)
         data = batch() if drawn else batch
         validate(model)
-        stream = list(islice(stream_of(model, data, target, loss_fn), 64))
+        stream = list(islice(stream_of(model, data, target, loss_fn), MOST_BATCHES))
         origin: Batches = "drawn" if drawn else "same"
         if not drawn and resample:
             redrawn = [_resampled(each, seed) for each in stream]
@@ -320,14 +321,14 @@ def look(
             needs=frozenset({"outputs", "gradients"}),
             loss=LossMaker(loss_fn, seed),
             seed=seed,
-            max_batches=64,
+            max_batches=MOST_BATCHES,
         )
     return snapshot, origin
 
 
 def replayable(batch: Any) -> Any:
     """A batch or a stream that can be gone through again for another seed."""
-    return list(islice(batch, 64)) if isinstance(batch, Iterator) else batch
+    return list(islice(batch, MOST_BATCHES)) if isinstance(batch, Iterator) else batch
 
 
 def _resampled(batch: Any, seed: int) -> Any:

@@ -65,14 +65,11 @@ class Battery(Generic[Block]):
             value = self.properties[name].run(block)
         except NotApplicable as reason:
             return Result(name, "does not apply", told=str(reason))
-        except AssertionError as failure:
+        except Exception as error:  # a law that does not hold, or one of the block's own
             if name in declared:
                 return Result(name, "declared", told=declared[name])
-            return Result(name, "fails", told=str(failure))
-        except Exception as error:  # of the block's own
-            if name in declared:
-                return Result(name, "declared", told=declared[name])
-            return Result(name, "fails", told=f"it raises {told(error)}")
+            is_law = isinstance(error, AssertionError)
+            return Result(name, "fails", told=str(error) if is_law else f"it raises {told(error)}")
         if name in declared:
             why = f"it holds, though it is declared not to ({declared[name]}): take that out"
             return Result(name, "fails", value, why)
@@ -187,8 +184,10 @@ class PropertyCheck:
         __tracebackhide__ = True
         result = self._of.result(self.property, self._block(), self._declared, self._expect)
         if result.status == "does not apply":
+            # Not a pass: nothing was looked at. The text is the property's own: why not.
             pytest.skip(result.told)
         if result.status == "declared":
+            # The text is the user's reason, without which there is no declaration.
             pytest.xfail(result.told)
         raise_for(self._called, self._of, [result])
         return result.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nndiag import rule
 from nndiag.errors import FindingsError, SettingsError
@@ -75,15 +76,23 @@ def checked(expect: object, what: str) -> dict[str, str]:
     """
     if expect is None:
         return {}
+    for name, reason in mapping(expect, what).items():
+        rule.chosen([name])
+        if not isinstance(reason, str) or not reason.strip():
+            raise SettingsError(f"{what}[{name!r}] is {reason!r}. Write why the finding is meant.")
+    return dict(mapping(expect, what))
+
+
+def mapping(expect: object, what: str) -> Mapping[str, Any]:
+    """
+    Raises:
+        SettingsError: it is none.
+    """
     if not isinstance(expect, Mapping):
         raise SettingsError(
             f'{what} is {expect!r}. Write {{"dead-relu": "why this is meant"}}: rules and reasons.'
         )
-    for name, reason in expect.items():
-        rule.chosen([name])
-        if not isinstance(reason, str) or not reason.strip():
-            raise SettingsError(f"{what}[{name!r}] is {reason!r}. Write why the finding is meant.")
-    return dict(expect)
+    return expect
 
 
 def _chain(finding: Finding) -> list[str]:

@@ -20,7 +20,6 @@ from nndiag.errors import (
     CaptureError,
     LossError,
     NNDiagError,
-    OutputError,
     SettingsError,
 )
 from nndiag.pytest_plugin import DIAGNOSES
@@ -148,22 +147,15 @@ def keep(report: Report, config: pytest.Config, name: str, failed: bool) -> Path
     from nndiag.render import formats
 
     found = settings_of(config)
-    asked = found.report is not None
-    folder, wanted = found.report, found.format or FORMATS
-    if folder is None:
-        cache = getattr(config, "cache", None)
-        if not failed or cache is None:
+    if found.report is not None:
+        made = formats.save(report, found.report, found.format or FORMATS, name)
+    elif failed and (cache := getattr(config, "cache", None)) is not None:
+        try:
+            made = formats.save(report, Path(cache.mkdir("nndiag")), ("html",), name)
+        except OSError:  # an OutputError is one, too; nobody asked for it
             return None
-        wanted = ("html",)
-    try:
-        if folder is None:
-            assert cache is not None
-            folder = Path(cache.mkdir("nndiag"))
-        made = formats.save(report, folder, wanted, name)
-    except (OutputError, OSError):
-        if asked:
-            raise
-        return None  # nobody asked for it
+    else:
+        return None
     pages = [path for path in made if path.suffix == ".html"] or made
     return pages[0]
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from battery_parts import assert_caught
 from torch import nn
 
 import nndiag.capture.untouched
 import nndiag.testing.normalizers  # loaded before the inner sessions, which unload what they load
 from nndiag.errors import FindingsError, ModelError, SettingsError
 from nndiag.fixes import normalization as ours
-from nndiag.testing.battery import raise_for
 from nndiag.testing.normalizers import (
     NORMALIZER,
     Normalizer,
@@ -475,11 +475,7 @@ def test_the_one_that_the_broken_are_made_from_is_sound():
     ("build", "name", "told"), BROKEN, ids=[f"{b.__name__}-{n}" for b, n, _ in BROKEN]
 )
 def test_what_breaks_a_law_is_caught(build, name, told):
-    result = result_of(name, build)
-
-    assert result.status == "fails", result
-    with pytest.raises(FindingsError, match=told):
-        raise_for("it", NORMALIZER, [result])
+    assert_caught(NORMALIZER, result_of(name, build), told)
 
 
 def test_every_property_has_been_seen_to_fail():

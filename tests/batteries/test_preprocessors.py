@@ -6,11 +6,11 @@ import random
 
 import numpy as np
 import pytest
+from battery_parts import assert_caught
 from sklearn import decomposition, impute, preprocessing
 
 import nndiag.testing.preprocessors  # noqa: F401 (the inner sessions unload what they load)
 from nndiag.errors import FindingsError, SettingsError
-from nndiag.testing.battery import raise_for
 from nndiag.testing.preprocessors import (
     PREPROCESSOR,
     Preprocessor,
@@ -272,11 +272,7 @@ def test_the_one_that_the_broken_are_made_from_is_sound():
     ("build", "name", "told"), BROKEN, ids=[f"{b.__name__}-{n}" for b, n, _ in BROKEN]
 )
 def test_what_breaks_a_law_is_caught(build, name, told):
-    result = result_of(name, build)
-
-    assert result.status == "fails", result
-    with pytest.raises(FindingsError, match=told):
-        raise_for("it", PREPROCESSOR, [result])
+    assert_caught(PREPROCESSOR, result_of(name, build), told)
 
 
 def test_every_property_has_been_seen_to_fail():

@@ -179,13 +179,14 @@ def awkward(name: str) -> models.Case:
 
 @pytest.mark.parametrize("name", models.AWKWARD)
 def test_a_check_leaves_no_trace(name):
+    twin = awkward(name)
+    inputs = next(iter(nndiag.batch.batches(twin.batch, twin.model)))
     try:
-        twin = awkward(name)
-        inputs = next(iter(nndiag.batch.batches(twin.batch, twin.model)))
         with torch.random.fork_rng():
             twin.model(*inputs.args, **inputs.kwargs)
-    except Exception as error:
-        pytest.skip(f"its own forward does not run on the device: {error}")
+    except (RuntimeError, TypeError) as error:
+        # Two of them keep a tensor on the CPU, or call NumPy, by design: torch's own words for it.
+        pytest.skip(f"without nndiag, its forward does not run on the device: {error}")
     case = awkward(name)
 
     with untouched(case.model, case.batch):

@@ -132,6 +132,14 @@ def test_the_quantile_is_the_one_that_the_issue_names():
     assert baseline.student(5, 200) * math.sqrt(1 + 1 / 5) == pytest.approx(36, abs=0.5)
 
 
+@pytest.mark.parametrize(("seeds", "values"), [(20, 130), (5, 4000)])
+def test_how_large_a_weight_has_to_be_is_as_the_docstring_says(seeds, values):
+    """ln of the rms of N Gaussian values has a deviation of 1/√(2N)."""
+    reach = baseline.student(seeds, 200) * math.sqrt(1 + 1 / seeds)
+
+    assert reach / math.sqrt(2 * values) < math.log(1.5) < reach / math.sqrt(2 * 0.95 * values)
+
+
 @given(seeds=st.integers(5, 50), count=st.integers(1, 5000))
 @settings(max_examples=50)
 def test_the_rate_of_a_run_is_shared_among_its_numbers(seeds, count):
