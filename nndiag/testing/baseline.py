@@ -246,10 +246,9 @@ def make(
     if seeds < FEWEST:
         raise SettingsError(f"seeds = {seeds}: a baseline needs {FEWEST} or more, better {SEEDS}.")
     batch = replayable(batch)
-    runs = [
-        look(build, batch, target, loss_fn, seed=seed, resample=True)
-        for seed in range(1, seeds + 1)
-    ]
+    runs = []
+    for seed in range(1, seeds + 1):  # no comprehension: before Python 3.12 it is a frame, shown
+        runs.append(look(build, batch, target, loss_fn, seed=seed, resample=True))
     snapshots = [snapshot for snapshot, _ in runs]
     first = _described(snapshots[0])
     samples: dict[str, dict[str, list[dict[Number, float]]]] = {group: {} for group in first}
