@@ -22,15 +22,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import nndiag
-from nndiag.errors import NNDiagError
+from nndiag.errors import MissingPackageError
 from nndiag.render import files
 
 if TYPE_CHECKING:
     from nndiag import Repair, Report
-
-
-class MissingPackageError(NNDiagError, ImportError):
-    """An optional package is not installed."""
 
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

@@ -1,0 +1,202 @@
+"""Measuring pages, keeping their tables, and making the pages of what was kept."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from nndiag.errors import ReportError, UnknownClaimError, did_you_mean
+from nndiag.gallery import render
+from nndiag.gallery.page import Frames, PageModule, discover
+from nndiag.languages import words
+from nndiag.render import files
+
+if TYPE_CHECKING:
+    from nndiag.progress import Progress
+
+CLAIMS, PAGES = "claims.csv", "pages.csv"
+"""Of the whole gallery: every claim with its verdict, and when and how each page was measured."""
+
+
+def chosen(names: Iterable[str]) -> dict[str, PageModule]:
+    """Pages by name or number, all if none is named.
+
+    Raises:
+        UnknownClaimError: there is no such page.
+    """
+    pages, found = discover(), {}
+    numbers = {str(module.PAGE.number): name for name, module in pages.items()}
+    for word in names:
+        name = numbers.get(word, word.lower().replace("_", "-"))
+        if name not in pages:
+            raise UnknownClaimError(
+                f"the gallery has no page {word!r}.{did_you_mean(word, pages)} "
+                f"Its pages are {', '.join(pages)}."
+            )
+        found[name] = pages[name]
+    return found or dict(pages)
+
+
+def measure(names: Iterable[str], output: Path, progress: Progress) -> None:
+    """Measure pages and write their tables: ``PAGE/*.csv``, and their lines in ``pages.csv``.
+
+    Each page is written when it is measured: stopped half way, the others are as they were.
+
+    Raises:
+        UnknownClaimError: there is no such page.
+        MissingPackageError: scikit-learn is not installed.
+        OutputError: a file cannot be written.
+    """
+    import torch
+
+    from nndiag.demo import one_thread
+    from nndiag.gallery.lab import Lab
+
+    pages = chosen(names)
+    for place, (name, module) in enumerate(pages.items()):
+
+        def told(share: float, text: str, place: int = place, name: str = name) -> None:
+            progress.update(place + share, len(pages), f"{name} {text}")
+
+        told(0.0, "")
+        began, lab = time.perf_counter(), Lab(told)
+        with torch.random.fork_rng(), one_thread():
+            torch.manual_seed(0)
+            frames = module.measure(lab)
+        frames["verdicts"] = lab.verdicts
+        run = {
+            "page": name,
+            "seconds": round(time.perf_counter() - began),
+            "date": datetime.date.today().isoformat(),
+            "torch": torch.__version__.partition("+")[0],
+            "cores": os.cpu_count(),
+        }
+        known = _runs(output)
+        known[name] = run
+        texts = {output / name / f"{frame}.csv": csv(table) for frame, table in frames.items()}
+        order = [known[page] for page in discover() if page in known]
+        files.write({**texts, output / PAGES: csv(pd.DataFrame(order))})
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A table as it is kept: six digits, which all that is made of it is made of."""
+    return frame.to_csv(index=False, float_format="%.6g", na_rep="nan", lineterminator="\n")
+
+
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    """A page's tables as they were kept.
+
+    Raises:
+        ReportError: there are none.
+    """
+    found = {
+        path.stem: pd.read_csv(path, keep_default_na=False, na_values=["nan"])
+        for path in sorted(folder.glob("*.csv"))
+    }
+    if "verdicts" not in found:
+        raise ReportError(
+            f"{folder} holds no measured page. Measure it with: "
+            f"nndiag gallery {folder.name} --output {folder.parent}"
+        )
+    return found
+
+
+def _runs(output: Path) -> dict[str, dict[str, Any]]:
+    if not (output / PAGES).exists():
+        return {}
+    table = pd.read_csv(output / PAGES, dtype={"torch": str})
+    return {row["page"]: row for row in table.to_dict("records")}  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the pages came to."""
+
+    entries: list[render.Entry]
+    claims: pd.DataFrame
+
+    @property
+    def not_shown(self) -> pd.DataFrame:
+        return self.claims[self.claims.verdict == "not shown"]
+
+
+def draw(output: Path, figures: bool = True) -> Drawn:
+    """Make the pages and both indexes of the tables in a folder, as Markdown, SVG and HTML.
+
+    Raises:
+        ReportError: no page was measured there.
+        MissingPackageError: matplotlib is not installed.
+        OutputError: a file cannot be written.
+    """
+    runs = _runs(output)
+    if not runs:
+        raise ReportError(
+            f"{output} holds no measured page. Measure them with: nndiag gallery --output {output}"
+        )
+    texts: dict[Path, str | bytes] = {}
+    entries, listed = [], []
+    for name, module in discover().items():
+        if name not in runs:
+            continue
+        frames = read(output / name)
+        text = render.page(name, module, frames, runs[name])
+        texts[output / name / "README.md"] = text
+        texts[output / name / "index.html"] = render.html(text, module.PAGE.title)
+        if figures:
+            from nndiag.gallery import plots
+
+            texts[output / name / "figure.svg"] = plots.svg(module, frames)
+        told = render.tell(module, frames)
+        listed += [_row(name, module, t) for t in told]
+        entries.append(_entry(name, module, told, frames))
+    table = pd.DataFrame(listed)
+    texts[output / CLAIMS] = csv(table)
+    texts.update(_indexes(output, entries, _whole(runs)))
+    files.write(texts)
+    return Drawn(entries, table)
+
+
+def _row(name: str, module: PageModule, told: render.Told) -> dict[str, object]:
+    claim, judged = told.claim, told.judged
+    return {
+        "page": name, "number": module.PAGE.number, "claim": claim.name,
+        "statement": claim.statement, "source": claim.source, "says": claim.says,
+        "measured": judged.measured, "expected": judged.expected, "verdict": told.verdict,
+    }  # fmt: skip
+
+
+def _entry(
+    name: str, module: PageModule, told: Iterable[render.Told], frames: Frames
+) -> render.Entry:
+    sick = int((frames["verdicts"].verdict == "sick").sum())
+    counts: Counter[str] = Counter(t.verdict for t in told)
+    return render.Entry(name, module.PAGE, counts, sick, len(frames["verdicts"]) - sick)
+
+
+def _whole(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    newest = max(runs.values(), key=lambda run: str(run["date"]))
+    return {**newest, "seconds": sum(int(run["seconds"]) for run in runs.values())}
+
+
+def _indexes(
+    output: Path, entries: list[render.Entry], run: Mapping[str, Any]
+) -> dict[Path, str | bytes]:
+    made: dict[Path, str | bytes] = {}
+    for language, name in render.INDEX.items():
+        title = words(language)["gallery"]["title"]
+        made[output / name] = render.index(entries, run, language)
+        page = render.index(entries, run, language, "index.html")
+        links = page.replace("(README.zh-CN.md)", "(index.zh-CN.html)")
+        links = links.replace("(README.md)", "(index.html)")
+        made[output / name.replace("README", "index").replace(".md", ".html")] = render.html(
+            links, title, language
+        )
+    return made
