@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test baselines benchmarks calibration comparison peers properties repairs clean
+.PHONY: help setup demo test baselines benchmarks calibration comparison gallery peers properties repairs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -36,6 +36,9 @@ benchmarks: $(READY) ## measure what nndiag costs in time and memory; remakes re
 
 comparison: $(READY) ## measure how often two runs are told apart; remakes reports/comparison (20 minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) comparison
+
+gallery: $(READY) ## measure the lecture's claims; remakes reports/gallery (10 minutes at most)
+	OMP_NUM_THREADS=1 $(VENV)/bin/nndiag gallery --output reports/gallery
 
 baselines: $(READY) ## measure how often baselines fail; remakes reports/baselines (minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) baselines

@@ -1,4 +1,4 @@
-"""The command line: ``nndiag check``, ``rule``, ``rules`` and ``demo``."""
+"""The command line of nndiag: one function a command."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ class Format(str, Enum):
 class Allow(str, Enum):
     safe = "safe"
     all = "all"
+
+
+class Language(str, Enum):
+    en = "en"
+    zh = "zh"
 
 
 class FailOn(str, Enum):
@@ -395,10 +400,14 @@ def compare(
     raise typer.Exit(FINE if found.same else FOUND)
 
 
+Lang = Annotated[Language, typer.Option("--lang", help="English or Simplified Chinese.")]
+
+
 @app.command()
 def rule(
     name: Annotated[str, typer.Argument(help="Its name or code.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+    lang: Lang = Language.en,
 ) -> None:
     """Show a rule's page: what it looks for, why, its thresholds, its cures."""
     from pydantic_core import to_json
@@ -412,11 +421,11 @@ def rule(
             told = {**asdict(module.RULE), "title": title(module), "page": page(module)}
             print(to_json(told, indent=2, inf_nan_mode="strings").decode())
         else:
-            print(page(module))
+            print(page(module, lang.value))
 
 
 @app.command()
-def rules() -> None:
+def rules(lang: Lang = Language.en) -> None:
     """List all rules."""
     from rich.table import Table
 
@@ -427,8 +436,69 @@ def rules() -> None:
         table.add_column(heading, no_wrap=True)
     table.add_column("title", overflow="fold")
     for module in discover().values():
-        table.add_row(module.RULE.code, module.RULE.name, module.RULE.severity, title(module))
+        told = (module.RULE.code, module.RULE.name, module.RULE.severity)
+        table.add_row(*told, title(module, lang.value))
     _console().print(table)
+
+
+@app.command()
+def gallery(
+    pages: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PAGE]...", help="Names or numbers; all if none is given.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where its pages go.")] = Path(
+        "nndiag-gallery"
+    ),
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Measure nothing: make the pages of the tables there.")
+    ] = False,
+    lang: Lang = Language.en,
+) -> None:
+    """Measure the lecture's claims on real networks and data, and judge them (minutes).
+
+    Exit status 1 if what was measured does not show what a page claims.
+    """
+    from nndiag.progress import Progress
+
+    # By name: the gallery needs torch, and most commands do not.
+    run = importlib.import_module("nndiag.gallery.run")
+    if redraw and pages:
+        raise typer.BadParameter("it makes all pages that were measured", param_hint="--redraw")
+    if not redraw:
+        with Progress("gallery") as progress:
+            run.measure(pages or [], output, progress)
+    drawn = run.draw(output)
+    _console().print(drawn.table(lang.value))
+    for line in drawn.amiss():
+        _console().print(line, markup=False, soft_wrap=True)
+    index = output / ("index.html" if lang is Language.en else "index.zh-CN.html")
+    _console().print(f"To click through: {index}", markup=False, soft_wrap=True)
+    raise typer.Exit(FOUND if len(drawn.not_shown) else FINE)
+
+
+@app.command()
+def explain(
+    claim: Annotated[
+        str | None,
+        typer.Argument(
+            help="A page of the gallery, by name or number, or a claim; lists the pages if left "
+            "out.",
+            show_default=False,
+        ),
+    ] = None,
+    lang: Lang = Language.en,
+) -> None:
+    """Show a page of the gallery: what the lecture says, and what was measured."""
+    from nndiag.gallery import explain as told
+
+    if claim is None:
+        _console().print(told.listed(lang.value))
+        return
+    for part in told.explain(claim, lang.value):
+        _console().print(part)
 
 
 @app.command()

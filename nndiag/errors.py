@@ -3,19 +3,19 @@
 ::
 
     NNDiagError
-    ├── ModelError        (TypeError)       not a module, or one that cannot run yet
-    ├── CureError         (ValueError)      a cure that does not exist, or does not fit the module
-    ├── BatchError        (ValueError)      a batch that is empty or does not fit ``forward``
-    ├── LossError         (ValueError)      no scalar loss that hangs on the model
-    ├── CaptureError      (RuntimeError)    the model raised while it was watched
-    ├── UnknownRuleError  (KeyError)        a rule or threshold that does not exist
-    ├── SettingsError     (ValueError)      a setting outside its range
-    ├── TargetError       (ImportError)     ``package.module:attr`` that cannot be loaded
-    ├── ReportError       (ValueError)      a saved report that cannot be read
-    ├── OutputError       (OSError)         a report that cannot be written
-    ├── MissingPackageError (ImportError)   a package that only the demo or the gallery needs
-    ├── UnknownClaimError (KeyError)        a page or claim of the gallery that does not exist
-    └── FindingsError     (AssertionError)  a test's verdict: findings, a baseline or a law not met
+    ├── ModelError           (TypeError)       not a module, or one that cannot run yet
+    ├── CureError            (ValueError)      a cure that there is not, or that does not fit
+    ├── BatchError           (ValueError)      a batch that is empty or does not fit ``forward``
+    ├── LossError            (ValueError)      no scalar loss that hangs on the model
+    ├── CaptureError         (RuntimeError)    the model raised while it was watched
+    ├── UnknownRuleError     (KeyError)        a rule or threshold that does not exist
+    ├── SettingsError        (ValueError)      a setting outside its range
+    ├── TargetError          (ImportError)     ``package.module:attr`` that cannot be loaded
+    ├── ReportError          (ValueError)      a saved report that cannot be read
+    ├── OutputError          (OSError)         a report that cannot be written
+    ├── MissingPackageError  (ImportError)     a package that only the demo or the gallery needs
+    ├── UnknownClaimError    (KeyError)        a page or claim of the gallery that does not exist
+    └── FindingsError        (AssertionError)  a verdict: findings, a baseline or law not met
 
 Each is also the builtin exception a caller would have caught. By the time one reaches the
 caller, the model, its buffers, gradients, modes, hooks and every random generator are as they

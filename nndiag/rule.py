@@ -20,6 +20,7 @@ from typing import Literal
 
 from nndiag import flow
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
+from nndiag.languages import ENGLISH, words
 from nndiag.stats import Layer, Parameter, Snapshot
 
 Severity = Literal["error", "warning", "note"]
@@ -208,15 +209,25 @@ def discover() -> Mapping[str, ModuleType]:
     return {m.RULE.name: m for m in sorted(modules, key=lambda m: m.RULE.code)}
 
 
-def title(module: ModuleType) -> str:
-    """A rule's title: the first line of its docstring."""
+def title(module: ModuleType, language: str = ENGLISH) -> str:
+    """A rule's title: the first line of its docstring, or its translation."""
+    if language != ENGLISH:
+        return str(words(language)["rules"][module.RULE.name]["title"])
     return (module.__doc__ or "").strip().splitlines()[0]
 
 
-def page(module: ModuleType) -> str:
-    """A rule's page: its docstring, its thresholds with their sources, its cures."""
+def page(module: ModuleType, language: str = ENGLISH) -> str:
+    """A rule's page: its docstring, its thresholds with their sources, its cures.
+
+    In another language than English its title and first paragraph are translated.
+    """
     rule: Rule = module.RULE
-    lines = [f"{rule.code} {rule.name} ({rule.severity})", "", (module.__doc__ or "").strip(), ""]
+    text = (module.__doc__ or "").strip()
+    if language != ENGLISH:
+        own = words(language)["rules"][rule.name]
+        _, _, rest = text.split("\n\n", 2)
+        text = "\n\n".join((own["title"], own["text"].strip(), words(language)["english"], rest))
+    lines = [f"{rule.code} {rule.name} ({rule.severity})", "", text, ""]
     if rule.thresholds:
         lines += ["Thresholds", ""]
         for name, t in rule.thresholds.items():

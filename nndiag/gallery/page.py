@@ -20,10 +20,6 @@ Frames = Mapping[str, "pd.DataFrame"]
 Standing = Literal["confirmed", "qualified", "contradicted"]
 Verdict = Literal["confirmed", "qualified", "contradicted", "not shown"]
 
-VERDICTS: tuple[Verdict, ...] = ("confirmed", "qualified", "contradicted", "not shown")
-"""Of what a source says: so it is; so it is on a condition that the source does not name; so it is
-not; and this measurement does not show what the page claims."""
-
 
 @dataclass(frozen=True)
 class Page:

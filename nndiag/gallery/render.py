@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nndiag.gallery.page import VERDICTS, Claim, Frames, Judged, Page, PageModule, Verdict, claims
-from nndiag.languages import words
+from nndiag.gallery.kept import PAGE, tally
+from nndiag.gallery.page import Claim, Frames, Judged, Page, PageModule, Verdict, claims
+from nndiag.languages import CHINESE, ENGLISH, words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markdown_it import MarkdownIt
 
-ENGLISH, CHINESE = "en", "zh"
-PAGE, INDEX = "README.md", {ENGLISH: "README.md", CHINESE: "README.zh-CN.md"}
+INDEX = {ENGLISH: "README.md", CHINESE: "README.zh-CN.md"}
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,9 @@ def index(
         total.update(entry.counts)
     template = _environment().get_template("index.md.j2")
     return template.render(
-        entries=titled, said=said, ending=ending, total=total, run=run, tally=tally
-    )
-
-
-def tally(
-    counts: Mapping[str, int], said: Mapping[str, str] | None = None, comma: str = ", "
-) -> str:
-    """``"4 confirmed, 1 qualified"``."""
-    return comma.join(f"{counts[v]} {said[v] if said else v}" for v in VERDICTS if counts.get(v))
+        entries=titled, said=said, language=language, ending=ending, total=total, run=run,
+        tally=tally,
+    )  # fmt: skip
 
 
 def rows(frame: pd.DataFrame) -> list[list[str]]:

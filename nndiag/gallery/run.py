@@ -6,7 +6,7 @@ import datetime
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,16 @@ import pandas as pd
 
 from nndiag.errors import ReportError, UnknownClaimError, did_you_mean
 from nndiag.gallery import render
+from nndiag.gallery.explain import listing
+from nndiag.gallery.kept import CLAIMS, FIGURE, PAGE, PAGES
 from nndiag.gallery.page import Frames, PageModule, discover
 from nndiag.languages import words
 from nndiag.render import files
 
 if TYPE_CHECKING:
-    from nndiag.progress import Progress
+    from rich.table import Table
 
-CLAIMS, PAGES = "claims.csv", "pages.csv"
-"""Of the whole gallery: every claim with its verdict, and when and how each page was measured."""
+    from nndiag.progress import Progress
 
 
 def chosen(names: Iterable[str]) -> dict[str, PageModule]:
@@ -79,7 +80,7 @@ def measure(names: Iterable[str], output: Path, progress: Progress) -> None:
             "torch": torch.__version__.partition("+")[0],
             "cores": os.cpu_count(),
         }
-        known = _runs(output)
+        known = runs(output)
         known[name] = run
         texts = {output / name / f"{frame}.csv": csv(table) for frame, table in frames.items()}
         order = [known[page] for page in discover() if page in known]
@@ -109,7 +110,8 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _runs(output: Path) -> dict[str, dict[str, Any]]:
+def runs(output: Path) -> dict[str, dict[str, Any]]:
+    """When and how each page in a folder was measured, by its name."""
     if not (output / PAGES).exists():
         return {}
     table = pd.read_csv(output / PAGES, dtype={"torch": str})
@@ -122,54 +124,102 @@ class Drawn:
 
     entries: list[render.Entry]
     claims: pd.DataFrame
+    run: dict[str, Any]
 
     @property
     def not_shown(self) -> pd.DataFrame:
+        """The claims that what was measured does not bear out."""
         return self.claims[self.claims.verdict == "not shown"]
 
+    def amiss(self) -> list[str]:
+        """A line for each of these."""
+        return [
+            f"not shown on {row.page}: {row.statement} Measured {row.measured}, expected "
+            f"{row.expected}."
+            for row in self.not_shown.itertuples()
+        ]
 
-def draw(output: Path, figures: bool = True) -> Drawn:
-    """Make the pages and both indexes of the tables in a folder, as Markdown, SVG and HTML.
+    def table(self, language: str) -> Table:
+        """All pages with what they came to."""
+        return listing(self.claims, language)
+
+    def indexes(self) -> dict[str, str]:
+        """The gallery's first page by file name, in Markdown and HTML and in each language."""
+        made = {}
+        for language, name in render.INDEX.items():
+            made[name] = render.index(self.entries, self.run, language)
+            linked = render.index(self.entries, self.run, language, "index.html")
+            for other in render.INDEX.values():
+                linked = linked.replace(f"({other})", f"({_as_html(other)})")
+            title = words(language)["gallery"]["title"]
+            made[_as_html(name)] = render.html(linked, title, language)
+        return made
+
+
+def _as_html(name: str) -> str:
+    return name.replace("README", "index").replace(".md", ".html")
+
+
+def drawn(output: Path) -> Drawn:
+    """What the tables in a folder come to; nothing is written.
+
+    Raises:
+        ReportError: no page was measured there.
+    """
+    known = _measured(output)
+    entries, listed = [], []
+    for name, module in discover().items():
+        if name in known:
+            frames = read(output / name)
+            told = render.tell(module, frames)
+            listed += [_row(name, module, t) for t in told]
+            entries.append(_entry(name, module, told, frames))
+    newest = max(known.values(), key=lambda run: str(run["date"]))
+    seconds = sum(int(run["seconds"]) for run in known.values())
+    return Drawn(entries, pd.DataFrame(listed), {**newest, "seconds": seconds})
+
+
+def draw(output: Path) -> Drawn:
+    """Make the pages and the indexes of the tables in a folder, as Markdown, SVG and HTML.
 
     Raises:
         ReportError: no page was measured there.
         MissingPackageError: matplotlib is not installed.
         OutputError: a file cannot be written.
     """
-    runs = _runs(output)
-    if not runs:
-        raise ReportError(
-            f"{output} holds no measured page. Measure them with: nndiag gallery --output {output}"
-        )
-    texts: dict[Path, str | bytes] = {}
-    entries, listed = [], []
-    for name, module in discover().items():
-        if name not in runs:
-            continue
-        frames = read(output / name)
-        text = render.page(name, module, frames, runs[name])
-        texts[output / name / "README.md"] = text
-        texts[output / name / "index.html"] = render.html(text, module.PAGE.title)
-        if figures:
-            from nndiag.gallery import plots
+    from nndiag.gallery import plots
 
-            texts[output / name / "figure.svg"] = plots.svg(module, frames)
-        told = render.tell(module, frames)
-        listed += [_row(name, module, t) for t in told]
-        entries.append(_entry(name, module, told, frames))
-    table = pd.DataFrame(listed)
-    texts[output / CLAIMS] = csv(table)
-    texts.update(_indexes(output, entries, _whole(runs)))
+    known = _measured(output)
+    texts: dict[Path, str | bytes] = {}
+    for name, module in discover().items():
+        if name in known:
+            frames = read(output / name)
+            text = render.page(name, module, frames, known[name])
+            texts[output / name / PAGE] = text
+            texts[output / name / "index.html"] = render.html(text, module.PAGE.title)
+            texts[output / name / FIGURE] = plots.svg(module, frames)
+    made = drawn(output)
+    texts[output / CLAIMS] = csv(made.claims)
+    texts.update({output / name: text for name, text in made.indexes().items()})
     files.write(texts)
-    return Drawn(entries, table)
+    return made
+
+
+def _measured(output: Path) -> dict[str, dict[str, Any]]:
+    if known := runs(output):
+        return known
+    raise ReportError(
+        f"{output} holds no measured page. Measure them with: nndiag gallery --output {output}"
+    )
 
 
 def _row(name: str, module: PageModule, told: render.Told) -> dict[str, object]:
     claim, judged = told.claim, told.judged
     return {
-        "page": name, "number": module.PAGE.number, "claim": claim.name,
-        "statement": claim.statement, "source": claim.source, "says": claim.says,
-        "measured": judged.measured, "expected": judged.expected, "verdict": told.verdict,
+        "page": name, "number": module.PAGE.number, "title": module.PAGE.title,
+        "claim": claim.name, "statement": claim.statement, "source": claim.source,
+        "says": claim.says, "measured": judged.measured, "expected": judged.expected,
+        "verdict": told.verdict,
     }  # fmt: skip
 
 
@@ -179,24 +229,3 @@ def _entry(
     sick = int((frames["verdicts"].verdict == "sick").sum())
     counts: Counter[str] = Counter(t.verdict for t in told)
     return render.Entry(name, module.PAGE, counts, sick, len(frames["verdicts"]) - sick)
-
-
-def _whole(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    newest = max(runs.values(), key=lambda run: str(run["date"]))
-    return {**newest, "seconds": sum(int(run["seconds"]) for run in runs.values())}
-
-
-def _indexes(
-    output: Path, entries: list[render.Entry], run: Mapping[str, Any]
-) -> dict[Path, str | bytes]:
-    made: dict[Path, str | bytes] = {}
-    for language, name in render.INDEX.items():
-        title = words(language)["gallery"]["title"]
-        made[output / name] = render.index(entries, run, language)
-        page = render.index(entries, run, language, "index.html")
-        links = page.replace("(README.zh-CN.md)", "(index.zh-CN.html)")
-        links = links.replace("(README.md)", "(index.html)")
-        made[output / name.replace("README", "index").replace(".md", ".html")] = render.html(
-            links, title, language
-        )
-    return made

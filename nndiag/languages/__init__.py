@@ -10,7 +10,7 @@ import importlib.resources
 import sys
 from typing import Any
 
-LANGUAGES = ("en", "zh")
+LANGUAGES = ENGLISH, CHINESE = "en", "zh"
 
 
 @functools.cache

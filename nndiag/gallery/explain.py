@@ -1,0 +1,127 @@
+"""Pages and claims on a terminal, as they were measured; torch is not needed to read them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from nndiag.errors import UnknownClaimError, did_you_mean
+from nndiag.gallery.kept import CLAIMS, PAGE, tally
+from nndiag.languages import ENGLISH, words
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def folder() -> Path:
+    """Where the measured pages are: within an installed package, or in the repository beside it.
+
+    Raises:
+        UnknownClaimError: they are in neither place.
+    """
+    here = Path(__file__)
+    places = (here.parent / "measured", here.parents[2] / "reports" / "gallery")
+    for place in places:
+        if (place / CLAIMS).exists():
+            return place
+    raise UnknownClaimError(
+        "the gallery's pages are not part of this installation. Install nndiag from a wheel or a "
+        "whole clone, or measure them: nndiag gallery"
+    )
+
+
+def listing(claims: pd.DataFrame, language: str = ENGLISH) -> Table:
+    """The pages of these claims, with what they came to."""
+    from rich.table import Table
+
+    said = words(language)["gallery"]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "", said["page"], said["verdict"]):
+        table.add_column(heading, overflow="fold")
+    for (number, name), rows in claims.groupby(["number", "page"]):
+        counts = tally(Counter(rows.verdict), language)
+        own = said.get("pages", {}).get(name, {"title": rows["title"].iloc[0]})
+        table.add_row(str(number), str(name), own["title"], counts)
+    return table
+
+
+def listed(language: str = ENGLISH) -> Table:
+    """All pages of the gallery."""
+    return listing(_claims(), language)
+
+
+def _claims() -> pd.DataFrame:
+    return pd.read_csv(folder() / CLAIMS, keep_default_na=False)
+
+
+def explain(asked: str, language: str = ENGLISH) -> Iterator[RenderableType]:
+    """What to print of a page (by name or number) or of a claim (by name, words or a part of it).
+
+    Raises:
+        UnknownClaimError: there is none, or several claims match.
+    """
+    from rich.markdown import Markdown
+
+    claims = _claims()
+    row = _claim(asked, claims)
+    page = _page(asked, claims) if row is None else str(row["page"])
+    if row is not None:
+        yield Markdown(_told(row, language))
+    if language != ENGLISH:
+        own = words(language)["gallery"]["pages"][page]
+        yield Markdown(f"# {own['title']}\n\n> {own['claim']}")
+    text = (folder() / page / PAGE).read_text(encoding="utf-8")
+    yield Markdown(_IMAGE.sub("", text))
+
+
+_IMAGE = re.compile(r"^!\[.*\]\(.*\)\n\n", re.M)
+
+
+def _told(row: pd.Series[str], language: str) -> str:
+    said = words(language)["gallery"]
+    translated = said.get("claims", {}).get(row["claim"], row["statement"])
+    return "\n".join(
+        (
+            f"**{translated}** {said['verdicts'][row['verdict']]}",
+            "",
+            f"- {said['measured']}: {row['measured']}",
+            f"- {said['expected']}: {row['expected']}",
+            f"- {row['source']}: {row['says']}",
+            "",
+            "---",
+        )
+    )
+
+
+def _page(asked: str, claims: pd.DataFrame) -> str:
+    word = asked.lower().replace("_", "-").replace(" ", "-")
+    numbers = {str(n): str(name) for n, name in zip(claims.number, claims.page, strict=True)}
+    word = numbers.get(word, word)
+    if word in set(claims.page):
+        return word
+    known = [*dict.fromkeys(claims.page), *claims.claim]
+    raise UnknownClaimError(
+        f"the gallery has no page or claim {asked!r}.{did_you_mean(asked, known)} Its pages are "
+        f"{', '.join(dict.fromkeys(claims.page))}; `nndiag explain PAGE` shows a page's claims."
+    )
+
+
+def _claim(asked: str, claims: pd.DataFrame) -> pd.Series[str] | None:
+    word = re.sub(r"[\s-]+", "_", asked.strip().lower().removeprefix("test_"))
+    exact = claims[claims.claim == word]
+    found = exact if len(exact) else claims[claims.claim.str.contains(word, regex=False)]
+    if len(found) == 1:
+        return found.iloc[0]
+    is_page = word.replace("_", "-") in set(claims.page)
+    if len(found) > 1 and not is_page and not word.isdigit():
+        raise UnknownClaimError(
+            f"{len(found)} claims have {asked!r} in their names: {', '.join(found.claim)}. "
+            "Say more of the one that is meant."
+        )
+    return None
