@@ -69,8 +69,10 @@ def explain(asked: str, language: str = ENGLISH) -> Iterator[RenderableType]:
     from rich.markdown import Markdown
 
     claims = _claims()
-    row = _claim(asked, claims)
-    page = _page(asked, claims) if row is None else str(row["page"])
+    page, row = _page(asked, claims), None
+    if page is None:
+        row = _claim(asked, claims)
+        page = str(row["page"])
     if row is not None:
         yield Markdown(_told(row, language))
     if language != ENGLISH:
@@ -80,15 +82,17 @@ def explain(asked: str, language: str = ENGLISH) -> Iterator[RenderableType]:
     yield Markdown(_IMAGE.sub("", text))
 
 
+MOST = 8
+"""Of claims that an error lists."""
+
 _IMAGE = re.compile(r"^!\[.*\]\(.*\)\n\n", re.M)
 
 
 def _told(row: pd.Series[str], language: str) -> str:
     said = words(language)["gallery"]
-    translated = said.get("claims", {}).get(row["claim"], row["statement"])
     return "\n".join(
         (
-            f"**{translated}** {said['verdicts'][row['verdict']]}",
+            f"**{row['statement']}** {said['verdicts'][row['verdict']]}",
             "",
             f"- {said['measured']}: {row['measured']}",
             f"- {said['expected']}: {row['expected']}",
@@ -99,29 +103,28 @@ def _told(row: pd.Series[str], language: str) -> str:
     )
 
 
-def _page(asked: str, claims: pd.DataFrame) -> str:
-    word = asked.lower().replace("_", "-").replace(" ", "-")
+def _page(asked: str, claims: pd.DataFrame) -> str | None:
+    word = re.sub(r"[\s_-]+", "-", asked.strip().lower())
     numbers = {str(n): str(name) for n, name in zip(claims.number, claims.page, strict=True)}
-    word = numbers.get(word, word)
-    if word in set(claims.page):
-        return word
-    known = [*dict.fromkeys(claims.page), *claims.claim]
-    raise UnknownClaimError(
-        f"the gallery has no page or claim {asked!r}.{did_you_mean(asked, known)} Its pages are "
-        f"{', '.join(dict.fromkeys(claims.page))}; `nndiag explain PAGE` shows a page's claims."
-    )
+    name = numbers.get(word, word)
+    return name if name in numbers.values() else None
 
 
-def _claim(asked: str, claims: pd.DataFrame) -> pd.Series[str] | None:
-    word = re.sub(r"[\s-]+", "_", asked.strip().lower().removeprefix("test_"))
+def _claim(asked: str, claims: pd.DataFrame) -> pd.Series[str]:
+    word = re.sub(r"[\s-]+", "_", asked.strip().lower()).removeprefix("test_")
     exact = claims[claims.claim == word]
     found = exact if len(exact) else claims[claims.claim.str.contains(word, regex=False)]
-    if len(found) == 1:
+    if word and len(found) == 1:
         return found.iloc[0]
-    is_page = word.replace("_", "-") in set(claims.page)
-    if len(found) > 1 and not is_page and not word.isdigit():
+    pages = list(dict.fromkeys(claims.page))
+    if word and len(found) > 1:
+        some = found.claim.iloc[:MOST]
+        others = f" and {len(found) - len(some)} others" if len(found) > len(some) else ""
         raise UnknownClaimError(
-            f"{len(found)} claims have {asked!r} in their names: {', '.join(found.claim)}. "
+            f"{len(found)} claims have {asked!r} in their names: {', '.join(some)}{others}. "
             "Say more of the one that is meant."
         )
-    return None
+    raise UnknownClaimError(
+        f"the gallery has no page or claim {asked!r}.{did_you_mean(asked, [*pages, *claims.claim])}"
+        f" Its pages are {', '.join(pages)}; `nndiag explain PAGE` shows a page's claims."
+    )

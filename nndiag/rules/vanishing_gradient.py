@@ -64,7 +64,7 @@ RULE = Rule(
         "total": Threshold(
             1e-2,
             "derived: 4 hidden layers of GELU or SiLU at torch's default init (slope 1/2, gain "
-            "1/√3) pass (1/2 · 1/√3)³ = 1/41 and train; a factor 2.4 of room for chance",
+            "1/√3) pass (1/2 · 1/√3)³ = 1/42 and train; a factor 2.4 of room for chance",
             0,
             1,
         ),

@@ -15,9 +15,13 @@ from typing import Any
 import pytest
 import repairs
 import samples
+from bands import GALLERY
 
 from nndiag.compare import compare
 from nndiag.fixes.repair import Repair
+from nndiag.gallery import render as gallery
+from nndiag.gallery import run
+from nndiag.gallery.page import discover
 from nndiag.render import html, index
 from nndiag.render import repair as repair_page
 
@@ -211,6 +215,43 @@ def test_a_comparison_and_an_index_open_fit_and_satisfy_axe(page, tmp_path, widt
         opened.goto((tmp_path / name).as_uri())
         assert opened.evaluate("document.documentElement.scrollWidth") <= width
         assert violations(opened) == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
+def test_the_gallery_opens_fits_and_satisfies_axe(page, tmp_path, width, scheme):
+    shutil.copytree(GALLERY, tmp_path / "gallery")
+    made = {
+        tmp_path / "gallery" / name: text for name, text in run.drawn(GALLERY).indexes().items()
+    }
+    for name, module in discover().items():
+        text = (GALLERY / name / "README.md").read_text(encoding="utf-8")
+        made[tmp_path / "gallery" / name / "index.html"] = gallery.html(text, module.PAGE.title)
+    for path, text in made.items():
+        path.write_text(text, encoding="utf-8")
+    opened = page(samples.healthy(), width=width, color_scheme=scheme)
+
+    for path in sorted(path for path in made if path.suffix == ".html"):
+        opened.goto(path.as_uri())
+        assert opened.locator("h1").count() == 1
+        drawn = "[...document.images].every((image) => image.naturalWidth > 0)"
+        assert opened.evaluate(drawn), path
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert violations(opened) == [], path
+
+
+def test_the_gallerys_thumbnails_lead_to_their_pages(page, tmp_path):
+    shutil.copytree(GALLERY, tmp_path / "gallery")
+    run.draw(tmp_path / "gallery")
+    opened = page(samples.healthy())
+
+    for index_page in ("index.html", "index.zh-CN.html"):
+        opened.goto((tmp_path / "gallery" / index_page).as_uri())
+        assert opened.locator("td a img").count() == len(discover())
+        opened.locator("td a img").nth(3).click()
+        assert opened.title() == "Weight initialisation"
+    opened.goto((tmp_path / "gallery" / "index.html").as_uri())
+    opened.get_by_role("link", name="简体中文").click()
+    assert opened.locator("html").get_attribute("lang") == "zh-CN"
 
 
 def test_dark_and_light_differ_and_both_print(page):

@@ -1,0 +1,105 @@
+"""The Simplified-Chinese edition says what the English one says: same parts, same numbers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from nndiag import rule
+from nndiag.gallery import page
+from nndiag.languages import words
+
+ROOT = Path(__file__).parents[1]
+ENGLISH, CHINESE = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")
+)
+RULES = rule.discover()
+EACH_OTHER = ("README.md", "README.zh-CN.md")
+HAN = re.compile(r"[\u4e00-\u9fff]")
+
+
+def numbers(text):
+    return Counter(re.findall(r"\d+(?:[.,/]\d+)*(?:e-?\d+)?", text))
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+def test_the_readmes_have_the_same_headings_code_and_links():
+    def parts(text):
+        prose = without_code(text)
+        return {
+            "headings": re.findall(r"^#+ ", prose, re.M),
+            "code": re.findall(r"^```.*?^```$", text, re.M | re.S),
+            "spans": Counter(re.findall(r"`[^`\n]+`", prose.replace("\n", " "))),
+            "links": [to for to in re.findall(r"\]\(([^)]+)\)", prose) if to not in EACH_OTHER],
+            "rows": len(re.findall(r"^\|", prose, re.M)),
+        }
+
+    english, chinese = parts(ENGLISH), parts(CHINESE)
+    for part, said in english.items():
+        assert chinese[part] == said, part
+
+
+def test_the_readmes_have_the_same_numbers():
+    assert numbers(without_code(CHINESE)) == numbers(without_code(ENGLISH))
+
+
+def test_the_readmes_lead_to_each_other():
+    assert "[简体中文](README.zh-CN.md)" in ENGLISH
+    assert "[English](README.md)" in CHINESE
+
+
+def test_the_chinese_readme_is_chinese():
+    prose = re.sub(r"`[^`]+`|\([^)]*\)", "", without_code(CHINESE))
+    assert len(HAN.findall(prose)) > 2500
+
+
+@pytest.mark.parametrize(("name", "module"), RULES.items(), ids=RULES)
+def test_a_rules_first_paragraph_is_there_with_the_same_numbers(name, module):
+    own = words("zh")["rules"][name]
+    title, paragraph, *_ = module.__doc__.strip().split("\n\n")
+    assert HAN.search(own["title"])
+    assert HAN.search(own["text"])
+    assert numbers(own["title"] + own["text"]) == numbers(f"{title} {paragraph}")
+
+
+@pytest.mark.parametrize("module", RULES.values(), ids=RULES)
+def test_a_rules_chinese_page_goes_on_in_english(module):
+    english, chinese = rule.page(module), rule.page(module, "zh")
+    _, _, paragraph, rest = english.split("\n\n", 3)
+    assert chinese.endswith(rest)
+    assert paragraph not in chinese
+    assert words("zh")["english"] in chinese
+
+
+def test_the_chinese_readme_names_each_rule_as_the_command_line_does():
+    rows = re.findall(r"^\| (ND\d+) \| `([\w-]+)` \| (\w+) \| (.+) \|$", CHINESE, re.M)
+    assert rows == [
+        (m.RULE.code, name, m.RULE.severity, rule.title(m, "zh")) for name, m in RULES.items()
+    ]
+
+
+@pytest.mark.parametrize("name", page.discover())
+def test_a_pages_title_and_claim_are_there_with_the_same_numbers(name):
+    own, page_ = words("zh")["gallery"]["pages"][name], page.discover()[name].PAGE
+    assert HAN.search(own["title"])
+    assert HAN.search(own["claim"])
+    assert numbers(own["title"] + own["claim"]) == numbers(f"{page_.title} {page_.claim}")
+
+
+def test_nothing_is_translated_that_does_not_exist():
+    said = words("zh")
+    assert said["rules"].keys() == RULES.keys()
+    assert said["gallery"]["pages"].keys() == page.discover().keys()
+
+
+def test_both_languages_have_the_same_words():
+    english, chinese = words("en"), words("zh")
+    assert set(english["gallery"]) | {"pages"} == set(chinese["gallery"])
+    for group in ("verdicts", "meaning"):
+        assert english["gallery"][group].keys() == chinese["gallery"][group].keys()
