@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import shutil
@@ -77,7 +78,10 @@ def main() -> None:
     except NNDiagError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(FAILED)
-    except Exception:
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT):
+            print(f"nndiag: the output could not be written: {error}.", file=sys.stderr)
+            sys.exit(FAILED)
         traceback.print_exc()
         print("This is a fault in nndiag, not in your model. Please report it.", file=sys.stderr)
         sys.exit(FAILED)
@@ -466,7 +470,10 @@ def gallery(
     # By name: the gallery needs torch, and most commands do not.
     run = importlib.import_module("nndiag.gallery.run")
     if redraw and pages:
-        raise typer.BadParameter("it makes all pages that were measured", param_hint="--redraw")
+        raise typer.BadParameter(
+            "it makes all pages that were measured; leave out --redraw, or the pages",
+            param_hint="--redraw",
+        )
     if not redraw:
         with Progress("gallery") as progress:
             run.measure(pages or [], output, progress)

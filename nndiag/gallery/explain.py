@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from nndiag.errors import UnknownClaimError, did_you_mean
+from nndiag.errors import ReportError, UnknownClaimError, did_you_mean
 from nndiag.gallery.kept import CLAIMS, PAGE, tally
-from nndiag.languages import ENGLISH, words
+from nndiag.languages import CHINESE, ENGLISH, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,7 +57,17 @@ def listed(language: str = ENGLISH) -> Table:
 
 
 def _claims() -> pd.DataFrame:
-    return pd.read_csv(folder() / CLAIMS, keep_default_na=False)
+    path = folder() / CLAIMS
+    try:
+        claims = pd.read_csv(path, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path} cannot be read: {error}. {REMAKE}") from error
+    if not len(claims) or {"page", "number", "title", "claim", "verdict"} - {*claims.columns}:
+        raise ReportError(f"{path} is not the gallery's list of claims. {REMAKE}")
+    return claims
+
+
+REMAKE = "Install nndiag again, or remake the pages with: nndiag gallery --redraw --output DIR"
 
 
 def explain(asked: str, language: str = ENGLISH) -> Iterator[RenderableType]:
@@ -65,6 +75,7 @@ def explain(asked: str, language: str = ENGLISH) -> Iterator[RenderableType]:
 
     Raises:
         UnknownClaimError: there is none, or several claims match.
+        ReportError: the kept pages cannot be read.
     """
     from rich.markdown import Markdown
 
@@ -77,9 +88,32 @@ def explain(asked: str, language: str = ENGLISH) -> Iterator[RenderableType]:
         yield Markdown(_told(row, language))
     if language != ENGLISH:
         own = words(language)["gallery"]["pages"][page]
-        yield Markdown(f"# {own['title']}\n\n> {own['claim']}")
-    text = (folder() / page / PAGE).read_text(encoding="utf-8")
-    yield Markdown(_IMAGE.sub("", text))
+        yield Markdown(f"# {own['title']}\n\n> {own['claim']}\n\n{words(language)['english']}")
+    path = folder() / page / PAGE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path} cannot be read: {error}. {REMAKE}") from error
+    yield _folding(_IMAGE.sub("", text))
+
+
+def _folding(text: str) -> RenderableType:
+    """Markdown whose tables break a number that has no room, and do not cut it."""
+    from rich.markdown import Markdown, TableElement
+    from rich.table import Table
+
+    class Folding(TableElement):
+        def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+            for made in super().__rich_console__(console, options):
+                if isinstance(made, Table):
+                    for column in made.columns:
+                        column.overflow = "fold"
+                yield made
+
+    class Folded(Markdown):
+        elements: ClassVar = {**Markdown.elements, "table_open": Folding}
+
+    return Folded(text)
 
 
 MOST = 8
@@ -104,10 +138,13 @@ def _told(row: pd.Series[str], language: str) -> str:
 
 
 def _page(asked: str, claims: pd.DataFrame) -> str | None:
-    word = re.sub(r"[\s_-]+", "-", asked.strip().lower())
-    numbers = {str(n): str(name) for n, name in zip(claims.number, claims.page, strict=True)}
-    name = numbers.get(word, word)
-    return name if name in numbers.values() else None
+    word = re.sub(r"^(page\b|#)?[\s#]*0*(?=\d)", "", asked.strip().lower())
+    word = re.sub(r"[\s_-]+", "-", word)
+    known = {str(name): str(name) for name in claims.page}
+    known |= {str(n): str(name) for n, name in zip(claims.number, claims.page, strict=True)}
+    for name, own in words(CHINESE)["gallery"]["pages"].items():
+        known[own["title"].lower()] = name
+    return known.get(word)
 
 
 def _claim(asked: str, claims: pd.DataFrame) -> pd.Series[str]:
@@ -126,5 +163,6 @@ def _claim(asked: str, claims: pd.DataFrame) -> pd.Series[str]:
         )
     raise UnknownClaimError(
         f"the gallery has no page or claim {asked!r}.{did_you_mean(asked, [*pages, *claims.claim])}"
-        f" Its pages are {', '.join(pages)}; `nndiag explain PAGE` shows a page's claims."
+        f" Its pages are {', '.join(pages)}; `nndiag explain PAGE` shows a page's claims, "
+        "`nndiag rule NAME` explains a rule."
     )

@@ -13,8 +13,8 @@ PAGE, FIGURE = "README.md", "figure.svg"
 """In each page's folder."""
 
 VERDICTS = ("confirmed", "qualified", "contradicted", "not shown")
-"""Of what a source says: so it is; so it is on a condition that the source does not name; so it is
-not; and this measurement does not show what the page claims."""
+"""Of what a source says: so it is; so it is in part, or on a condition; so it is not; and this
+measurement does not show what the page claims."""
 
 
 def tally(counts: Mapping[str, int], language: str = ENGLISH) -> str:

@@ -77,6 +77,8 @@ class Entry:
     counts: Mapping[str, int]
     sick: int
     healthy: int
+    own: int
+    """How many of its claims are about nndiag itself."""
     title: str = ""
     claim: str = ""
 
@@ -103,7 +105,7 @@ def index(
     template = _environment().get_template("index.md.j2")
     return template.render(
         entries=titled, said=said, language=language, ending=ending, total=total, run=run,
-        tally=tally,
+        own=sum(entry.own for entry in entries), tally=tally,
     )  # fmt: skip
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nndiag.errors import ReportError, UnknownClaimError, did_you_mean
+from nndiag.errors import NNDiagError, ReportError, UnknownClaimError, did_you_mean
 from nndiag.gallery import render
 from nndiag.gallery.explain import listing
 from nndiag.gallery.kept import CLAIMS, FIGURE, PAGE, PAGES
-from nndiag.gallery.page import Frames, PageModule, discover
+from nndiag.gallery.page import Frames, PageModule, claims, discover
 from nndiag.languages import words
 from nndiag.render import files
 
@@ -62,6 +63,7 @@ def measure(names: Iterable[str], output: Path, progress: Progress) -> None:
     from nndiag.gallery.lab import Lab
 
     pages = chosen(names)
+    runs(output)  # that the list can be added to, before minutes are spent
     for place, (name, module) in enumerate(pages.items()):
 
         def told(share: float, text: str, place: int = place, name: str = name) -> None:
@@ -96,26 +98,58 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     """A page's tables as they were kept.
 
     Raises:
-        ReportError: there are none.
+        ReportError: there are none, or one cannot be read.
     """
-    found = {
-        path.stem: pd.read_csv(path, keep_default_na=False, na_values=["nan"])
-        for path in sorted(folder.glob("*.csv"))
-    }
+    found = {}
+    for path in sorted(folder.glob("*.csv")):
+        try:
+            found[path.stem] = pd.read_csv(path, keep_default_na=False, na_values=["nan"])
+        except (OSError, ValueError) as error:  # ValueError: what pandas raises of a broken file
+            raise ReportError(f"{path} cannot be read: {error}. {_again(folder)}") from error
     if "verdicts" not in found:
-        raise ReportError(
-            f"{folder} holds no measured page. Measure it with: "
-            f"nndiag gallery {folder.name} --output {folder.parent}"
-        )
+        raise ReportError(f"{folder} holds no measured page. {_again(folder)}")
     return found
 
 
+def _again(folder: Path) -> str:
+    return (
+        "Nothing was written. Measure the page again with: "
+        f"nndiag gallery {folder.name} --output {folder.parent}"
+    )
+
+
+COLUMNS = ("page", "seconds", "date", "torch", "cores")
+
+
 def runs(output: Path) -> dict[str, dict[str, Any]]:
-    """When and how each page in a folder was measured, by its name."""
-    if not (output / PAGES).exists():
+    """When and how each page in a folder was measured, by its name.
+
+    Raises:
+        ReportError: the list of them cannot be read.
+    """
+    path = output / PAGES
+    if not path.exists():
         return {}
-    table = pd.read_csv(output / PAGES, dtype={"torch": str})
-    return {row["page"]: row for row in table.to_dict("records")}  # type: ignore[misc]
+    try:
+        table = pd.read_csv(path, dtype={"page": str, "torch": str, "date": str})
+        if missing := [name for name in COLUMNS if name not in table]:
+            raise ValueError(f"it has no column {missing[0]}")
+        found = {
+            str(row["page"]): {
+                "page": str(row["page"]), "seconds": int(row["seconds"]),
+                "date": str(row["date"]), "torch": str(row["torch"]), "cores": int(row["cores"]),
+            }
+            for row in table.to_dict("records")
+        }  # fmt: skip
+        if unknown := sorted(found.keys() - discover().keys()):
+            raise ValueError(f"it names {', '.join(unknown)}, which is no page")
+    except (OSError, ValueError) as error:
+        raise ReportError(
+            f"{path} is not what the gallery wrote: {error}. Nothing was written. Its pages are "
+            f"{', '.join(discover())}. Move the file away and measure again with: "
+            f"nndiag gallery --output {output}"
+        ) from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -170,10 +204,10 @@ def drawn(output: Path) -> Drawn:
     entries, listed = [], []
     for name, module in discover().items():
         if name in known:
-            frames = read(output / name)
-            told = render.tell(module, frames)
-            listed += [_row(name, module, t) for t in told]
-            entries.append(_entry(name, module, told, frames))
+            with _of_its_own(output / name) as frames:
+                told = render.tell(module, frames)
+                listed += [_row(name, module, t) for t in told]
+                entries.append(_entry(name, module, told, frames))
     newest = max(known.values(), key=lambda run: str(run["date"]))
     seconds = sum(int(run["seconds"]) for run in known.values())
     return Drawn(entries, pd.DataFrame(listed), {**newest, "seconds": seconds})
@@ -193,16 +227,30 @@ def draw(output: Path) -> Drawn:
     texts: dict[Path, str | bytes] = {}
     for name, module in discover().items():
         if name in known:
-            frames = read(output / name)
-            text = render.page(name, module, frames, known[name])
-            texts[output / name / PAGE] = text
-            texts[output / name / "index.html"] = render.html(text, module.PAGE.title)
-            texts[output / name / FIGURE] = plots.svg(module, frames)
+            with _of_its_own(output / name) as frames:
+                text = render.page(name, module, frames, known[name])
+                texts[output / name / PAGE] = text
+                texts[output / name / "index.html"] = render.html(text, module.PAGE.title)
+                texts[output / name / FIGURE] = plots.svg(module, frames)
     made = drawn(output)
     texts[output / CLAIMS] = csv(made.claims)
     texts.update({output / name: text for name, text in made.indexes().items()})
     files.write(texts)
     return made
+
+
+@contextlib.contextmanager
+def _of_its_own(folder: Path) -> Iterator[dict[str, pd.DataFrame]]:
+    """A page's tables, to be made something of; a failure is theirs: the code was not changed."""
+    try:
+        yield read(folder)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, NNDiagError):
+            raise
+        raise ReportError(
+            f"the tables in {folder} are not those that its page makes "
+            f"({type(error).__name__}: {error}). {_again(folder)}"
+        ) from error
 
 
 def _measured(output: Path) -> dict[str, dict[str, Any]]:
@@ -228,4 +276,6 @@ def _entry(
 ) -> render.Entry:
     sick = int((frames["verdicts"].verdict == "sick").sum())
     counts: Counter[str] = Counter(t.verdict for t in told)
-    return render.Entry(name, module.PAGE, counts, sick, len(frames["verdicts"]) - sick)
+    healthy = len(frames["verdicts"]) - sick
+    own = sum(claim.source == "nndiag" for claim in claims(module))
+    return render.Entry(name, module.PAGE, counts, sick, healthy, own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import warnings
 from pathlib import Path
@@ -85,23 +86,30 @@ def test_the_committed_tables_bear_every_claim_out(name, module):
     assert [t.claim.name for t in told if t.verdict == "not shown"] == []
 
 
+# A law whose both sides are spoilt alike still holds; its own test in tests/lecture spoils one.
+ALIKE = {
+    "zigzag": {"real_data_train_in_fewer_steps_when_centred"},
+    "preprocessing": {"decorrelation_alone_changes_no_step_of_gradient_descent"},
+}
+
+
 @every_page
-def test_a_claim_that_the_tables_refute_is_not_shown(name, module):
-    """Not one claim survives tables whose numbers are all the same."""
-    frames = run.read(GALLERY / name)
-    flat = {key: frame.copy() for key, frame in frames.items()}
+def test_no_claim_survives_tables_that_are_all_wrong(name, module):
+    """Whatever was measured, also counts and flags, is one and the same large number."""
+    flat = {key: frame.copy() for key, frame in run.read(GALLERY / name).items()}
+    keys = {"seed", "layer", "size", "step", "scale", "rate", "trials", "case", "side"}
     for frame in flat.values():
-        for column in frame.select_dtypes("float"):
-            frame[column] = 12.345
-    refuted = 0
+        for column in frame.select_dtypes(["float", "int", "bool"]).columns.difference([*keys]):
+            frame[column] = 12_345.678
+    survived = set()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         for claim in page.claims(module):
-            try:
-                refuted += not claim.judge(flat).holds
-            except (ArithmeticError, ValueError, IndexError, KeyError):
-                refuted += 1
-    assert refuted >= len(page.claims(module)) / 2
+            # a table that it cannot make sense of is no confirmation either
+            with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):
+                if claim.judge(flat).holds and claim.source != "nndiag":
+                    survived.add(claim.name)
+    assert survived <= ALIKE.get(name, set())
 
 
 @every_page
@@ -119,7 +127,7 @@ def test_the_figure_is_drawn_from_the_tables(name, module):
     drawn = plots.svg(module, run.read(GALLERY / name))
     assert drawn.lstrip().startswith("<?xml")
     assert "<script" not in drawn
-    assert len(drawn) < 250_000
+    assert len(drawn) < 300_000
     # what it says is that of the committed one, whatever the release of matplotlib
     assert words_in(drawn) == words_in((GALLERY / name / kept.FIGURE).read_text(encoding="utf-8"))
 
@@ -186,7 +194,7 @@ def test_the_readme_counts_the_claims_as_the_gallery_does():
     verdicts = pd.read_csv(GALLERY / kept.CLAIMS, keep_default_na=False).verdict
     n = verdicts.value_counts()
     assert (
-        f"of {len(verdicts)} claims {n['confirmed']} are confirmed, {n['qualified']} hold on a "
-        "condition that the lecture or paper does not name, and "
-        f"{n['contradicted']} are contradicted." in text
+        f"of {len(verdicts)} claims (11 of them about nndiag itself) {n['confirmed']} are "
+        f"confirmed, {n['qualified']} hold in part or on a condition, and {n['contradicted']} is "
+        "contradicted." in text
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import pandas as pd
@@ -39,7 +40,9 @@ def test_without_a_claim_every_page_is_listed_with_its_verdict():
         assert f"{counts['confirmed']} confirmed" in row
 
 
-@pytest.mark.parametrize("asked", ["weight-init", "weight_init", "4", "Weight-Init"])
+@pytest.mark.parametrize(
+    "asked", ["weight-init", "weight_init", "4", "04", "#4", "page 4", "Weight Init", "权重初始化"]
+)
 def test_a_page_is_found_by_name_and_number(asked):
     said = squeezed(invoke("explain", asked).stdout)
     assert said.startswith("4. Weight initialisation")
@@ -150,6 +153,74 @@ def test_a_claim_that_is_not_shown_is_said_and_fails(one_page):
     assert "not shown on weight-init: With weights of 1.0" in squeezed(result.stdout)
     text = (one_page / "weight-init" / kept.PAGE).read_text(encoding="utf-8")
     assert "This run does not show what the page claims" in text
+
+
+BROKEN = {
+    "cut in a row": lambda text: text[: len(text) // 2].rpartition(",")[0] + ",x,y,z,1,2,3",
+    "empty": lambda text: "",
+    "binary": lambda text: b"\xff\xfe\x00\x81",
+    "header only": lambda text: text.partition("\n")[0] + "\n",
+    "other columns": lambda text: text.replace("case", "kind").replace("page,", "leaf,"),
+    "words for numbers": lambda text: text.replace("0.", "x").replace("2", "two"),
+}
+
+
+@pytest.mark.parametrize("harm", BROKEN)
+@pytest.mark.parametrize("name", ["weight-init/layers.csv", "pages.csv"])
+def test_a_broken_table_is_one_clear_error_and_nothing_is_written(one_page, name, harm):
+    path = one_page / name
+    broken = BROKEN[harm](path.read_text(encoding="utf-8"))
+    path.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+    before = {file: file.read_bytes() for file in one_page.rglob("*") if file.is_file()}
+    with pytest.raises(ReportError, match=r"nndiag gallery .*--output") as caught:
+        invoke("gallery", "--redraw", "--output", str(one_page))
+    assert str(path if "pages" in name else path.parent) in str(caught.value) or (
+        "holds no measured page" in str(caught.value)
+    )
+    assert {file: file.read_bytes() for file in one_page.rglob("*") if file.is_file()} == before
+
+
+def test_a_broken_list_of_pages_is_said_before_anything_is_measured(one_page):
+    (one_page / kept.PAGES).write_text("hello\n", encoding="utf-8")
+    with pytest.raises(ReportError, match=r"pages\.csv is not what the gallery wrote"):
+        run.measure(["zigzag"], one_page, None)  # no progress: it is not come to
+    (one_page / kept.PAGES).write_text("page,seconds,date,torch,cores\nzag,1,2026,2,2\n")
+    with pytest.raises(ReportError, match="it names zag, which is no page"):
+        run.draw(one_page)
+
+
+@pytest.mark.parametrize("text", ["", "claim\n", "page,number,title,claim,verdict\n", "\0"])
+def test_a_broken_list_of_claims_is_one_clear_error(tmp_path, monkeypatch, text):
+    (tmp_path / kept.CLAIMS).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(explain, "folder", lambda: tmp_path)
+    with pytest.raises(ReportError, match="Install nndiag again, or remake the pages"):
+        invoke("explain", "4")
+
+
+def test_a_page_that_is_gone_is_one_clear_error(tmp_path, monkeypatch):
+    (tmp_path / kept.CLAIMS).write_bytes((GALLERY / kept.CLAIMS).read_bytes())
+    monkeypatch.setattr(explain, "folder", lambda: tmp_path)
+    with pytest.raises(ReportError, match=r"weight-init/README\.md cannot be read"):
+        invoke("explain", "4")
+
+
+def test_no_number_is_cut_short_on_a_narrow_terminal(monkeypatch):
+    result = typer.testing.CliRunner(env={"COLUMNS": "60"}).invoke(cli.app, ["explain", "4"])
+    assert "…" not in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 60
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == cli.FAILED
+    said = capsys.readouterr().err
+    assert said.startswith("nndiag: the output could not be written: [Errno 28] No space left")
+    assert "fault in nndiag" not in said
 
 
 class Bar:

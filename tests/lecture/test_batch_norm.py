@@ -40,6 +40,8 @@ def test_bn_trains_over_a_hundredfold_range_of_init_scales():
         assert cell(True, scale, 1.0) > page.LEARNT
         for rate in page.RATES:
             assert not cell(False, scale, rate) > 0.5, (scale, rate)
+    # a large scale learns all the same, at a rate that is far too low for others
+    assert cell(False, 10.0, page.OWN[10.0]) > 0.5
 
 
 def test_bn_allows_a_tenfold_learning_rate():

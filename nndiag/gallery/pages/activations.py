@@ -13,7 +13,9 @@ of these, at the rate at which they are fewest. (3) The same networks, 200 steps
 0.1, which is a hundred times too high (ReLU also at 0.001, ELU also at 0.3): a unit is dead if the
 slope of its activation is exactly zero on all 1297 training images. (4) Time: each function on
 50,000 values against ReLU on the same, and a linear layer of 500 x 500 with the activation behind
-it, forwards and backwards, against the same with ReLU; medians of 31 pairs on one thread. A maxout
+it, forwards and backwards, against the same with ReLU; medians of 31 pairs on one thread. (The
+function alone is timed forwards, on values that stay in the cache; forwards and backwards over
+larger tensors all wait for memory, and the ratios shrink: see the rule costly-activation.) A maxout
 unit is the larger of two linear pieces, so it has twice the weights.
 """
 
@@ -44,7 +46,8 @@ PAGE = Page(
     number=1,
     title="Activation functions",
     claim="Sigmoid saturates, is not zero-centred and costs an exp(); tanh is zero-centred but "
-    "saturates; ReLU does neither, but its units can die; Leaky ReLU, ELU and Maxout mend that.",
+    "saturates; ReLU saturates on one side alone and is cheap, but is not zero-centred, and its "
+    "units can die; Leaky ReLU, ELU and Maxout mend that.",
     sources=(
         "CS231n 2017, lecture 6, slides 15 to 33",
         "Krizhevsky et al. 2012, figure 1",

@@ -531,16 +531,17 @@ def the_stall_is_a_plateau_of_sgd_that_adam_does_not_know(frames: Frames) -> Jud
     "the 22-layer net converges with both, with He earlier; no superiority in accuracy",
 )
 def at_ten_layers_both_train_and_he_only_earlier(frames: Frames) -> Judged:
-    """A 10-layer ReLU net trains with both; He is there earlier, and ends as accurate."""
+    """A 10-layer ReLU net trains with both, with He earlier; Xavier's accuracy comes close."""
     steps = [_arrived(ran(frames, *run[:3]), 1) for run in RUNS_OF[:2]]
     ends = [accuracy(frames, run) for run in RUNS_OF[:2]]
-    apart = float((ends[0] - ends[1]).mean())
+    each = ends[0] - ends[1]
+    apart = float(each.mean())
     return Judged(
         bool((steps[0] < steps[1]).all()) and abs(apart) < 0.03,
         f"loss below 1 after {spread(steps[0])} steps with He, {spread(steps[1])} with Xavier; "
-        f"accuracy {spread(ends[0])} and {spread(ends[1])}",
-        "He first in every seed; accuracies apart by less than 0.03, 3 sd of the difference of two "
-        "shares of 500",
+        f"accuracy {spread(ends[0])} and {spread(ends[1])}, He ahead in {int((each > 0).sum())} of "
+        f"{len(each)} seeds by {number(apart)}",
+        "He first in every seed; accuracies less than 0.03 apart after 1200 steps",
     )
 
 

@@ -407,7 +407,7 @@ def maxout_of_k_pieces_has_k_times_the_parameters(frames: Frames) -> Judged:
         "; ".join(
             f"{r.parameters} for {r.parameters_relu}, k = {r.pieces}" for r in doubled.itertuples()
         ),
-        "k(d_in + 1)d_out, exactly (Goodfellow et al. 2013)",
+        "k(d_in + 1)d_out, exactly, by counting",
     )
 
 

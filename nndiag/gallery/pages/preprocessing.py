@@ -601,11 +601,13 @@ def a_far_smaller_condition_number_saves_digits_no_step(frames: Frames) -> Judge
 @claim(
     "slides 36 and 37", "PCA decorrelates the data: their covariance becomes diagonal",
     stands="qualified",
-    but="It does, and plain gradient descent gains nothing by it: a rotation changes neither the "
-    "eigenvalues of XᵀX/N nor a single loss on the way. What helps is the division that follows.",
+    but="It does, and plain gradient descent from zero weights gains nothing by it: a rotation "
+    "changes neither the eigenvalues of XᵀX/N nor a single loss on the way. (A net's random first "
+    "weights are not rotated with the data: its steps differ by chance.) What helps is the "
+    "division that follows.",
 )  # fmt: skip
 def decorrelation_alone_changes_no_step_of_gradient_descent(frames: Frames) -> Judged:
-    """Rotated onto its principal axes the data train in just as many steps as only centred."""
+    """Rotated onto its principal axes the data train softmax in as many steps as only centred."""
     most, worst = 0, 0.0
     for name in DATA:
         centred, rotated = (_steps(frames, name, s).to_numpy() for s in ("centred", "decorrelated"))

@@ -589,7 +589,8 @@ def shifted_images_cure_shifts_and_nothing_else(frames: Frames) -> Judged:
     "dropout and averaging models do not much reduce the vulnerability to adversarial examples",
     stands="qualified",
     but="Against a step of 0.1 they gain some points, though no more than half of what "
-    "adversarial training gains; against 0.2 nothing is left of it. Weight decay is no exception.",
+    "adversarial training gains; against 0.2 next to nothing is left of it. Weight decay is no "
+    "exception.",
 )
 def weight_decay_dropout_and_ensembles_buy_less_than_half(frames: Frames) -> Judged:
     """Under PGD of 0.1 each gains less than half of what PGD images gain; of 0.2, next to none."""

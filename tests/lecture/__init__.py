@@ -1,0 +1,1 @@
+"""The lecture, claim by claim: ``pytest tests/lecture --collect-only -q`` lists it."""
