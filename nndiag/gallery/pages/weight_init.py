@@ -40,8 +40,8 @@ PAGE = Page(
         "He et al. 2015, section 2.2",
     ),
     caption="Each row a scale, each column a layer: the distribution of the layer's outputs from "
-    "-1 to 1 (tanh) or 0 to 2.5 (ReLU, without its zeros), one seed, "
-    "each with a scale of its own; right, the gradient δ from "
+    "-1 to 1 (tanh) or 0 to 2.5 (ReLU, without its zeros and what "
+    "lies beyond), one seed, each with a scale of its own; right, the gradient δ from "
     "layer to layer, all seeds.",
 )
 
@@ -156,7 +156,7 @@ def _histogram(name: str, layer: int, y: Tensor) -> pd.DataFrame:
     tanh = name.startswith("tanh")
     edges = np.linspace(-1, 1, BINS + 1) if tanh else np.linspace(0, 2.5, BINS + 1)
     values = y[y != 0] if not tanh else y
-    counts, _ = np.histogram(values.clamp(edges[0], edges[-1]).numpy(), edges)
+    counts, _ = np.histogram(values.numpy(), edges)
     return pd.DataFrame(
         {"case": name, "layer": layer, "from": edges[:-1], "share": counts / max(values.numel(), 1)}
     )
