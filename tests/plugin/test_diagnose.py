@@ -222,6 +222,7 @@ def test_what_a_test_expects_to_fail_is_no_failure_of_the_session(inner, section
         "def test_raises(diagnose):\n"
         "    with pytest.raises(FindingsError):\n"
         "        diagnose(sick(), batch())\n"
+        # The xfail is what is tested: an inner test of a sick model that is known to be sick.
         "@pytest.mark.xfail(raises=FindingsError, reason='eight sigmoids in a row')\n"
         "def test_xfail(diagnose):\n"
         "    diagnose(sick(), batch())\n"

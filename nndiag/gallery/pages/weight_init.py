@@ -40,9 +40,8 @@ PAGE = Page(
         "He et al. 2015, section 2.2",
     ),
     caption="Each row a scale, each column a layer: the distribution of the layer's outputs from "
-    "-1 to 1 (tanh) or 0 to 2.5 (ReLU, without its zeros and what "
-    "lies beyond), one seed, each with a scale of its own; right, the gradient δ from "
-    "layer to layer, all seeds.",
+    "-1 to 1 (tanh) or 0 to 2.5 (ReLU, without its zeros and what lies beyond), one seed, each "
+    "with a scale of its own; right, the gradient δ from layer to layer, all seeds.",
 )
 
 DEPTH, WIDTH, SAMPLES, SEEDS = 10, 500, 1000, 6
@@ -277,15 +276,15 @@ def unit_weights_saturate_tanh(frames: Frames) -> Judged:
     """With weights of 1.0 over nine tenths of all tanh outputs lie beyond 0.97."""
     share = where(frames["layers"], case="tanh, 1.0")["saturated"]
     expected = 2 * (
-        1 - theory_cdf(math.atanh(0.97) / (math.sqrt(WIDTH) * predicted("tanh, 1.0")[-1][1]))
+        1 - normal_cdf(math.atanh(0.97) / (math.sqrt(WIDTH) * predicted("tanh, 1.0")[-1][1]))
     )
     return Judged(
         abs(share.mean() - expected) < 0.01, f"{share.mean():.1%}", f"{expected:.1%} by theory"
     )
 
 
-def theory_cdf(z: float) -> float:
-    """Of the normal distribution."""
+def normal_cdf(z: float) -> float:
+    """The share of N(0, 1) below z."""
     return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
