@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -44,21 +45,32 @@ _STYLE: dict[str, Any] = {
 }
 
 
+def require() -> None:
+    """That there is something to draw with.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise MissingPackageError(
+            "the gallery draws with matplotlib, which is not installed. "
+            "Install it with: pip install 'nndiag[gallery]'"
+        ) from error
+
+
 def svg(module: PageModule, frames: Frames) -> str:
     """A page's figure.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from cycler import cycler
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(
-            "the gallery draws with matplotlib, which is not installed. "
-            "Install it with: pip install 'nndiag[gallery]'"
-        ) from error
+    require()
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
     style: Any = {**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(9, 5), layout="constrained")

@@ -70,7 +70,7 @@ def page(name: str, module: PageModule, frames: Frames, run: Mapping[str, Any]) 
 
 @dataclass(frozen=True)
 class Entry:
-    """A page's line in the index, from what is stored: nothing is judged again for it."""
+    """A page's line in the index; its title and claim in the index's language."""
 
     name: str
     page: Page

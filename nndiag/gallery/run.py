@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nndiag.errors import NNDiagError, ReportError, UnknownClaimError, did_you_mean
-from nndiag.gallery import render
+from nndiag.gallery import plots, render
 from nndiag.gallery.explain import listing
 from nndiag.gallery.kept import CLAIMS, FIGURE, PAGE, PAGES
 from nndiag.gallery.page import Frames, PageModule, claims, discover
@@ -54,7 +54,8 @@ def measure(names: Iterable[str], output: Path, progress: Progress) -> None:
 
     Raises:
         UnknownClaimError: there is no such page.
-        MissingPackageError: scikit-learn is not installed.
+        MissingPackageError: scikit-learn or matplotlib is not installed.
+        ReportError: the list of pages there is not the gallery's.
         OutputError: a file cannot be written.
     """
     import torch
@@ -63,7 +64,9 @@ def measure(names: Iterable[str], output: Path, progress: Progress) -> None:
     from nndiag.gallery.lab import Lab
 
     pages = chosen(names)
-    runs(output)  # that the list can be added to, before minutes are spent
+    # Before minutes are spent: the list can be added to, and the pages drawn.
+    runs(output)
+    plots.require()
     for place, (name, module) in enumerate(pages.items()):
 
         def told(share: float, text: str, place: int = place, name: str = name) -> None:
@@ -221,8 +224,6 @@ def draw(output: Path) -> Drawn:
         MissingPackageError: matplotlib is not installed.
         OutputError: a file cannot be written.
     """
-    from nndiag.gallery import plots
-
     known = _measured(output)
     texts: dict[Path, str | bytes] = {}
     for name, module in discover().items():

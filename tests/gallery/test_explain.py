@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ import typer.testing
 from bands import GALLERY
 
 from nndiag import cli
-from nndiag.errors import ReportError, UnknownClaimError
+from nndiag.errors import MissingPackageError, ReportError, UnknownClaimError
 from nndiag.gallery import explain, kept, page, run
 from nndiag.languages import words
 
@@ -187,6 +188,13 @@ def test_a_broken_list_of_pages_is_said_before_anything_is_measured(one_page):
     (one_page / kept.PAGES).write_text("page,seconds,date,torch,cores\nzag,1,2026,2,2\n")
     with pytest.raises(ReportError, match="it names zag, which is no page"):
         run.draw(one_page)
+
+
+def test_without_matplotlib_nothing_is_measured_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'nndiag\[gallery\]'"):
+        run.measure(["zigzag"], tmp_path, None)  # no progress: it is not come to
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "claim\n", "page,number,title,claim,verdict\n", "\0"])
