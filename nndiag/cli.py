@@ -433,7 +433,7 @@ def rules(lang: Lang = Language.en) -> None:
     """List all rules."""
     from rich.table import Table
 
-    from nndiag.rule import discover, title
+    from nndiag.rule import discover, not_loaded, title
 
     table = Table(box=None, pad_edge=False)
     for heading in ("code", "name", "severity"):
@@ -443,6 +443,8 @@ def rules(lang: Lang = Language.en) -> None:
         told = (module.RULE.code, module.RULE.name, module.RULE.severity)
         table.add_row(*told, title(module, lang.value))
     _console().print(table)
+    for name, reason in not_loaded().items():
+        print(f"{name} {reason}", file=sys.stderr)
 
 
 @app.command()

@@ -30,7 +30,7 @@ def render(report: Report) -> str:
             {
                 "executionSuccessful": not report.crashed,
                 "toolExecutionNotifications": [
-                    {"level": "error", "message": {"text": f"{o.code} {o.rule}: {o.reason}"}}
+                    {"level": "error", "message": {"text": f"{o.title}: {o.reason}"}}
                     for o in report.crashed
                 ],
             }

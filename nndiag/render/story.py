@@ -234,7 +234,7 @@ def gaps(report: Report) -> Iterator[Gap]:
     snapshot = report.snapshot
     for outcome in report.outcomes:
         if outcome.status == "crashed":
-            yield Gap("crashed", f"{outcome.code} {outcome.rule}", outcome.reason)
+            yield Gap("crashed", outcome.title, outcome.reason)
     skipped: dict[str, list[str]] = {}
     for outcome in report.outcomes:
         if outcome.status == "skipped":
