@@ -13,15 +13,13 @@ import importlib.metadata
 import math
 import pkgutil
 import re
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Literal
 
 from nndiag import flow
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
-from nndiag.languages import ENGLISH, words
 from nndiag.stats import Layer, Parameter, Snapshot
 
 Severity = Literal["error", "warning", "note"]
@@ -263,54 +261,6 @@ def _fault(module: object, known: Sequence[ModuleType]) -> str:
             if getattr(rule, what) == getattr(other.RULE, what):
                 return f"its {what} {getattr(rule, what)!r} is that of {other.__name__}"
     return ""
-
-
-def title(module: ModuleType, language: str = ENGLISH) -> str:
-    """A rule's title: the first line of its docstring, or its translation."""
-    if language != ENGLISH:
-        return str(words(language)["rules"][module.RULE.name]["title"])
-    return (module.__doc__ or "").strip().splitlines()[0]
-
-
-def page(module: ModuleType, language: str = ENGLISH) -> str:
-    """A rule's page: its docstring, its thresholds with their sources, its cures.
-
-    In another language than English its title and first paragraph are translated.
-    """
-    rule: Rule = module.RULE
-    text = (module.__doc__ or "").strip()
-    if language != ENGLISH:
-        own = words(language)["rules"][rule.name]
-        _, _, rest = text.split("\n\n", 2)
-        text = "\n\n".join((own["title"], own["text"].strip(), words(language)["english"], rest))
-    lines = [f"{rule.code} {rule.name} ({rule.severity})", "", text, ""]
-    if rule.thresholds:
-        lines += ["Thresholds", ""]
-        for name, t in rule.thresholds.items():
-            lines += [f"- {name} = {t.value:g}", textwrap.indent(t.source, "    ")]
-        lines.append("")
-    if rule.cures:
-        lines += ["Cures", ""]
-        for cure in rule.cures:
-            lines.append(f"- {cure.what}" + (f" {cure.why}" if cure.why else ""))
-            if cure.code:
-                lines.append(textwrap.indent(cure.code, "      "))
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def examples(module: ModuleType) -> tuple[str, str]:
-    """The code of the page's ``Sick::`` and ``Well::`` blocks."""
-    blocks = []
-    for heading in ("Sick::", "Well::"):
-        _, _, after = (module.__doc__ or "").partition(f"\n{heading}\n")
-        code = []
-        for line in after.splitlines():
-            if line.strip() and not line.startswith("    "):
-                break
-            code.append(line)
-        blocks.append(textwrap.dedent("\n".join(code)).strip())
-    return blocks[0], blocks[1]
 
 
 def chosen(
@@ -583,8 +533,3 @@ def _prefixes(name: str) -> list[str]:
     """``a.b.c``, ``a.b``, ``a``."""
     parts = name.split(".")
     return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-
-
-def pages() -> Iterator[tuple[Rule, str]]:
-    """Every rule with its page, in order of code."""
-    return ((module.RULE, page(module)) for module in discover().values())

@@ -19,6 +19,7 @@ import nndiag
 from nndiag import rule
 from nndiag.batch import LossMaker, batches
 from nndiag.capture.watch import watch
+from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
 
 ROOT = Path(nndiag.__file__).parents[1]
@@ -48,7 +49,7 @@ def examples():
     made = {}
     for name, module in RULES.items():
         names = {"torch": torch, "nn": nn, "F": F}
-        sick, well = rule.examples(module)
+        sick, well = page.examples(module)
         made[name] = run(sick, names), run(well, names)
     return made
 
@@ -101,12 +102,12 @@ def test_a_measurement_it_appeals_to_exists(module):
 
 @every_rule
 def test_the_page_has_a_title_both_examples_and_its_thresholds(module):
-    text = rule.page(module)
-    sick, well = rule.examples(module)
+    text = page.page(module)
+    sick, well = page.examples(module)
 
     assert text.startswith(f"{module.RULE.code} {module.RULE.name}")
-    assert rule.title(module).endswith(".")
-    assert len(rule.title(module)) < 100
+    assert page.title(module).endswith(".")
+    assert len(page.title(module)) < 100
     assert compile(sick, "sick", "exec")
     assert compile(well, "well", "exec")
     for name in module.RULE.thresholds:

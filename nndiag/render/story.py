@@ -19,7 +19,6 @@ from nndiag.rule import (
     Rule,
     Severity,
     discover,
-    title,
 )
 from nndiag.stats import Snapshot
 
@@ -79,11 +78,6 @@ def rule_of(name: str) -> Rule | None:
     """The rule of that name; None for one that only a newer nndiag or a plugin knows."""
     module = discover().get(name)
     return None if module is None else module.RULE
-
-
-def title_of(name: str) -> str:
-    module = discover().get(name)
-    return "" if module is None else title(module)
 
 
 def yardstick(finding: Finding) -> Yardstick | None:
