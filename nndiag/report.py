@@ -39,6 +39,8 @@ class NotJudged:
 
     def __str__(self) -> str:
         where = " at ".join(name for name in (self.rule, self.layer) if name)
+        if not where:
+            return f"{self.what}: {self.reason}"
         return f"{self.what}: {where}" + (f" ({self.reason})" if self.reason else "")
 
 
@@ -77,8 +79,11 @@ class Report:
         ]
         layers = [NotJudged("not judged", u.rule, u.layer, u.reason) for u in self.unjudged]
         never = [NotJudged("never called", layer=name) for name in snapshot.never_called]
-        unseen = [text.rpartition(": ") for text in snapshot.not_observed]
-        parts = [NotJudged("not observed", layer=name, reason=why) for name, _, why in unseen]
+        unseen = [text.partition(": ") for text in snapshot.not_observed]
+        parts = [
+            NotJudged("not observed", layer=name if colon else "", reason=why if colon else name)
+            for name, colon, why in unseen
+        ]
         return (*rules, *layers, *never, *parts)
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:
