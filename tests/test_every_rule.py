@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -112,6 +113,32 @@ def test_the_page_has_a_title_both_examples_and_its_thresholds(module):
     assert compile(well, "well", "exec")
     for name in module.RULE.thresholds:
         assert name in text
+
+
+@every_rule
+def test_its_docstring_has_the_fixed_headings_in_order_and_none_is_empty(module):
+    assert tuple(re.findall(r"^(.+)\n-{3,}$", module.__doc__, re.M)) == page.HEADINGS
+
+    found = page.sections(module)
+    others = ("Example", "Thresholds", "Fixes", "References")
+    assert [heading for heading in (*page.HEADINGS, *others) if heading in found] == [*found]
+    assert {*page.HEADINGS, "Example"} <= found.keys()
+    assert ("Thresholds" in found, "Fixes" in found) == (
+        bool(module.RULE.thresholds), bool(module.RULE.cures),
+    )  # fmt: skip
+    assert all(len(text.split()) >= 10 for text in map(found.get, page.HEADINGS))
+    assert page.title(module) == module.__doc__.splitlines()[0]
+
+
+def test_a_page_without_headings_keeps_its_text():
+    module = ModuleType("other", "A title.\n\nWhat it says.\n\nSick::\n\n    x = 1\n")
+    module.RULE = rule.Rule("XX001", "other", "note", "input")
+
+    assert page.sections(module) == {
+        "What it does": "What it says.", "Example": "Sick::\n\n    x = 1",
+    }  # fmt: skip
+    assert "A title.\n\nWhat it does\n------------\n\nWhat it says.\n" in page.page(module)
+    assert page.examples(module) == ("x = 1", "")
 
 
 @every_rule
