@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nndiag.errors import FindingsError, ReportError, SettingsError
 from nndiag.render import files, story, tables
@@ -17,6 +17,31 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nndiag.compare import Comparison
+
+
+_DID_NOT_RUN: tuple[Literal["crashed", "skipped"], ...] = ("crashed", "skipped")
+
+
+@dataclass(frozen=True)
+class NotJudged:
+    """Something that a report does not vouch for. ``str()`` says it in one line.
+
+    ``what``: "crashed", "skipped", "not judged", "never called" or "not observed".
+    ``rule``: the rule; empty where no rule had a look (never called, not observed).
+    ``layer``: the layer, module or parameter; empty where the rule judged nothing at all.
+    ``reason``: why.
+    """
+
+    what: Literal["crashed", "skipped", "not judged", "never called", "not observed"]
+    rule: str = ""
+    layer: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        where = " at ".join(name for name in (self.rule, self.layer) if name)
+        if not where:
+            return f"{self.what}: {self.reason}"
+        return f"{self.what}: {where}" + (f" ({self.reason})" if self.reason else "")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,10 +60,33 @@ class Report(Document):
         """No error, no warning, and every rule that started also finished."""
         return not self.at_least("warning") and not self.crashed
 
+    def __bool__(self) -> bool:
+        """The same as :attr:`ok`, so that ``assert nndiag.check(model, batch)`` is a test."""
+        return self.ok
+
     @property
     def crashed(self) -> tuple[Outcome, ...]:
         """Rules that raised: what they would have found is not known."""
         return tuple(o for o in self.outcomes if o.status == "crashed")
+
+    @property
+    def not_judged(self) -> tuple[NotJudged, ...]:
+        """What was not looked at, and why: rules that did not run, layers that were not judged."""
+        snapshot = self.snapshot
+        rules = [
+            NotJudged(status, o.rule, reason=o.reason)
+            for status in _DID_NOT_RUN
+            for o in self.outcomes
+            if o.status == status
+        ]
+        layers = [NotJudged("not judged", u.rule, u.layer, u.reason) for u in self.unjudged]
+        never = [NotJudged("never called", layer=name) for name in snapshot.never_called]
+        unseen = [text.partition(": ") for text in snapshot.not_observed]
+        parts = [
+            NotJudged("not observed", layer=name if colon else "", reason=why if colon else name)
+            for name, colon, why in unseen
+        ]
+        return (*rules, *layers, *never, *parts)
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of this severity or a graver one."""
