@@ -1,4 +1,4 @@
-"""Builds the site that ``make docs`` makes: ``python docs/build.py [FOLDER]``.
+"""Builds the site that ``make docs`` makes: ``python docs/build.py [--links] [FOLDER]``.
 
 Sphinx does not read this folder but a copy under ``FOLDER/source``, beside pages that are made from
 what they describe: one a rule, the command line, the pytest options, the changelog. Nothing that is
@@ -7,6 +7,7 @@ made is committed. Nothing is fetched.
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -32,14 +33,14 @@ FAMILIES = {
 }
 
 
-def build(folder: Path, arguments: Sequence[str] = ()) -> int:
+def build(folder: Path, builder: str = "html") -> int:
     """The site as ``folder/html``: Sphinx's exit status. A warning is an error."""
-    from sphinx.cmd.build import main
+    from sphinx.cmd.build import main as sphinx
 
     source = folder / "source"
     prepare(source)
     strict = ["-q", "-W", "--keep-going", "-n", "-d", str(folder / "doctrees")]
-    return main([*strict, *(arguments or ["-b", "html"]), str(source), str(folder / "html")])
+    return sphinx([*strict, "-b", builder, str(source), str(folder / builder)])
 
 
 def prepare(source: Path) -> None:
@@ -69,19 +70,17 @@ def pages() -> dict[str, str]:
 
 
 def rule_index(modules: Sequence[ModuleType]) -> str:
-    """All rules in a table a family."""
+    """All rules, family by family."""
     from nndiag.render.page import title
 
     lines = [(HERE / "rules" / "index.md").read_text(encoding="utf-8").rstrip(), ""]
     for prefix, family in FAMILIES.items():
-        lines += [f"## {family} ({prefix})", "", "| code | rule | severity | |", "|-|-|-|-|"]
-        lines += [
-            f"| {m.RULE.code} | [{m.RULE.name}]({m.RULE.name}.md) | {m.RULE.severity} "
-            f"| {_escaped(title(m))} |"
-            for m in modules
-            if m.RULE.code.startswith(prefix)
-        ]
-        lines.append("")
+        lines += [f"## {family} ({prefix})", ""]
+        for module in modules:
+            rule = module.RULE
+            if rule.code.startswith(prefix):
+                lines += [f"[{rule.name}]({rule.name}.md) · {rule.code} · {rule.severity}"]
+                lines += [f": {_escaped(title(module))}", ""]
     names = [m.RULE.name for m in modules]
     lines += ["```{toctree}", ":hidden:", "", *names, "```", ""]
     return "\n".join(lines)
@@ -189,5 +188,18 @@ def _absolute(text: str) -> str:
     return re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({BLOB}/\1)", text)
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build the documentation.")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "docs")
+    parser.add_argument("--links", action="store_true", help="follow the links to other sites")
+    given = parser.parse_args()
+    if given.links:
+        return build(given.folder / "links", "linkcheck")
+    code = build(given.folder)
+    if code == 0:
+        print(f"built: {given.folder / 'html' / 'index.html'}")
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "docs")))
+    sys.exit(main())

@@ -12,6 +12,8 @@ release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 
+smartquotes = False  # it makes a dash of the two hyphens of an option
+
 html_theme = "furo"
 html_title = f"nndiag {__version__}"
 html_theme_options = {
