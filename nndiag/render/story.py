@@ -178,6 +178,11 @@ def verdict(report: Report) -> str:
     return f"Nothing found: {by_status['passed']} of {rules} passed."
 
 
+def brief(report: Report) -> str:
+    """The report in a few words, as ``repr`` shows it."""
+    return f"Report on {report.snapshot.model}: {tally(report.findings)}"
+
+
 def ledger(report: Report) -> str:
     """``"14 rules on 41 layers: 2 found 1 error and 5 warnings, 9 passed, 3 skipped"``."""
     by_status = Counter(o.status for o in report.outcomes)
