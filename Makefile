@@ -6,10 +6,10 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test baselines benchmarks calibration comparison findings gallery peers properties repairs clean
+.PHONY: help setup demo test baselines benchmarks calibration comparison findings gallery peers properties repairs docs docs-links dist clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 	@echo "  (another interpreter: make PYTHON=python3.12 setup)"
 
 setup: $(READY) ## make .venv and install nndiag with all it needs
@@ -57,6 +57,17 @@ peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs t
 # Its metadata ask for torch < 2; it runs on today's.
 	$(RUN) pip install --quiet --no-deps torcheck==1.0.1
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.peers
+
+docs: $(READY) ## build the documentation; build/docs/html/index.html
+	$(VENV)/bin/python docs/build.py
+
+docs-links: $(READY) ## follow every link of the documentation to other sites (needs the network)
+	$(VENV)/bin/python docs/build.py --links
+
+dist: $(READY) ## build the sdist and the wheel into dist/, and check what they say of themselves
+	rm -rf dist
+	$(RUN) build --no-isolation
+	$(RUN) twine check --strict dist/*
 
 clean: ## remove caches, builds and the demo's reports (.venv stays)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist reports/demo

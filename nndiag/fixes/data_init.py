@@ -56,11 +56,11 @@ def lsuv_(
     """Layer-sequential unit variance: Mishkin & Matas 2015 algorithm 1.
 
     Linear layers and convolutions start orthonormal (``orthogonal=False``: as they are) and are
-    rescaled one after the other, in order of call, W ← W / √Var(output), until |Var - 1| is under
-    the tolerance or after so many attempts. The variance is that of all values of the output
-    together. One rescaling is exact where biases are zero or equal within the layer, as they should
-    be here; they are left alone. Where the spread of the biases alone exceeds 1, none succeeds and
-    the weights go to zero: the returned variance tells.
+    rescaled one after the other, in order of call, W ← W / √Var(output), until the variance is
+    within the tolerance of 1, or after so many attempts. The variance is that of all values of the
+    output together. One rescaling is exact where biases are zero or equal within the layer, as they
+    should be here; they are left alone. Where the spread of the biases alone exceeds 1, none
+    succeeds and the weights go to zero: the returned variance tells.
 
     Layers that did not run, or only inside ``nn.MultiheadAttention`` and recurrent layers, keep
     their weights. A layer called several times, or whose weight another shares, is scaled once, by
@@ -76,7 +76,7 @@ def lsuv_(
 
     Raises:
         CureError: an output's variance is zero or not finite; no such layer ran; a setting out of
-            its range; or as :func:`nndiag.fixes.matrices.matrices`.
+            its range; or as :func:`nndiag.fixes.matrices`.
         BatchError: the batch does not fit the model.
     """
     if not 0 < tolerance < math.inf or attempts < 1:

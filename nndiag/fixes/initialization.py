@@ -214,13 +214,13 @@ def asymmetric_(target: Target, *, generator: Generator = None) -> Target:
     need it less. Where there is no bias, one of the weights is chosen.
 
     σ_w: let h ≥ 0 be the n outputs below and p ~ Beta(2, 1), so E p = 2/3 and E p² = 1/2. A
-    pre-activation is m + s·Z with m = p·h_k for a random k, s² = σ_w²·|h|²/n and Z ~ N(0, 1), and
+    pre-activation is m + s·Z with m = p·h_k for a random k, s² = σ_w²·‖h‖²/n and Z ~ N(0, 1), and
 
         E relu(m + sZ)² = (m² + s²) Φ(m/s) + m s φ(m/s) ≤ s²/2 + 2 m s φ(0) + m².
 
-    With E h_k ≤ |h|/√n and E h_k² = |h|²/n, the sum over n such units is at most
+    With E h_k ≤ ‖h‖/√n and E h_k² = ‖h‖²/n, the sum over n such units is at most
 
-        |h|² · (σ_w²/2 + 4 σ_w / (3 √(2π)) + 1/2),
+        ‖h‖² · (σ_w²/2 + 4 σ_w / (3 √(2π)) + 1/2),
 
     so the bracket = 1 keeps the second moment from growing. (Wide layers stay below the bound.)
 

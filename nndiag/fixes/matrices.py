@@ -44,7 +44,7 @@ class Matrix:
     """The parameter's, and which part of it: ``decoder.lstm.weight_ih_l0[f]``."""
     value: torch.Tensor
     """A view: to write here is to write the parameter. Of a parametrized weight, a view of a copy,
-    which :func:`write` assigns."""
+    which ``write`` assigns."""
     fan_in: int
     """How many inputs one unit sums."""
     fan_out: int
@@ -76,11 +76,11 @@ class Matrix:
 def matrices(target: torch.Tensor | nn.Module) -> tuple[Matrix, ...]:
     """Every linear map that ``target`` holds, in order of ``named_modules()``.
 
-    A tensor is the weight of a linear layer or an ungrouped convolution, (out, in, *kernel). Of a
-    module, all layers in it count: linear, bilinear, convolutions, embeddings, recurrent layers and
-    cells (a matrix for each gate), attention (one for each projection). Normalisations, biases and
-    parameters of other classes are passed over. A tied weight appears once, as what the first layer
-    that holds it makes of it.
+    A tensor is the weight of a linear layer or an ungrouped convolution, ``(out, in, *kernel)``. Of
+    a module, all layers in it count: linear, bilinear, convolutions, embeddings, recurrent layers
+    and cells (a matrix for each gate), attention (one for each projection). Normalisations, biases
+    and parameters of other classes are passed over. A tied weight appears once, as what the first
+    layer that holds it makes of it.
 
     Fans (He et al. 2015 section 2.2: n = k² c and n̂ = k² d for a k×k kernel, c channels in and d
     out): of a convolution, channels of the group times taps, whatever the stride.

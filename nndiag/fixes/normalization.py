@@ -212,19 +212,19 @@ class BatchNorm(nn.Module):
 
 
 class BatchNorm1d(BatchNorm):
-    """Of ``[N, C]`` and ``[N, C, L]``, over N and L; see :class:`BatchNorm`."""
+    """Of ``[N, C]`` and ``[N, C, L]``, over N and L; see ``BatchNorm``."""
 
     shapes = ("[N, C]", "[N, C, L]")
 
 
 class BatchNorm2d(BatchNorm):
-    """Of ``[N, C, H, W]``, over N, H and W; see :class:`BatchNorm`."""
+    """Of ``[N, C, H, W]``, over N, H and W; see ``BatchNorm``."""
 
     shapes = ("[N, C, H, W]",)
 
 
 class BatchNorm3d(BatchNorm):
-    """Of ``[N, C, D, H, W]``, over N, D, H and W; see :class:`BatchNorm`."""
+    """Of ``[N, C, D, H, W]``, over N, D, H and W; see ``BatchNorm``."""
 
     shapes = ("[N, C, D, H, W]",)
 
