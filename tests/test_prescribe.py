@@ -316,6 +316,7 @@ def test_the_sick_models_need_every_kind_of_prescription(treated):
     assert found == set(KINDS)
 
 
+@pytest.mark.one_in(7)
 @every_sick_model
 def test_a_prescription_runs_and_gives_the_same_from_the_same_seed(name, treated):
     model, batch, prescriptions = treated[name]
@@ -328,6 +329,7 @@ def test_a_prescription_runs_and_gives_the_same_from_the_same_seed(name, treated
     assert bits(model.state_dict()) == before
 
 
+@pytest.mark.one_in(5)
 @every_sick_model
 def test_it_changes_no_more_than_it_says(name, treated):
     model, batch, prescriptions = treated[name]
@@ -348,6 +350,7 @@ def test_it_changes_no_more_than_it_says(name, treated):
             assert bits({"": a}) == bits({"": b}), prescription.code
 
 
+@pytest.mark.one_in(5)
 @every_sick_model
 def test_parameters_are_finite_afterwards(name, treated):
     model, batch, prescriptions = treated[name]
@@ -379,6 +382,7 @@ def test_a_scale_keeps_directions(treated):
         assert rms == pytest.approx(128**-0.5, rel=1e-5)  # Glorot & Bengio 2010: 1/√fan_in
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1e-6, 1e-4, 1.0, 1e3])
 def test_rescaling_squares_no_weight_into_nothing(dtype, size):
@@ -557,6 +561,7 @@ CASES = {
 }
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a checkpoint
 @pytest.mark.parametrize("name", CASES)
 def test_it_runs_wherever_it_is_handed_out(name):
@@ -574,6 +579,7 @@ def test_it_runs_wherever_it_is_handed_out(name):
         assert known.items() <= after.items(), prescription.code
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "key", ["0", "class", "a  b", "\"'", "\\n", "{0}", "x@2", "x/relu", "ﬁ", "\n"]
 )
@@ -845,6 +851,7 @@ def sum_of(z, act):
     return act(z) + z
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("case", PLACES)
 def test_a_norm_goes_right_behind_the_weights_on_the_axis_of_their_units(case):
     build, batch, expected = PLACES[case]
@@ -902,6 +909,7 @@ def test_biases_that_are_of_use_are_not_named(case):
     assert "bias" not in what
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("channels", "groups"), [(1, 1), (3, 1), (4, 1), (8, 2), (12, 3), (64, 16), (256, 32), (96, 24)]
 )
@@ -1021,6 +1029,7 @@ def both_of(h, head):
     return head(h), h
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("case", CENTRES)
 def test_centring_goes_behind_the_activation_or_before_its_reader(case):
     build, batch, expected = CENTRES[case]
@@ -1096,6 +1105,7 @@ def shown(model, batch):
     return prescribe.training(seen_in(model, batch))
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", UNTRAINED)
 def test_a_net_that_was_never_trained_shows_no_training(name):
     model, batch = zoo.make(name)[:2]
@@ -1212,6 +1222,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     "build",
