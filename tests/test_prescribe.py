@@ -876,6 +876,7 @@ def width_of(norm):
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "name",
     ["fixup", "resnet-preactivation", "residual-mlp-20", "vgg-batchnorm", "conv1d-tcn"],

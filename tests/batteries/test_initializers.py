@@ -313,6 +313,7 @@ def he(tensor, root=True, swap=False, kernel=True, more=1.0):
     init.normal_(tensor, std=more * (math.sqrt(2 / fan) if root else 2 / fan))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -411,6 +412,7 @@ def test_an_error_that_is_no_refusal_is_a_failure():
 # -- what is left behind --------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("fn", [init.orthogonal_, with_numpy, reseeded, left_without_gradients])
 def test_the_process_is_as_it_was(fn):
     torch.manual_seed(3)
