@@ -317,6 +317,7 @@ def test_the_sick_models_need_every_kind_of_prescription(treated):
     assert found == set(KINDS)
 
 
+@pytest.mark.one_in(7)
 @every_sick_model
 def test_a_prescription_runs_and_gives_the_same_from_the_same_seed(name, treated):
     model, batch, prescriptions = treated[name]
@@ -329,6 +330,7 @@ def test_a_prescription_runs_and_gives_the_same_from_the_same_seed(name, treated
     assert bits(model.state_dict()) == before
 
 
+@pytest.mark.one_in(5)
 @every_sick_model
 def test_it_changes_no_more_than_it_says(name, treated):
     model, batch, prescriptions = treated[name]
@@ -349,6 +351,7 @@ def test_it_changes_no_more_than_it_says(name, treated):
             assert bits({"": a}) == bits({"": b}), prescription.code
 
 
+@pytest.mark.one_in(5)
 @every_sick_model
 def test_parameters_are_finite_afterwards(name, treated):
     model, batch, prescriptions = treated[name]
@@ -380,6 +383,7 @@ def test_a_scale_keeps_directions(treated):
         assert rms == pytest.approx(128**-0.5, rel=1e-5)  # Glorot & Bengio 2010: 1/√fan_in
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1e-6, 1e-4, 1.0, 1e3])
 def test_rescaling_squares_no_weight_into_nothing(dtype, size):
@@ -558,6 +562,7 @@ CASES = {
 }
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a checkpoint
 @pytest.mark.parametrize("name", CASES)
 def test_it_runs_wherever_it_is_handed_out(name):
@@ -575,6 +580,7 @@ def test_it_runs_wherever_it_is_handed_out(name):
         assert known.items() <= after.items(), prescription.code
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "key", ["0", "class", "a  b", "\"'", "\\n", "{0}", "x@2", "x/relu", "ﬁ", "\n"]
 )
@@ -846,6 +852,7 @@ def sum_of(z, act):
     return act(z) + z
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("case", PLACES)
 def test_a_norm_goes_right_behind_the_weights_on_the_axis_of_their_units(case):
     build, batch, expected = PLACES[case]
@@ -870,6 +877,7 @@ def width_of(norm):
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "name",
     ["fixup", "resnet-preactivation", "residual-mlp-20", "vgg-batchnorm", "conv1d-tcn"],
@@ -903,6 +911,7 @@ def test_biases_that_are_of_use_are_not_named(case):
     assert "bias" not in what
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("channels", "groups"), [(1, 1), (3, 1), (4, 1), (8, 2), (12, 3), (64, 16), (256, 32), (96, 24)]
 )
@@ -1022,6 +1031,7 @@ def both_of(h, head):
     return head(h), h
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("case", CENTRES)
 def test_centring_goes_behind_the_activation_or_before_its_reader(case):
     build, batch, expected = CENTRES[case]
@@ -1097,6 +1107,7 @@ def shown(model, batch):
     return prescribe.training(seen_in(model, batch))
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", UNTRAINED)
 def test_a_net_that_was_never_trained_shows_no_training(name):
     model, batch = zoo.make(name)[:2]
@@ -1213,6 +1224,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     "build",

@@ -9,7 +9,8 @@ import bitwise
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -105,7 +106,7 @@ def as_written(model, batch, tolerance=0.1, attempts=10):
 
 @pytest.mark.parametrize("training", [True, False])
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=5)
+@tried(5)
 def test_one_pass_does_what_the_algorithm_does_in_many(seed, training):
     ours = residual(seed).train(training)
     positive_bias_(ours, 0.3)
@@ -125,7 +126,7 @@ def test_one_pass_does_what_the_algorithm_does_in_many(seed, training):
     orthogonal=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60)
+@tried(60)
 def test_every_layer_that_ran_gives_unit_variance(
     depth, width, activation, dtype, start, orthogonal, seed
 ):
@@ -520,7 +521,7 @@ def test_what_cannot_be_settled_is_said(call, message):
     training=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=20)
+@tried(20)
 def test_every_unit_is_centred_at_the_first_call_of_its_layer(dtype, training, seed):
     model = residual(seed).to(dtype).train(training)
     model.drop.eval()

@@ -724,6 +724,7 @@ def born_dead(draw, width, nets=300, depth=10):
     return dead / nets
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("width", "he", "reported"),
     # Lu et al. 2019: of ten layers of two, 91.9 % collapsed in training with He, 29.2 % with RAI

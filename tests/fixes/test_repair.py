@@ -94,6 +94,7 @@ class TestTheLecturesNetworks:
         assert found.ok
         assert {step.prescription.changes for step in found.taken} <= {"scale", "weights"}
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize(
         ("act", "std"),
         [
@@ -115,6 +116,7 @@ class TestTheLecturesNetworks:
         assert found.before.at_least("warning")
         assert found.ok
 
+    @pytest.mark.one_in(2)
     @pytest.mark.parametrize("model", [stack(nn.Sigmoid, 1.0), Calls()], ids=["modules", "calls"])
     def test_sigmoids_are_cured_by_another_architecture_only(self, model):
         assert not fix(model).ok

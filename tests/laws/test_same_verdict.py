@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from effort import tried
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from subjects import (
@@ -19,7 +20,6 @@ from subjects import (
     Residual,
     any_subject,
     check,
-    tried,
     usual,
 )
 from torch import nn
