@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from nndiag.errors import (
     BatchError,
     CaptureError,
-    CureError,
     FindingsError,
+    FixError,
     LossError,
     MissingPackageError,
     ModelError,
@@ -29,9 +29,11 @@ from nndiag.errors import (
 if TYPE_CHECKING:
     from nndiag.api import check
     from nndiag.batch import Batch
-    from nndiag.fixes.repair import Repair, repair
+    from nndiag.fixes.fix import Fix
+    from nndiag.fixes.repair import repair
+    from nndiag.fixes.result import Repair
     from nndiag.report import Report
-    from nndiag.rule import Finding, Prescription
+    from nndiag.rule import Finding
 
 __version__ = "0.1.0"
 
@@ -39,15 +41,15 @@ __all__ = [
     "Batch",
     "BatchError",
     "CaptureError",
-    "CureError",
     "Finding",
     "FindingsError",
+    "Fix",
+    "FixError",
     "LossError",
     "MissingPackageError",
     "ModelError",
     "NNDiagError",
     "OutputError",
-    "Prescription",
     "Repair",
     "Report",
     "ReportError",
@@ -64,8 +66,8 @@ __all__ = [
 _LAZY = {
     "check": "nndiag.api",
     "repair": "nndiag.fixes.repair",
-    "Repair": "nndiag.fixes.repair",
-    "Prescription": "nndiag.rule",
+    "Repair": "nndiag.fixes.result",
+    "Fix": "nndiag.fixes.fix",
     "Batch": "nndiag.batch",
     "Report": "nndiag.report",
     "Finding": "nndiag.rule",

@@ -20,6 +20,7 @@ from typing import Literal
 
 from nndiag import flow
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
+from nndiag.fixes.fix import Fix
 from nndiag.languages import ENGLISH, words
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -42,34 +43,6 @@ class Threshold:
     high: float = math.inf
 
 
-Changes = Literal["nothing", "scale", "weights", "architecture"]
-
-
-@dataclass(frozen=True)
-class Prescription:
-    """A cure for a finding: what to do, why it helps, what to expect, and the lines to paste.
-
-    One with a ``name`` can be run as it is: its ``code`` works on ``model`` (and ``batch``), and
-    :func:`nndiag.repair` tries it. One without is advice, or code for the model's source.
-
-    ``changes`` says what becomes of the function that the model computes. "nothing": it stays.
-    "scale": weights keep their directions, or biases go. "weights": what a layer has learned is
-    lost. "architecture": other layers, or more of them. So in a model that was never trained all
-    but the last are safe, in a trained one only the first.
-    """
-
-    what: str
-    why: str = ""
-    code: str = ""
-    name: str = ""
-    effect: str = ""
-    changes: Changes = "nothing"
-
-    def safe(self, trained: bool) -> bool:
-        """Whether nothing that was learned or designed is lost by it."""
-        return self.changes == "nothing" or (self.changes != "architecture" and not trained)
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong (or worth knowing) at one place.
@@ -89,7 +62,7 @@ class Finding:
     threshold: float | None = None
     location: str | None = None
     cause: Finding | None = None
-    prescriptions: tuple[Prescription, ...] = ()
+    fixes: tuple[Fix, ...] = ()
     suspects: tuple[str, ...] = ()
     measure: str = ""
 
@@ -124,7 +97,7 @@ class Rule:
     uses: tuple[str, ...] = ()
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     caused_by: tuple[str, ...] = ()
-    cures: tuple[Prescription, ...] = ()
+    fixes: tuple[Fix, ...] = ()
 
     def finding(
         self,
@@ -135,7 +108,7 @@ class Rule:
         severity: Severity | None = None,
         against: tuple[str, Limits] | None = None,
         location: str | None = None,
-        cures: tuple[Prescription, ...] | None = None,
+        fixes: tuple[Fix, ...] | None = None,
         suspects: tuple[str, ...] | None = None,
     ) -> Finding:
         """A finding of this rule at a layer, a parameter or a named place.
@@ -154,7 +127,7 @@ class Rule:
             threshold=None if limit is None else getattr(limit, measure),
             measure=measure,
             location=where.location if isinstance(where, Layer) else location,
-            prescriptions=self.cures if cures is None else cures,
+            fixes=self.fixes if fixes is None else fixes,
             suspects=self.caused_by if suspects is None else suspects,
         )
 
@@ -217,7 +190,7 @@ def title(module: ModuleType, language: str = ENGLISH) -> str:
 
 
 def page(module: ModuleType, language: str = ENGLISH) -> str:
-    """A rule's page: its docstring, its thresholds with their sources, its cures.
+    """A rule's page: its docstring, its thresholds with their sources, its fixes.
 
     In another language than English its title and first paragraph are translated.
     """
@@ -233,12 +206,12 @@ def page(module: ModuleType, language: str = ENGLISH) -> str:
         for name, t in rule.thresholds.items():
             lines += [f"- {name} = {t.value:g}", textwrap.indent(t.source, "    ")]
         lines.append("")
-    if rule.cures:
-        lines += ["Cures", ""]
-        for cure in rule.cures:
-            lines.append(f"- {cure.what}" + (f" {cure.why}" if cure.why else ""))
-            if cure.code:
-                lines.append(textwrap.indent(cure.code, "      "))
+    if rule.fixes:
+        lines += ["Fixes", ""]
+        for fix in rule.fixes:
+            lines.append(f"- {fix.what}" + (f" {fix.why}" if fix.why else ""))
+            if fix.source:
+                lines.append(textwrap.indent(fix.source, "      "))
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import nndiag
 from nndiag import prescribe, rule
-from nndiag.errors import CureError, ModelError, NNDiagError, OutputError, SettingsError
+from nndiag.errors import FixError, ModelError, NNDiagError, OutputError, SettingsError
 from nndiag.fixes import repair as repairing
 from nndiag.rule import Prescription
 
@@ -359,7 +359,7 @@ def test_steps_that_look_at_data_ask_for_it():
     found = fix(stack(nn.Tanh, 8.0), only="lsuv", allow="all")
     model = stack(nn.Tanh, 8.0)
 
-    with untouched(model), pytest.raises(CureError, match=r"step 1 \(lsuv\) looks at data"):
+    with untouched(model), pytest.raises(FixError, match=r"step 1 \(lsuv\) looks at data"):
         found.apply(model)
     found.apply(model, data())
 
@@ -533,8 +533,8 @@ def test_a_scripted_model_is_one_clear_error():
     ("options", "kind", "message"),
     [
         ({"allow": "some"}, SettingsError, 'allow = \'some\': legal are "safe" and "all".'),
-        ({"only": "redrawn"}, CureError, "Did you mean 'redraw'? Legal are: redraw, rescale"),
-        ({"only": ["lsuv", "x"]}, CureError, "no prescription is called 'x'."),
+        ({"only": "redrawn"}, FixError, "Did you mean 'redraw'? Legal are: redraw, rescale"),
+        ({"only": ["lsuv", "x"]}, FixError, "no prescription is called 'x'."),
         ({"optimizer": 0.1}, SettingsError, "give a function from parameters to an optimiser"),
         (
             {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)},
