@@ -1,4 +1,4 @@
-"""How weights start: the lecture's two failures, the schemes that cure them, and biases.
+"""How weights start: the lecture's two failures, the schemes that mend them, and biases.
 
 Each function draws the weights of a tensor, a layer, or all layers of a model, in place, and
 returns it. Only weights are drawn and biases left alone, as in ``torch.nn.init``, unless the
