@@ -383,9 +383,9 @@ def trained():
 
 
 @pytest.mark.parametrize(
-    "cure", [lambda m: lsuv_(m, images, orthogonal=False), lambda m: data_bias_(m, images)]
+    "fix", [lambda m: lsuv_(m, images, orthogonal=False), lambda m: data_bias_(m, images)]
 )
-def test_only_what_was_settled_differs_afterwards(cure):
+def test_only_what_was_settled_differs_afterwards(fix):
     model = trained()
     parameters = {id(p) for p in model.parameters()}
     buffers = {n: b.clone() for n, b in model.named_buffers()}
@@ -397,7 +397,7 @@ def test_only_what_was_settled_differs_afterwards(cure):
         for m in model.modules()
     ]
     with bitwise.untouched():  # the process: random generators, settings
-        cure(model)
+        fix(model)
     assert {id(p) for p in model.parameters()} == parameters
     assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
     assert all(a is b for a, b in zip([p.grad for p in model.parameters()], grads, strict=True))
@@ -473,12 +473,12 @@ def test_a_parametrization_that_refuses_the_orthonormal_start_changes_nothing():
         lsuv_(model, images)
 
 
-@pytest.mark.parametrize("cure", [lsuv_, data_bias_])
-def test_a_batch_that_does_not_fit_changes_nothing(cure):
+@pytest.mark.parametrize("fix", [lsuv_, data_bias_])
+def test_a_batch_that_does_not_fit_changes_nothing(fix):
     model = trained()
     for batch in ((), torch.zeros(0, 3, 8, 8), {"y": images}, "images"):
         with bitwise.untouched(model), pytest.raises(BatchError):
-            cure(model, batch)
+            fix(model, batch)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ OPS = {
 
 
 @pytest.mark.parametrize(("op", "layer", "bound"), OPS.values(), ids=OPS)
-def test_what_is_prescribed_has_the_fan_in_that_is_diagnosed(op, layer, bound):
+def test_what_is_proposed_has_the_fan_in_that_is_diagnosed(op, layer, bound):
     x = torch.zeros(2, 4, 8, 8)
     use = use_of(op, x, layer.weight, layer.weight, "weight", None, bound)
     [found] = matrices(layer)
