@@ -8,8 +8,8 @@ from types import ModuleType
 
 import numpy as np
 
-from nndiag.report import Report
 from nndiag.fixes.fix import advice
+from nndiag.report import Report
 from nndiag.rule import Finding, Outcome, Rule, Threshold, Unjudged
 from nndiag.stats import (
     DirectionStats,
