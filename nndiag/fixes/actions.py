@@ -231,7 +231,11 @@ def _lsuv(model: nn.Module, batch: Any, action: Action) -> None:
 
 
 def _written_lsuv(action: Action) -> str:
-    return f"fixes.lsuv_(model, batch, orthogonal=False, layers={code.listed(action.targets)})"
+    names = code.listed(action.targets)
+    line = f"fixes.lsuv_(model, batch, orthogonal=False, layers={names})"
+    if len(line) <= code.WIDE:
+        return line
+    return f"names = {names}\nfixes.lsuv_(model, batch, orthogonal=False, layers=names)"
 
 
 def _recalibrate(model: nn.Module, batch: Any, action: Action) -> None:

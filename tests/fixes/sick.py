@@ -141,7 +141,12 @@ def make(name):
 
 def bits(tensors):
     return [
-        (key, t.dtype, tuple(t.shape), t.detach().reshape(-1).view(torch.uint8).tolist())
+        (
+            key,
+            t.dtype,
+            tuple(t.shape),
+            t.detach().reshape(-1).contiguous().view(torch.uint8).tolist(),
+        )
         for key, t in tensors.items()
     ]
 
@@ -156,6 +161,22 @@ def applied(fix, model, batch, seed=3):
     torch.manual_seed(seed)
     fix.apply(treated, batch)
     return treated
+
+
+def written(fix, model, batch, seed=3):
+    """A copy on which the lines of a fix ran."""
+    changed = copy.deepcopy(model)
+    torch.manual_seed(seed)
+    exec(fix.code(), {"model": changed, "batch": batch, "torch": torch, "nn": nn})
+    return changed
+
+
+def facts(model):
+    """All that a fix can change in a model."""
+    kinds = [(name, type(m).__qualname__, m.training) for name, m in model.named_modules()]
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    trainable = [(name, p.requires_grad) for name, p in model.named_parameters()]
+    return kinds, hooks, trainable, str(model), bits(model.state_dict())
 
 
 def output(model, batch):

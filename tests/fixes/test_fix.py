@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sick import SICK, applied, bits, make, output
+from sick import SICK, applied, bits, facts, make, output, written
 from torch import nn
 
 import nndiag
@@ -26,22 +26,6 @@ def treated():
 
 
 every_sick_model = pytest.mark.parametrize("name", SICK)
-
-
-def written(fix, model, batch, seed=3, **more):
-    """A copy on which the lines of a fix ran."""
-    changed = copy.deepcopy(model)
-    torch.manual_seed(seed)
-    exec(fix.code(**more), {"model": changed, "batch": batch, "torch": torch, "nn": nn})
-    return changed
-
-
-def facts(model):
-    """All that a fix can change in a model."""
-    kinds = [(name, type(m), m.training) for name, m in model.named_modules()]
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
-    trainable = [(name, p.requires_grad) for name, p in model.named_parameters()]
-    return kinds, hooks, trainable, str(model), bits(model.state_dict())
 
 
 # --- every kind, over the sick models ------------------------------------------------------------

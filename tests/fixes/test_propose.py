@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from sick import Net, applied, dense, make, output, seen_in, x
+from sick import Net, applied, dense, facts, make, output, seen_in, written, x
 from torch import nn
 
 import nndiag
@@ -228,6 +228,7 @@ def test_it_runs_wherever_it_is_handed_out(name):
     assert fixes
     for fix in fixes:
         result = applied(fix, model, batch)
+        assert facts(written(fix, model, batch)) == facts(result), fix.code()
         output(result, batch)
         assert all(p.isfinite().all() for p in result.parameters()), fix.code()
         after = {key: value.shape for key, value in result.state_dict().items()}
@@ -245,7 +246,9 @@ def test_it_runs_whatever_the_layers_are_called(key):
     batch = torch.randn(32, 6)
     snapshot = seen_in(model, batch)
     for fix in everything(snapshot):
-        output(applied(fix, model, batch), batch)
+        result = applied(fix, model, batch)
+        assert facts(written(fix, model, batch)) == facts(result), fix.code()
+        output(result, batch)
         assert fix.what.isprintable()
     names = {p.kind for p in everything(snapshot)}
     assert names >= {"redraw", "rescale", "lsuv", "reset-bias", "reset-norm", "reset"}
