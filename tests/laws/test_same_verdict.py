@@ -387,7 +387,7 @@ def rescaled(model, scales):
 
 
 # Whether all that enters a unit has one sign is no property of the function: turning units round is
-# the very cure. A collapse may begin one layer on, for the means that hid it have gone.
+# the very fix. A collapse may begin one layer on, for the means that hid it have gone.
 TURNED = {"non-zero-centered", "signal-collapse"}
 
 

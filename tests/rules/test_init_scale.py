@@ -153,7 +153,7 @@ class TestOneLayerInTheMiddle:
             "weights of 3.weight are 9.9× too small for tanh: std 0.0100, Xavier gives 0.0990"
         )
         assert found.message.startswith(expected)
-        assert found.prescriptions[0].code == (
+        assert found.fixes[0].code() == (
             'nn.init.normal_(model.get_parameter("3.weight"), std=102 ** -0.5)'
         )
 

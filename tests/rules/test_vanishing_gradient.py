@@ -620,7 +620,7 @@ class TestUnderflow:
         for f in findings:
             assert str(dtype).removeprefix("torch.") in f.message
             assert f.evidence["steps"] < f.threshold == 4
-            assert "Scale the loss" in f.prescriptions[0].what
+            assert "Scale the loss" in f.fixes[0].what
 
     def test_steps_are_counted_in_the_smallest_number_of_the_format(self):
         [found] = self.judged(lambda: stack(4, nn.ReLU), torch.float16, 1e-4)
