@@ -64,7 +64,7 @@ baselines: $(READY) ## measure how often baselines fail; remakes reports/baselin
 properties: $(READY) ## measure the properties of torch's building blocks; remakes reports/properties
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) properties
 
-repairs: $(READY) ## cure the labelled faults and train before and after; makes reports/calibration/repairs.md (long)
+repairs: $(READY) ## repair the labelled faults and train before and after; makes reports/calibration/repairs.md (long)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.repairs
 
 peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs them; minutes)

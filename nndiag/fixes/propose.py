@@ -310,6 +310,7 @@ def swap(
         for a in activations
         if facts.is_named(a) and facts.is_hidden(snapshot, a) and not facts.parameters(snapshot, a)
     ]
+    calls = [a for a in activations if not flow.is_module(a)]
     if modules:
         swapped = _on("swap", [flow.owner(snapshot, a) for a in modules], *new)
         every = len(modules) == len(activations)
@@ -317,25 +318,39 @@ def swap(
         old = " and ".join(dict.fromkeys(map(_class, modules)))
         yield Fix(
             "swap-activation",
-            f"Replace {_ops(modules)} by {new[0]} at {facts.names(modules)}"
-            + (", with He weights and zero biases." if drawn else "."),
+            f"Replace {_ops(modules)} by {new[0]} at {facts.names(modules)}{_drawn_for(drawn)}.",
             why,
             effect,
             "architecture",
             (*swapped, *actions),
-            f"In __init__, replace {old} by {written_module(new)}.",
+            f"In __init__, replace {old} by {written_module(new)}.{_written_init(drawn)}",
         )
-    calls = [a for a in activations if not flow.is_module(a)]
     if calls:
+        every = len(calls) == len(activations)
+        drawn, _, _ = _drawn(snapshot, redrawn if every else (), biases=True, relu=True)
         where = _locations(calls)
         yield Fix(
             "advice",
-            f"Replace {_ops(calls)} by {new[0]}{where}.",
+            f"Replace {_ops(calls)} by {new[0]}{where}{_drawn_for(drawn)}.",
             why,
             effect,
             "architecture",
-            source=f"In forward, write {function} in place of {_ops(calls)}{where}.",
+            source=f"In forward, write {function} in place of {_ops(calls)}.{_written_init(drawn)}",
         )
+
+
+def _drawn_for(layers: Sequence[Layer]) -> str:
+    return ", with He weights and zero biases" if layers else ""
+
+
+def _written_init(layers: Sequence[Layer]) -> str:
+    """How to initialise layers before a ReLU, as a second line of a change of the source."""
+    if not layers:
+        return ""
+    return (
+        "\nFor each layer before it: "
+        'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"); nn.init.zeros_(layer.bias)'
+    )
 
 
 def _ops(activations: Sequence[Layer]) -> str:
