@@ -136,6 +136,7 @@ def test_the_network_that_faults_are_injected_into_had_learned():
 # -- judged ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_labels_are_what_they_were(judged):
     stored = labels_file.read()
     for row in judged.itertuples():
@@ -144,6 +145,7 @@ def test_labels_are_what_they_were(judged):
         assert row.label == pytest.approx(stored[row.case], rel=0.1), row.case
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("goal", list(page.GOALS))
 def test_faults_are_found_named_first_and_placed(judged, goal):
     sick = judged[judged["sick"]]
@@ -152,11 +154,13 @@ def test_faults_are_found_named_first_and_placed(judged, goal):
     assert 1 - len(missed) / len(sick) >= page.GOALS[goal], missed
 
 
+@pytest.mark.exhaustive
 def test_nothing_false_is_said(judged):
     false = judged[judged["false_alarms"] != ""]
     assert false[["case", "first_rule", "first_layer", "false_alarms"]].values.tolist() == []
 
 
+@pytest.mark.exhaustive
 def test_no_rule_crashes(judged):
     assert judged["crashed"].sum() == 0
 
