@@ -98,7 +98,7 @@ def test_every_rule_has_a_page_under_the_fixed_headings(made, name):
         heading for heading in HEADINGS if heading in found
     ]
     assert set(HEADINGS[:4]) <= set(found)
-    assert ("Fixes, and whether each is safe" in found) == bool(module.RULE.cures)
+    assert ("Fixes, and whether each is safe" in found) == bool(module.RULE.fixes)
     assert ("Thresholds and their sources" in found) == bool(module.RULE.thresholds)
     assert f"]({name}.md)" in made["rules/index.md"]
 
