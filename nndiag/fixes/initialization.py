@@ -35,10 +35,12 @@ from nndiag.fixes.matrix import (
 
 __all__ = [
     "ASYMMETRIC_STD",
+    "Generator",
     "Matrix",
     "asymmetric_",
     "forget_bias_",
     "gain",
+    "haar",
     "he_normal_",
     "he_uniform_",
     "lecun_normal_",

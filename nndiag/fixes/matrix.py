@@ -21,6 +21,21 @@ from nndiag.batch import describe
 from nndiag.capture.untouched import Kept, untouched
 from nndiag.errors import FixError
 
+__all__ = [
+    "CONVOLUTIONS",
+    "DTYPES",
+    "TRANSPOSED",
+    "Matrix",
+    "Parametrized",
+    "assign",
+    "bias_of",
+    "layer_matrices",
+    "layers",
+    "matrices",
+    "recurrences",
+    "write",
+]
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

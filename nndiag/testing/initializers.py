@@ -25,6 +25,29 @@ if TYPE_CHECKING:
     import pytest
     import torch
 
+__all__ = [
+    "INITIALIZER",
+    "RATE",
+    "Initializer",
+    "Law",
+    "Shape",
+    "check_initializer",
+    "draws",
+    "dtype_kept",
+    "finite",
+    "generator_honoured",
+    "in_place",
+    "independent",
+    "mean_zero",
+    "on_parameters",
+    "parametrize_initializers",
+    "rows_differ",
+    "scale_free_of_layout",
+    "seed_honoured",
+    "takes",
+    "variance_law",
+]
+
 Shape = tuple[int, ...]
 Law = Callable[[int, int], float]
 

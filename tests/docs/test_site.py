@@ -63,6 +63,8 @@ class TestTheBuiltSite:
     def test_every_public_name_is_described(self, pages):
         anchors = {anchor for page in pages.values() for anchor in page.anchors}
         names = [
+            *(f"nndiag.Report.{name}" for name in dir(nndiag.Report) if name[0] != "_"),
+            *(f"nndiag.Repair.{name}" for name in dir(nndiag.Repair) if name[0] != "_"),
             *(f"nndiag.{name}" for name in nndiag.__all__ if name not in vars(nndiag.errors)),
             *(f"nndiag.errors.{name}" for name in nndiag.__all__ if name in vars(nndiag.errors)),
             *(f"nndiag.fixes.{name}" for name in nndiag.fixes.__all__),
