@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from nndiag import flow, rule, theory
+from nndiag import flow, ops, rule, theory
 from nndiag.rule import Finding
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
@@ -433,7 +433,7 @@ def _fluctuations(snapshot: Snapshot) -> dict[str, float]:
     relu = theory.activation("relu")  # as much as any: others damp it
     assert relu is not None
     factor = theory.fluctuation(relu)
-    weights = [layer for layer in snapshot.layers if layer.op in flow.LEARNED]
+    weights = [layer for layer in snapshot.layers if layer.op in ops.LEARNED]
     found = {}
     for layer in snapshot.layers:
         before = flow.ancestors(snapshot, layer.node) | {layer.node}

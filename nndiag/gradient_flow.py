@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nndiag import flow, prescribe, theory
+from nndiag import flow, ops, prescribe, theory
 from nndiag.rule import Prescription
 from nndiag.stats import Layer, Snapshot
 
@@ -239,7 +239,7 @@ def _pooling(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> float:
     rows = [here.activation or here.layer, *here.between]
     for inner, outer in itertools.pairwise(rows):
         a, b = _norm(inner), _norm(outer)
-        if outer.op in flow.POOLS and a and b:
+        if outer.op in ops.POOLS and a and b:
             change *= a / b
     # A mean over positions is no row: each of P positions gets 1/P of the gradient.
     node = snapshot.nodes[after.layer.node]

@@ -13,7 +13,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.rule import Prescription
 from nndiag.stats import Layer, Parameter, Snapshot, UnitStats, Weight
 
@@ -176,7 +176,7 @@ def redraw(
 @flow.once
 def restart(snapshot: Snapshot) -> tuple[Prescription, ...]:
     """The whole model as a good initialisation would have it: nothing that was learned stays."""
-    rows = [row for row in snapshot.layers if row.op in flow.LEARNED and row.op not in flow.NORMS]
+    rows = [row for row in snapshot.layers if row.op in ops.LEARNED and row.op not in ops.NORMS]
     drawn = list(redraw(snapshot, rows, biases=True))
     if drawn and len(_once(rows)) > 1:
         lines = [drawn[0].code.removeprefix(IMPORT)]
@@ -272,7 +272,7 @@ def zero_biases(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Prescri
 
 def reset_norms(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Prescription]:
     """Scale 1 and shift 0 for normalisation layers."""
-    norms = [layer for layer in _once(layers) if layer.op in flow.NORMS and _is_named(layer)]
+    norms = [layer for layer in _once(layers) if layer.op in ops.NORMS and _is_named(layer)]
     names = [_owner(snapshot, layer) for layer in norms]
     scales = [f"{name}.weight" for name in names if f"{name}.weight" in snapshot.parameter]
     shifts = [f"{name}.bias" for name in names if f"{name}.bias" in snapshot.parameter]
@@ -448,7 +448,7 @@ def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Presc
     norms = [
         _owner(snapshot, row) if _is_module(row) else row.name.rpartition("/")[0]
         for row in snapshot.layers
-        if row.op in flow.NORMS
+        if row.op in ops.NORMS
     ]
     scales = {f"{name}.weight" for name in norms} | {node.parameter for node in snapshot.nodes}
     shifts = {f"{name}.bias" for name in norms}
@@ -510,7 +510,7 @@ def _is_named(layer: Layer) -> bool:
 
 def _is_opaque(layer: Layer) -> bool:
     """Whether it is a module with several weights inside: recurrent layers, attention."""
-    return _is_module(layer) and layer.weight is None and layer.op in flow.LEARNED
+    return _is_module(layer) and layer.weight is None and layer.op in ops.LEARNED
 
 
 def _owner(snapshot: Snapshot, layer: Layer) -> str:
@@ -606,7 +606,7 @@ def _norm(snapshot: Snapshot, layer: Layer, units: UnitStats | None, op: str) ->
     Over the batch, but for few samples, and for sequences, whose padding would count.
     """
     width, shape = len(units) if units is not None else 0, layer.shape
-    if op not in flow.WEIGHTED or not width or len(shape) < 2 or "complex" in layer.dtype:
+    if op not in ops.WEIGHTED or not width or len(shape) < 2 or "complex" in layer.dtype:
         return ""
     few = min(snapshot.samples / max(snapshot.batches, 1), shape[0]) < SMALL_BATCH
     if op.startswith("conv"):
@@ -649,7 +649,7 @@ def _readers(snapshot: Snapshot, activation: Layer) -> list[Layer]:
     users = flow.users(snapshot, activation.node)
     rows = [row for node in users if (row := snapshot.layer_at(node)) is not None]
     alone = all(
-        row.op in flow.WEIGHTED and len(snapshot.nodes[row.node].inputs) == 1 for row in rows
+        row.op in ops.WEIGHTED and len(snapshot.nodes[row.node].inputs) == 1 for row in rows
     )
     kept = activation.node in snapshot.outputs
     return rows if alone and len(rows) == len(users) and not kept else []
@@ -702,7 +702,7 @@ def training(snapshot: Snapshot) -> str:
     2000, which only two-point distributions reach).
     """
     for layer in snapshot.layers:
-        if layer.op in flow.NORMS and _is_module(layer):
+        if layer.op in ops.NORMS and _is_module(layer):
             for part in ("weight", "bias"):
                 p = snapshot.parameter.get(f"{_owner(snapshot, layer)}.{part}")
                 if p is not None and _varied(p):

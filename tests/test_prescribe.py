@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
-from nndiag import flow, prescribe, rule
+from nndiag import flow, ops, prescribe, rule
 from nndiag.batch import batches
 from nndiag.fixes.repair import KINDS, execute
 
@@ -881,7 +881,7 @@ def test_a_norm_lies_between_weights_and_an_activation_and_nowhere_else(name):
     for norm in new:
         node = rows[norm].node
         [source], [user] = snapshot.nodes[node].inputs, snapshot.consumers[node]
-        assert snapshot.nodes[source].op in flow.WEIGHTED
+        assert snapshot.nodes[source].op in ops.WEIGHTED
         assert flow.is_activation(snapshot.layer_at(user))
     assert bool(new) == (name != "resnet-preactivation")  # its activations have norms before them
 

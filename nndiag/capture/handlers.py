@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nndiag import theory
+from nndiag import ops, theory
 from nndiag.batch import tensors_in
 from nndiag.capture import opaque
 from nndiag.capture.calls import Call, options
@@ -96,7 +96,7 @@ def weighted(rec: Recorder, call: Call) -> Generator[None, Any, None]:
 
 
 def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generator[None, Any, None]:
-    op = "linear" if call.op in ("addmm", "matmul") else call.op
+    op = "linear" if call.op == "matmul" else ops.named(call.op).recorded_as or call.op
     trail = rec.source(x) or Trail(rec.node("?", []))
     others = [t for t in call.tensors if t is not x and rec.parameter(t) is None]
     trails = [trail, *(t for t in map(rec.trail_of, others) if t is not None)]
@@ -230,7 +230,7 @@ def _joined_axes(call: Call, parents: list[tuple[Trail, torch.Size]], out: torch
     if call.op == "setitem":
         trail, shape = parents[0]
         return trail.axes if shape == out.shape else Axes(None, None, samples)
-    if call.op in ELEMENTWISE:
+    if call.op in ops.ELEMENTWISE:
         return elementwise([(t, s) for t, s in parents if len(s) <= out.dim()], out.shape)
     if call.op == "matmul":
         trail, shape = parents[0]
@@ -334,7 +334,10 @@ HANDLERS: Mapping[str, Handler] = {
     "softmax": softmax,
     "weighted": weighted,
     "norm": norm,
-    "kept": kept,
+    "embedding": weighted,
+    "pool": kept,
+    "dropout": kept,
+    "resize": kept,
     "attention": attention,
     "recurrent": recurrent,
     "join": join,
@@ -342,6 +345,8 @@ HANDLERS: Mapping[str, Handler] = {
     "reshape": reshape,
     "view": view,
     "reduce": reduce,
+    "loss": unknown,
+    "module": unknown,
     "": unknown,
 }
 
@@ -358,9 +363,4 @@ QUIET = frozenset(
      "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli",
      "uniform", "normal", "retain_grad", "retains_grad", "_set_grad_enabled", "set_grad_enabled",
      "contains", "iter", "set", "output_nr", "itemsize", "nbytes", "is_signed")
-)  # fmt: skip
-ELEMENTWISE = frozenset(
-    ("add", "sub", "mul", "div", "where", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "pow",
-     "exp", "log", "sqrt", "rsqrt", "sin", "cos", "abs", "square", "reciprocal", "log1p", "expm1",
-     "cumsum", "clamp", "threshold", "prelu")
 )  # fmt: skip

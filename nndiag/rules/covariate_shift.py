@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, prescribe
+from nndiag import flow, ops, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
 from nndiag.stats import Snapshot
 
@@ -119,7 +119,7 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     moved = [
         (layer, layer.shift)
         for layer in snapshot.layers
-        if layer.shift is not None and layer.op in flow.LEARNED
+        if layer.shift is not None and layer.op in ops.LEARNED
     ]
     over = [(layer, shift) for layer, shift in moved if shift.mean >= limit.shift]
     if not over:

@@ -43,7 +43,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nndiag import flow, prescribe, theory
+from nndiag import flow, ops, prescribe, theory
 from nndiag.rule import SEVERITIES, Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Layer, Snapshot
 
@@ -227,7 +227,7 @@ def _judge_direction(
     severity: Severity = "note"
     measure = "times"
     beside = chain.ends in ("add", "sub") or flow.bypassed(snapshot, chain.links[0].layer)
-    if chain.ends not in flow.NORMS and not beside:
+    if chain.ends not in ops.NORMS and not beside:
         if _beyond_chance(accumulated, limit.stall, steps):
             severity, measure = "error", "accumulated"
         elif _beyond_chance(accumulated, limit.accumulated, steps):

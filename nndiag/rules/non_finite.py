@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from nndiag import flow, prescribe
+from nndiag import flow, ops, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
@@ -123,7 +123,7 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
     ]
     for layer in origins:
         behind = flow.descendants(snapshot, layer.node) & sick
-        masks = layer.op not in flow.LEARNED and layer.op not in flow.NORMS
+        masks = layer.op not in ops.LEARNED and layer.op not in ops.NORMS
         harm = not masks or bool(behind) or lost or any(_sick_gradients(snapshot))
         yield RULE.finding(
             layer,

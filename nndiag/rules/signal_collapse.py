@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, prescribe
+from nndiag import flow, ops, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot, TensorStats
 
@@ -101,7 +101,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         return
     collapsed: list[tuple[Layer, float]] = []
     for layer in snapshot.layers:
-        if not (layer.op in flow.LEARNED or flow.is_activation(layer)):
+        if not (layer.op in ops.LEARNED or flow.is_activation(layer)):
             continue
         share = _share(layer.output)
         if share is None or not flow.inputs_before(snapshot, layer.node) & set(varying):
@@ -155,7 +155,7 @@ def _cures(snapshot: Snapshot, collapsed: list[Layer]) -> Iterator[Prescription]
     weights = [
         row
         for layer in collapsed
-        for row in ((layer,) if layer.op in flow.LEARNED else flow.makers(snapshot, layer))
+        for row in ((layer,) if layer.op in ops.LEARNED else flow.makers(snapshot, layer))
     ]
     drowned = [row for row in weights if _bias_over_signal(snapshot, row)]
     yield from prescribe.zero_biases(snapshot, drowned)

@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, prescribe
+from nndiag import flow, ops, prescribe
 from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -75,12 +75,12 @@ def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     for layer in snapshot.layers:
         name = layer.weight.name if layer.weight is not None else layer.name.partition("@")[0]
         tokens = layer.op.startswith("embedding")
-        if name in seen or not (tokens or layer.op in flow.LEARNED):
+        if name in seen or not (tokens or layer.op in ops.LEARNED):
             continue
         seen.add(name)
         if tokens:
             yield from _tokens(snapshot, layer, limit)
-        elif layer.op not in flow.WEIGHTED:
+        elif layer.op not in ops.WEIGHTED:
             yield from _inside(snapshot, layer, limit)
         elif (p := snapshot.parameter.get(name)) is not None:
             yield from _weights(snapshot, layer, p, limit)
@@ -195,7 +195,7 @@ def _ends_branch(snapshot: Snapshot, layer: Layer) -> bool:
         following = snapshot.consumers[todo.pop()]
         if node.op == "add" and len(node.inputs) > 1:
             return True
-        if len(node.inputs) == 1 and node.op not in flow.LEARNED:
+        if len(node.inputs) == 1 and node.op not in ops.LEARNED:
             todo += following
     return False
 
