@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from nndiag import flow, ops, rule, theory
+from nndiag import activations, flow, ops, rule, theory
 from nndiag.rule import Finding
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
@@ -430,7 +430,7 @@ def _fluctuations(snapshot: Snapshot) -> dict[str, float]:
 
     ``fluctuation(φ) · Σ 1/width`` over the weight layers on the way (Hanin & Nica 2020).
     """
-    relu = theory.activation("relu")  # as much as any: others damp it
+    relu = activations.named("relu")  # as much as any: others damp it
     assert relu is not None
     factor = theory.fluctuation(relu)
     weights = [layer for layer in snapshot.layers if layer.op in ops.LEARNED]

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from nndiag import theory
+from nndiag import activations, theory
 from nndiag.ops import (
     CONTRACTIONS,
     DISTRIBUTIONS,
@@ -40,7 +40,7 @@ def once(function: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
 
 def act_of(layer: Layer) -> theory.Activation | None:
     """The activation a row applies, or None for anything else."""
-    return theory.activation(layer.op, **layer.options)
+    return activations.named(layer.op, **layer.options)
 
 
 def is_activation(layer: Layer) -> bool:

@@ -13,7 +13,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from nndiag import flow, ops, theory
+from nndiag import activations, flow, ops, theory
 from nndiag.rule import Prescription
 from nndiag.stats import Layer, Parameter, Snapshot, UnitStats, Weight
 
@@ -580,9 +580,9 @@ def _activation(snapshot: Snapshot, layer: Layer, relu: bool = False) -> theory.
     row = flow.activation_after(snapshot, layer)
     act = flow.act_of(row) if row is not None else None
     if act is not None and relu:
-        act = theory.activation("relu")
+        act = activations.named("relu")
     if act is None or not math.isfinite(act.gain):  # of a PReLU with NaN for a slope
-        act = theory.activation("identity")
+        act = activations.named("identity")
     assert act is not None
     return act
 

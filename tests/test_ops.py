@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from nndiag import ops, theory
+from nndiag import activations, ops
 from nndiag.capture.calls import canonical
 from nndiag.capture.handlers import HANDLERS
 
@@ -325,22 +325,22 @@ def test_glu_is_no_function_of_one_value():
     assert F.glu(x).shape == (3, 2)
     assert not ops.OPS["glu"].elementwise
     assert ops.OPS["glu"].steepest is None
-    assert theory.activation("glu") is None
+    assert activations.named("glu") is None
 
 
 @pytest.mark.parametrize("op", [op for op in ACTIVATIONS if op.name != "glu"], ids=by_name)
 def test_theory_knows_every_activation_and_its_options(op):
     given = {"threshold": 0.0, "value": 0.0} if op.name == "threshold" else {}
-    act = theory.activation(op.name, **given)
+    act = activations.named(op.name, **given)
     assert act is not None
-    known = inspect.signature(theory._BUILDERS[op.name]).parameters
+    known = inspect.signature(activations.BUILDERS[op.name]).parameters
     assert {name.removesuffix("_tanh") for name in known} == set(op.options)
 
 
 @with_defaults
 def test_theorys_family_fits_the_table(op):
     """Saturating: flat on both sides, about zero. Rectifier: exactly flat somewhere."""
-    act = theory.activation(op.name)
+    act = activations.named(op.name)
     if act.family == "saturating":
         assert op.flat_sides == ("below", "above")
         assert all(map(math.isfinite, op.range))

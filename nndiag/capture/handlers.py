@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nndiag import ops, theory
+from nndiag import activations, ops
 from nndiag.batch import tensors_in
 from nndiag.capture import opaque
 from nndiag.capture.calls import Call, options
@@ -68,7 +68,7 @@ def activation(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, 
     row = rec.row(call.op)
     row.options = shaping
     rec.entering(row, z, trail.axes)
-    act = None if rec.only_inputs else theory.activation(call.op, **shaping)
+    act = None if rec.only_inputs else activations.named(call.op, **shaping)
     if act is not None and act.flat and not z.is_complex():
         row.flat = rec.meter.flat(z, act.flat, trail.axes, of=row.input)
         if trail.axes.unit is None:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nndiag import ops, theory
+from nndiag import activations, ops
 from nndiag.measure import Pending, readable, spread, wide
 
 # A softmax row whose largest entry is p has slope at most p (1 - p); 5 % of its maximum 1/4 is
 # reached at p = 0.9873 (the same 5 % as for every other activation).
-ONE_HOT = 0.5 + math.sqrt(0.25 - theory.SATURATED_SLOPE * 0.25)
+ONE_HOT = 0.5 + math.sqrt(0.25 - activations.SATURATED_SLOPE * 0.25)
 # Masks add -inf, the smallest finite number, -1e9 or -1e4; real scores are not that low.
 MASKED = -5e3
 ROWS = 64
@@ -211,7 +211,7 @@ def _pre_activations(
 def _saturated(kind: str, found: list[list[torch.Tensor]]) -> Pending:
     parts, labels = [], ops.named(kind).gates
     for label, *pre in zip(labels, *found, strict=True):
-        act = theory.activation("tanh" if label in ("candidate", "hidden") else "sigmoid")
+        act = activations.named("tanh" if label in ("candidate", "hidden") else "sigmoid")
         assert act is not None
         limit = act.flat[1][0]
         parts.append(torch.stack([(z.abs() > limit).sum() for z in pre]).sum())

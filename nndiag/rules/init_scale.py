@@ -43,7 +43,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nndiag import flow, ops, prescribe, theory
+from nndiag import activations, flow, ops, prescribe, theory
 from nndiag.rule import SEVERITIES, Finding, Limits, Prescription, Rule, Severity, Threshold
 from nndiag.stats import Layer, Snapshot
 
@@ -142,7 +142,7 @@ def _steps(snapshot: Snapshot, chain: flow.Chain) -> list[_Step]:
 
 def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     layer, activation, weight = link.layer, link.activation, link.layer.weight
-    act = theory.activation("identity") if activation is None else flow.act_of(activation)
+    act = activations.named("identity") if activation is None else flow.act_of(activation)
     parameter = snapshot.parameter.get(weight.name) if weight is not None else None
     if act is None or weight is None or parameter is None:
         return None
