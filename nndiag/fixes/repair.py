@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nndiag import api, fixes, flow, prescribe, settings
-from nndiag.batch import Batch, LossMaker, batches
+from nndiag.batch import Batch, batches
 from nndiag.capture.untouched import untouched
 from nndiag.capture.watch import validate
 from nndiag.errors import (
@@ -36,6 +36,7 @@ from nndiag.errors import (
 )
 from nndiag.fixes import trial
 from nndiag.fixes.trial import Optimizer, Training, Trial
+from nndiag.loss import LossMaker
 from nndiag.progress import Progress
 from nndiag.render import story
 from nndiag.report import Report
