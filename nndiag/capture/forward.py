@@ -8,7 +8,8 @@ from torch import nn
 
 from nndiag.batch import Batch, argument_names, describe, detached, length
 from nndiag.capture.locate import raised_at
-from nndiag.capture.recorder import ROOT, Recorder, has_layers, is_script
+from nndiag.capture.modules import has_layers, is_script
+from nndiag.capture.recorder import ROOT, Recorder
 from nndiag.errors import BatchError, CaptureError
 
 
@@ -17,7 +18,7 @@ def forward(
 ) -> tuple[Any, dict[str, int | None]]:
     args, kwargs = detached((batch.args, dict(batch.kwargs)))
     given = Batch(args, kwargs)
-    samples = length(given, recorder.axis)
+    samples = length(given, recorder.paths.axis)
     inputs = {
         name: recorder.add_input(name, tensor, samples)
         for name, tensor in argument_names(given, model).items()

@@ -18,8 +18,9 @@ from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
 from nndiag.capture.forward import forward
 from nndiag.capture.lineage import next_function
+from nndiag.capture.modules import is_script, is_torch_leaf
 from nndiag.capture.parameters import measure_parameters
-from nndiag.capture.recorder import Recorder, is_script, is_torch_leaf
+from nndiag.capture.recorder import Recorder
 from nndiag.capture.step import shifts, step
 from nndiag.capture.untouched import Kept, untouched
 from nndiag.capture.weights import Running
@@ -153,8 +154,10 @@ def _one_batch(
     recorder = run.recorder(gradients=gradients, tick=tick)
     try:
         output, inputs = forward(model, batch, recorder)
-        if recorder.axis_found != run.axis:  # the model says where its samples lie: look again
-            run.axis = recorder.axis_found
+        if (
+            recorder.paths.axis_found != run.axis
+        ):  # the model says where its samples lie: look again
+            run.axis = recorder.paths.axis_found
             recorder.close()
             del output
             kept.reset()
@@ -171,15 +174,15 @@ def _one_batch(
         recorder.close()
     if reached or first:
         run.parameters = measure_parameters(
-            run.named, layers, run.parameters, run.not_observed, recorder.samples, run.most
+            run.named, layers, run.parameters, run.not_observed, recorder.paths.samples, run.most
         )
-        run.most = max(run.most, recorder.samples)
+        run.most = max(run.most, recorder.paths.samples)
     _merge(run, recorder, layers, outputs, first)
     for name, index in inputs.items():
         if index is not None:
             found = recorder.numbers[index]
             run.inputs[name] = run.inputs[name].merge(found) if name in run.inputs else found
-    run.samples += recorder.samples
+    run.samples += recorder.paths.samples
     run.batches += 1
     if first:
         run.device = str(next((t.device for t in tensors_in((batch.args, batch.kwargs))), "cpu"))
@@ -188,7 +191,7 @@ def _one_batch(
 
 
 def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
-    trails = [recorder.trail_of(t) for t in tensors_in(output)]
+    trails = [recorder.paths.trail_of(t) for t in tensors_in(output)]
     return tuple(dict.fromkeys(t.node for t in trails if t is not None))
 
 
@@ -221,7 +224,7 @@ def _merge(
     run: _Run, recorder: Recorder, layers: list[Layer], outputs: tuple[int, ...], first: bool
 ) -> None:
     if first:
-        run.nodes, run.outputs = recorder.nodes, outputs
+        run.nodes, run.outputs = recorder.paths.nodes, outputs
         run.layers = {layer.name: layer for layer in layers}
     else:
         for layer in layers:
