@@ -29,7 +29,7 @@ from nndiag.capture.lineage import (
 from nndiag.capture.paths import Paths, measurable
 from nndiag.capture.rows import Row
 from nndiag.capture.weights import running, spatial
-from nndiag.measure import Axes, Pending
+from nndiag.layout import Axes, Pending
 from nndiag.stats import Weight
 
 HEADS = "its heads are axes of their own"

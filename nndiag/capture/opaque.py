@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nndiag import activations, ops
-from nndiag.measure import Pending, readable, spread, wide
+from nndiag.layout import Pending, readable, spread, wide
 
 # A softmax row whose largest entry is p has slope at most p (1 - p); 5 % of its maximum 1/4 is
 # reached at p = 0.9873 (the same 5 % as for every other activation).

@@ -10,7 +10,7 @@ from torch import nn
 
 from nndiag.batch import has_samples
 from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails
-from nndiag.measure import Axes
+from nndiag.layout import Axes
 from nndiag.stats import Node
 
 

@@ -34,7 +34,8 @@ from nndiag.capture.modules import (
 from nndiag.capture.paths import Paths, measurable, why_not_measurable
 from nndiag.capture.rows import Row, layer_of
 from nndiag.capture.weights import Running, use_of
-from nndiag.measure import Axes, Meter, Pending
+from nndiag.layout import Axes, Pending
+from nndiag.measure import Meter
 from nndiag.stats import Layer, Node, TensorStats, Weight
 
 ROOT = "(root)"

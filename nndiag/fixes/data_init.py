@@ -34,7 +34,7 @@ from nndiag.fixes.matrices import (
 from nndiag.fixes.matrices import (
     layers as layers_of,
 )
-from nndiag.measure import wide
+from nndiag.layout import wide
 
 KINDS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
