@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test baselines benchmarks calibration comparison gallery peers properties repairs clean
+.PHONY: help setup demo test baselines benchmarks calibration comparison findings gallery peers properties repairs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -17,6 +17,9 @@ setup: $(READY) ## make .venv and install nndiag with all it needs
 
 demo: $(READY) ## train four networks, three of them sick, and diagnose them
 	$(VENV)/bin/nndiag demo --output reports/demo
+
+findings: $(READY) ## what is said of the corpus and the zoo is what reports/calibration/findings.csv says
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.findings --check
 
 calibration: $(READY) ## judge labelled faults and healthy networks (installs their libraries; minutes)
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[calibration]"
