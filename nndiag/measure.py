@@ -1,4 +1,4 @@
-"""From a tensor to :class:`~nndiag.stats.TensorStats`: the only tensor arithmetic there is.
+"""From tensors to :class:`~nndiag.stats.TensorStats`, with as few calls and passes as will do.
 
 Everything is reduced on the tensor's own device, into small float64 vectors, and nothing waits for
 the device: :meth:`Meter.collect` brings all vectors of a batch across in one transfer.

@@ -154,10 +154,9 @@ def _one_batch(
     recorder = run.recorder(gradients=gradients, tick=tick)
     try:
         output, inputs = forward(model, batch, recorder)
-        if (
-            recorder.paths.axis_found != run.axis
-        ):  # the model says where its samples lie: look again
-            run.axis = recorder.paths.axis_found
+        axis = recorder.paths.axis_found
+        if axis != run.axis:  # the model says where its samples lie: look again
+            run.axis = axis
             recorder.close()
             del output
             kept.reset()
