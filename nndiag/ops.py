@@ -407,8 +407,8 @@ def named(name: str) -> Op:
     return OPS.get(name, _NOTHING)
 
 
-def _those(property: Callable[[Op], object]) -> frozenset[str]:
-    return frozenset(op.name for op in OPS.values() if property(op))
+def _those(fits: Callable[[Op], bool]) -> frozenset[str]:
+    return frozenset(op.name for op in OPS.values() if fits(op))
 
 
 POOLS = _those(lambda op: op.category == "pool")
