@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nndiag import errors
 from nndiag.errors import (
     BatchError,
     CaptureError,
@@ -27,11 +28,13 @@ from nndiag.errors import (
 )
 
 if TYPE_CHECKING:
+    from nndiag import fixes, rules, testing
     from nndiag.api import check
     from nndiag.batch import Batch
     from nndiag.fixes.repair import Repair, repair
-    from nndiag.report import Report
-    from nndiag.rule import Finding, Prescription
+    from nndiag.report import NotJudged, Report
+    from nndiag.rule import Finding, Outcome, Prescription, Rule, Threshold, Unjudged
+    from nndiag.stats import Snapshot, TensorStats
 
 __version__ = "0.1.0"
 
@@ -46,17 +49,28 @@ __all__ = [
     "MissingPackageError",
     "ModelError",
     "NNDiagError",
+    "NotJudged",
+    "Outcome",
     "OutputError",
     "Prescription",
     "Repair",
     "Report",
     "ReportError",
+    "Rule",
     "SettingsError",
+    "Snapshot",
     "TargetError",
+    "TensorStats",
+    "Threshold",
+    "Unjudged",
     "UnknownClaimError",
     "UnknownRuleError",
     "check",
+    "errors",
+    "fixes",
     "repair",
+    "rules",
+    "testing",
 ]
 
 # Resolved on first use: torch takes seconds to import, and a pytest plugin is imported by every
@@ -67,12 +81,22 @@ _LAZY = {
     "Repair": "nndiag.fixes.repair",
     "Prescription": "nndiag.rule",
     "Batch": "nndiag.batch",
+    "NotJudged": "nndiag.report",
     "Report": "nndiag.report",
     "Finding": "nndiag.rule",
+    "Outcome": "nndiag.rule",
+    "Rule": "nndiag.rule",
+    "Threshold": "nndiag.rule",
+    "Unjudged": "nndiag.rule",
+    "Snapshot": "nndiag.stats",
+    "TensorStats": "nndiag.stats",
 }
+_LAZY_MODULES = ("fixes", "rules", "testing")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)

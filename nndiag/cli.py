@@ -413,10 +413,11 @@ def rule(
     as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
     lang: Lang = Language.en,
 ) -> None:
-    """Show a rule's page: what it looks for, why, its thresholds, its cures."""
+    """Show a rule's page: what it looks for, why, its thresholds, its fixes."""
     from pydantic_core import to_json
 
-    from nndiag.rule import chosen, page, title
+    from nndiag.render.page import page, title
+    from nndiag.rule import chosen
 
     for module in chosen([name]).values():
         if as_json:
@@ -433,7 +434,8 @@ def rules(lang: Lang = Language.en) -> None:
     """List all rules."""
     from rich.table import Table
 
-    from nndiag.rule import discover, title
+    from nndiag.render.page import title
+    from nndiag.rule import discover, not_loaded
 
     table = Table(box=None, pad_edge=False)
     for heading in ("code", "name", "severity"):
@@ -443,6 +445,8 @@ def rules(lang: Lang = Language.en) -> None:
         told = (module.RULE.code, module.RULE.name, module.RULE.severity)
         table.add_row(*told, title(module, lang.value))
     _console().print(table)
+    for name, reason in not_loaded().items():
+        print(f"{name} {reason}", file=sys.stderr)
 
 
 @app.command()

@@ -12,15 +12,14 @@ import importlib
 import importlib.metadata
 import math
 import pkgutil
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Literal
 
 from nndiag import flow
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
-from nndiag.languages import ENGLISH, words
 from nndiag.stats import Layer, Parameter, Snapshot
 
 Severity = Literal["error", "warning", "note"]
@@ -180,12 +179,20 @@ Check = Callable[[Snapshot, Limits], Iterable["Finding | Unjudged"]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one rule: "found", "passed", "skipped" or "crashed" (with the reason)."""
+    """What became of one rule: "found", "passed", "skipped" or "crashed" (with the reason).
+
+    A rule of another package that could not be loaded is "crashed", too: by its module's name,
+    without a code.
+    """
 
     rule: str
     code: str
     status: Literal["found", "passed", "skipped", "crashed"]
     reason: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.code} {self.rule}".strip()
 
 
 @dataclass(frozen=True)
@@ -198,63 +205,62 @@ class Judgement:
 @functools.cache
 def discover() -> Mapping[str, ModuleType]:
     """Every rule's module by the rule's name, in order of code."""
+    return _load()[0]
+
+
+@functools.cache
+def not_loaded() -> Mapping[str, str]:
+    """Rules of other packages that cannot be used: the module's name, and why not."""
+    return _load()[1]
+
+
+@functools.cache
+def _load() -> tuple[Mapping[str, ModuleType], Mapping[str, str]]:
     from nndiag import rules
 
     modules = [
         importlib.import_module(f"{rules.__name__}.{info.name}")
         for info in pkgutil.iter_modules(rules.__path__)
     ]
-    for entry in importlib.metadata.entry_points(group="nndiag.rules"):
-        modules.append(entry.load())
-    return {m.RULE.name: m for m in sorted(modules, key=lambda m: m.RULE.code)}
+    broken: dict[str, str] = {}
+    entries = importlib.metadata.entry_points(group="nndiag.rules")
+    for entry in sorted(entries, key=lambda entry: (entry.name, entry.value)):
+        try:
+            module = entry.load()
+            fault = _fault(module, modules)
+        except Exception as error:  # one broken rule must not cost the others
+            first, *_ = str(error).splitlines() or [""]
+            fault = f"{type(error).__name__}: {first}"
+        if fault:
+            package = f" from {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+            broken[entry.value] = f"could not be loaded{package}: {fault}"
+        else:
+            modules.append(module)
+    return {m.RULE.name: m for m in sorted(modules, key=lambda m: m.RULE.code)}, broken
 
 
-def title(module: ModuleType, language: str = ENGLISH) -> str:
-    """A rule's title: the first line of its docstring, or its translation."""
-    if language != ENGLISH:
-        return str(words(language)["rules"][module.RULE.name]["title"])
-    return (module.__doc__ or "").strip().splitlines()[0]
+CODE = re.compile(r"[A-Z]{2,}\d+")
 
 
-def page(module: ModuleType, language: str = ENGLISH) -> str:
-    """A rule's page: its docstring, its thresholds with their sources, its cures.
-
-    In another language than English its title and first paragraph are translated.
-    """
-    rule: Rule = module.RULE
-    text = (module.__doc__ or "").strip()
-    if language != ENGLISH:
-        own = words(language)["rules"][rule.name]
-        _, _, rest = text.split("\n\n", 2)
-        text = "\n\n".join((own["title"], own["text"].strip(), words(language)["english"], rest))
-    lines = [f"{rule.code} {rule.name} ({rule.severity})", "", text, ""]
-    if rule.thresholds:
-        lines += ["Thresholds", ""]
-        for name, t in rule.thresholds.items():
-            lines += [f"- {name} = {t.value:g}", textwrap.indent(t.source, "    ")]
-        lines.append("")
-    if rule.cures:
-        lines += ["Cures", ""]
-        for cure in rule.cures:
-            lines.append(f"- {cure.what}" + (f" {cure.why}" if cure.why else ""))
-            if cure.code:
-                lines.append(textwrap.indent(cure.code, "      "))
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def examples(module: ModuleType) -> tuple[str, str]:
-    """The code of the page's ``Sick::`` and ``Well::`` blocks."""
-    blocks = []
-    for heading in ("Sick::", "Well::"):
-        _, _, after = (module.__doc__ or "").partition(f"\n{heading}\n")
-        code = []
-        for line in after.splitlines():
-            if line.strip() and not line.startswith("    "):
-                break
-            code.append(line)
-        blocks.append(textwrap.dedent("\n".join(code)).strip())
-    return blocks[0], blocks[1]
+def _fault(module: object, known: Sequence[ModuleType]) -> str:
+    """Why a module from outside is no rule beside the known ones; "" where it is one."""
+    rule = getattr(module, "RULE", None)
+    if not isinstance(rule, Rule):
+        return "it has no RULE = nndiag.Rule(...)"
+    if not callable(getattr(module, "check", None)):
+        return "it has no function check(snapshot, limit)"
+    if not (getattr(module, "__doc__", None) or "").strip():
+        return "it has no docstring, which is the rule's page"
+    if not CODE.fullmatch(rule.code):
+        return f"its code {rule.code!r} is not capital letters and digits, such as MY101"
+    for value, legal in ((rule.severity, SEVERITIES), (rule.about, ABOUT)):
+        if value not in legal:
+            return f"{value!r} is not one of {', '.join(map(repr, legal))}"
+    for other in known:
+        for what in ("name", "code"):
+            if getattr(rule, what) == getattr(other.RULE, what):
+                return f"its {what} {getattr(rule, what)!r} is that of {other.__name__}"
+    return ""
 
 
 def chosen(
@@ -268,26 +274,36 @@ def chosen(
         UnknownRuleError: a word that names no rule, with the nearest one that does.
     """
     known = discover()
-    picked = _matching(select, known) if select is not None else set(known)
-    picked -= _matching(ignore, known) if ignore is not None else set()
+    picked = _named(select, ignore)
     return {name: module for name, module in known.items() if name in picked}
 
 
-def _matching(words: Iterable[str] | str, known: Mapping[str, ModuleType]) -> set[str]:
+def _named(
+    select: Iterable[str] | str | None, ignore: Iterable[str] | str | None
+) -> frozenset[str]:
+    """The names of what is selected, also of rules that could not be loaded."""
+    codes = {name: module.RULE.code for name, module in discover().items()}
+    codes |= dict.fromkeys(not_loaded(), "")
+    picked = _matching(select, codes) if select is not None else set(codes)
+    return frozenset(picked - (_matching(ignore, codes) if ignore is not None else set()))
+
+
+def _matching(words: Iterable[str] | str, codes: Mapping[str, str]) -> set[str]:
     matched: set[str] = set()
     for word in [words] if isinstance(words, str) else words:
+        # The beginning of a code has both its letters, so that no stray letter selects a family.
+        begins = re.fullmatch(r"[A-Z]{2,}\d*", word.upper()) is not None
         hits = {
             name
-            for name, module in known.items()
-            if word == name
-            or (word.upper().startswith("ND") and module.RULE.code.startswith(word.upper()))
+            for name, code in codes.items()
+            if word == name or (begins and code.startswith(word.upper()))
         }
         if not hits:
-            codes = [m.RULE.code.lower() for m in known.values()]
+            legal = (f"{name} ({code})" if code else name for name, code in codes.items())
             raise UnknownRuleError(
-                f"no rule is called {word!r}.{did_you_mean(word, [*known, *codes])} "
-                f"Legal are: {', '.join(f'{n} ({m.RULE.code})' for n, m in known.items())}; "
-                "or the beginning of a code, such as ND2."
+                f"no rule is called {word!r}."
+                f"{did_you_mean(word, [*codes, *map(str.lower, codes.values())])} "
+                f"Legal are: {', '.join(legal)}; or the beginning of a code, such as ND2."
             )
         matched |= hits
     return matched
@@ -353,6 +369,7 @@ def judge(
 ) -> Judgement:
     """Run the rules over a snapshot. A rule that crashes is an outcome, not an exception."""
     modules, limit = chosen(select, ignore), limits(thresholds)
+    named = _named(select, ignore)
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
     unjudged: list[Unjudged] = []
@@ -374,6 +391,10 @@ def judge(
                 Outcome(name, rule.code, "crashed", f"{type(error).__name__}: {error}{where}")
             )
             continue
+        if wrong := [r for r in results if not isinstance(r, (Finding, Unjudged))]:
+            reason = f"check yielded a {type(wrong[0]).__name__}: yield RULE.finding(...)"
+            outcomes.append(Outcome(name, rule.code, "crashed", reason))
+            continue
         found = [r for r in results if isinstance(r, Finding)]
         unjudged += [r for r in results if isinstance(r, Unjudged)]
         if not found and sick and rule.name != "non-finite" and rule.about in _OF_VALUES:
@@ -382,6 +403,11 @@ def judge(
             continue
         findings += found
         outcomes.append(Outcome(name, rule.code, "found" if found else "passed"))
+    for name, reason in not_loaded().items():
+        if name in named:
+            outcomes.append(Outcome(name, "", "crashed", reason))
+        else:
+            outcomes.append(Outcome(name, "", "skipped", NOT_SELECTED))
     return Judgement(tuple(explain(findings, snapshot)), tuple(outcomes), tuple(unjudged))
 
 
@@ -507,8 +533,3 @@ def _prefixes(name: str) -> list[str]:
     """``a.b.c``, ``a.b``, ``a``."""
     parts = name.split(".")
     return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-
-
-def pages() -> Iterator[tuple[Rule, str]]:
-    """Every rule with its page, in order of code."""
-    return ((module.RULE, page(module)) for module in discover().values())

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from nndiag import rule
-from nndiag.gallery import page
+from nndiag.gallery import page as gallery
 from nndiag.languages import words
+from nndiag.render import page
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (
@@ -62,31 +63,42 @@ def test_the_chinese_readme_is_chinese():
 @pytest.mark.parametrize(("name", "module"), RULES.items(), ids=RULES)
 def test_a_rules_first_paragraph_is_there_with_the_same_numbers(name, module):
     own = words("zh")["rules"][name]
-    title, paragraph, *_ = module.__doc__.strip().split("\n\n")
+    paragraph, *_ = page.sections(module)["What it does"].split("\n\n")
     assert HAN.search(own["title"])
     assert HAN.search(own["text"])
-    assert numbers(own["title"] + own["text"]) == numbers(f"{title} {paragraph}")
+    assert numbers(own["title"] + own["text"]) == numbers(f"{page.title(module)} {paragraph}")
 
 
 @pytest.mark.parametrize("module", RULES.values(), ids=RULES)
 def test_a_rules_chinese_page_goes_on_in_english(module):
-    english, chinese = rule.page(module), rule.page(module, "zh")
-    _, _, paragraph, rest = english.split("\n\n", 3)
-    assert chinese.endswith(rest)
-    assert paragraph not in chinese
-    assert words("zh")["english"] in chinese
+    chinese = page.page(module, "zh")
+    what, *others = page.sections(module).values()
+    first, *paragraphs = what.split("\n\n")
+    assert first not in chinese
+    assert "\n\n".join((*paragraphs, words("zh")["english"])) in chinese
+    assert all(text in chinese for text in others)
+
+
+def test_each_heading_of_a_rules_page_is_translated_and_underlined_as_wide_as_it_is():
+    used = {heading for module in RULES.values() for heading in page.sections(module)}
+    translated = words("zh")["headings"]
+    assert translated.keys() == used
+    text = page.page(RULES["saturation"], "zh")
+    for heading in map(translated.get, page.sections(RULES["saturation"])):
+        assert HAN.search(heading)
+        assert f"\n{heading}\n{'-' * 2 * len(heading)}\n" in text
 
 
 def test_the_chinese_readme_names_each_rule_as_the_command_line_does():
     rows = re.findall(r"^\| (ND\d+) \| `([\w-]+)` \| (\w+) \| (.+) \|$", CHINESE, re.M)
     assert rows == [
-        (m.RULE.code, name, m.RULE.severity, rule.title(m, "zh")) for name, m in RULES.items()
+        (m.RULE.code, name, m.RULE.severity, page.title(m, "zh")) for name, m in RULES.items()
     ]
 
 
-@pytest.mark.parametrize("name", page.discover())
+@pytest.mark.parametrize("name", gallery.discover())
 def test_a_pages_title_and_claim_are_there_with_the_same_numbers(name):
-    own, page_ = words("zh")["gallery"]["pages"][name], page.discover()[name].PAGE
+    own, page_ = words("zh")["gallery"]["pages"][name], gallery.discover()[name].PAGE
     assert HAN.search(own["title"])
     assert HAN.search(own["claim"])
     assert numbers(own["title"] + own["claim"]) == numbers(f"{page_.title} {page_.claim}")
@@ -95,7 +107,7 @@ def test_a_pages_title_and_claim_are_there_with_the_same_numbers(name):
 def test_nothing_is_translated_that_does_not_exist():
     said = words("zh")
     assert said["rules"].keys() == RULES.keys()
-    assert said["gallery"]["pages"].keys() == page.discover().keys()
+    assert said["gallery"]["pages"].keys() == gallery.discover().keys()
 
 
 def test_both_languages_have_the_same_words():

@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from nndiag import rule
 from nndiag.batch import batches
 from nndiag.capture.watch import watch
 from nndiag.loss import LossMaker
+from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
 
 ROOT = Path(nndiag.__file__).parents[1]
@@ -49,7 +51,7 @@ def examples():
     made = {}
     for name, module in RULES.items():
         names = {"torch": torch, "nn": nn, "F": F}
-        sick, well = rule.examples(module)
+        sick, well = page.examples(module)
         made[name] = run(sick, names), run(well, names)
     return made
 
@@ -102,16 +104,42 @@ def test_a_measurement_it_appeals_to_exists(module):
 
 @every_rule
 def test_the_page_has_a_title_both_examples_and_its_thresholds(module):
-    text = rule.page(module)
-    sick, well = rule.examples(module)
+    text = page.page(module)
+    sick, well = page.examples(module)
 
     assert text.startswith(f"{module.RULE.code} {module.RULE.name}")
-    assert rule.title(module).endswith(".")
-    assert len(rule.title(module)) < 100
+    assert page.title(module).endswith(".")
+    assert len(page.title(module)) < 100
     assert compile(sick, "sick", "exec")
     assert compile(well, "well", "exec")
     for name in module.RULE.thresholds:
         assert name in text
+
+
+@every_rule
+def test_its_docstring_has_the_fixed_headings_in_order_and_none_is_empty(module):
+    assert tuple(re.findall(r"^(.+)\n-{3,}$", module.__doc__, re.M)) == page.HEADINGS
+
+    found = page.sections(module)
+    others = ("Example", "Thresholds", "Fixes", "References")
+    assert [heading for heading in (*page.HEADINGS, *others) if heading in found] == [*found]
+    assert {*page.HEADINGS, "Example"} <= found.keys()
+    assert ("Thresholds" in found, "Fixes" in found) == (
+        bool(module.RULE.thresholds), bool(module.RULE.cures),
+    )  # fmt: skip
+    assert all(len(text.split()) >= 10 for text in map(found.get, page.HEADINGS))
+    assert page.title(module) == module.__doc__.splitlines()[0]
+
+
+def test_a_page_without_headings_keeps_its_text():
+    module = ModuleType("other", "A title.\n\nWhat it says.\n\nSick::\n\n    x = 1\n")
+    module.RULE = rule.Rule("XX001", "other", "note", "input")
+
+    assert page.sections(module) == {
+        "What it does": "What it says.", "Example": "Sick::\n\n    x = 1",
+    }  # fmt: skip
+    assert "A title.\n\nWhat it does\n------------\n\nWhat it says.\n" in page.page(module)
+    assert page.examples(module) == ("x = 1", "")
 
 
 @every_rule

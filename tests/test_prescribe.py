@@ -18,6 +18,7 @@ import nndiag
 from nndiag import flow, ops, prescribe, rule
 from nndiag.batch import batches
 from nndiag.fixes.repair import KINDS, execute
+from nndiag.render import page
 
 NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm,
@@ -176,7 +177,7 @@ def test_a_number_means_the_name_and_not_the_position():
 
 
 def example(name):
-    sick, _ = rule.examples(rule.discover()[name])
+    sick, _ = page.examples(rule.discover()[name])
     names = {"torch": torch, "nn": nn, "F": F}
     exec(sick, names)  # the examples of the rule pages are code
     return names["model"], names["batch"], names.get("loss_fn")

@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,14 +39,12 @@ from nndiag.fixes.trial import Optimizer, Training, Trial
 from nndiag.loss import LossMaker
 from nndiag.progress import Progress
 from nndiag.render import story
+from nndiag.render.formats import Document, Kind, PathLike
 from nndiag.report import Report
 from nndiag.rule import SEVERITIES, Finding, Prescription
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-
     from nndiag.compare import Comparison
-    from nndiag.report import PathLike
 
 Allow = Literal["safe", "all"]
 
@@ -87,13 +85,15 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Repair:
+class Repair(Document):
     """A repaired copy of a model, and how it came about. ``print`` it, or write it as a page.
 
     ``model`` is a deep copy of what was given, as ``steps`` that were ``taken`` left it, without
     gradients; ``before`` and ``after`` are reports on the same batch, ``held_out`` the two on the
     other one, if one was given. ``trial`` holds the losses of the training trial, if one was run.
     """
+
+    _kind: ClassVar[Kind] = "repair"
 
     model: nn.Module
     before: Report
@@ -164,47 +164,6 @@ class Repair:
     def comparison(self) -> Comparison:
         """What differs between before and after by more than chance."""
         return self.before.compare(self.after)
-
-    def to_html(self, path: PathLike) -> None:
-        """Before and after, side by side, in one file that needs no network."""
-        from nndiag.render import files
-        from nndiag.render import repair as page
-
-        files.write({Path(path): page.html(self)})
-
-    def to_markdown(self, path: PathLike | None = None) -> str:
-        """Text for a pull request's comment; also into a file."""
-        from nndiag.render import files
-        from nndiag.render import repair as page
-
-        text = page.markdown(self)
-        if path is not None:
-            files.write({Path(path): text})
-        return text
-
-    def __str__(self) -> str:
-        from nndiag.render import repair as page
-        from nndiag.render import terminal
-
-        return terminal.plain(page.terminal(self))
-
-    def __repr__(self) -> str:
-        done = story.plural(len(self.taken), "step")
-        return f"<Repair of {self.before.snapshot.model}: {done} taken; print() shows it>"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from nndiag.render import repair as page
-
-        yield page.terminal(self)
-
-    def _repr_html_(self) -> str:
-        from nndiag.render import repair as page
-
-        return page.fragment(self)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """IPython's terminal takes the text, Jupyter the HTML."""
-        return {"text/plain": str(self), "text/html": self._repr_html_()}
 
 
 def patch(steps: Sequence[Step], model: str, seed: int) -> str:

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from nndiag.render import story, tables
+from nndiag.render.page import title_of
 from nndiag.render.picture import picture, text_curve
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def page(template: str, **values: Any) -> str:
         "story": story,
         "most": MOST_LISTED,
         "script": _script,
+        "title_of": title_of,
         "anchors": {},
         "about": tables.ABOUT,
     }

@@ -50,7 +50,7 @@ def _case(report: Report, code: str, rule: str, outcome: Outcome | None) -> Elem
         "testcase",
         {
             "classname": f"nndiag.{_text(report.snapshot.model)}",
-            "name": _text(f"{code} {rule}"),
+            "name": _text(f"{code} {rule}".strip()),
         },
     )
     found = [f for f in report.findings if f.rule == rule]

@@ -41,7 +41,7 @@ def github(report: Report) -> str:
         text = f"{finding.message}{_cause(finding)}"
         lines.append(_command(_COMMANDS[finding.severity], text, **place, title=title))
     for outcome in report.crashed:
-        title = f"{outcome.code} {outcome.rule} crashed"
+        title = f"{outcome.title} crashed"
         lines.append(_command("error", outcome.reason, title=title))
     return "".join(f"{line}\n" for line in lines)
 

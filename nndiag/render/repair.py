@@ -22,8 +22,8 @@ from nndiag.render.side_by_side import NUMBERS, Row, lined_up, op, rows
 from nndiag.render.terminal import STYLES, Hanging
 
 if TYPE_CHECKING:
-    from nndiag.compare import Pair
     from nndiag.fixes.repair import Repair, Step
+    from nndiag.pairing import Pair
     from nndiag.report import Report
     from nndiag.rule import Finding
     from nndiag.stats import Layer
@@ -189,6 +189,12 @@ def _pairs(repair: Repair) -> list[Pair[Layer]]:
 
 def _patch(repair: Repair) -> str:
     return "\n".join(map(story.printable, repair.patch.splitlines()))
+
+
+def brief(repair: Repair) -> str:
+    """The repair in a few words, as ``repr`` shows it."""
+    done = story.plural(len(repair.taken), "step")
+    return f"Repair of {repair.before.snapshot.model}: {done} taken"
 
 
 def terminal(repair: Repair) -> RenderableType:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from nndiag.render import story
-from nndiag.rule import Finding, discover, page
+from nndiag.render.page import page, title_of
+from nndiag.rule import Finding, discover
 
 if TYPE_CHECKING:
     from nndiag.report import Report
@@ -30,7 +31,7 @@ def render(report: Report) -> str:
             {
                 "executionSuccessful": not report.crashed,
                 "toolExecutionNotifications": [
-                    {"level": "error", "message": {"text": f"{o.code} {o.rule}: {o.reason}"}}
+                    {"level": "error", "message": {"text": f"{o.title}: {o.reason}"}}
                     for o in report.crashed
                 ],
             }
@@ -52,7 +53,7 @@ def _rule(code: str, name: str) -> dict[str, Any]:
     if module is not None:
         text = page(module)
         described |= {
-            "shortDescription": {"text": story.title_of(name)},
+            "shortDescription": {"text": title_of(name)},
             "fullDescription": {"text": (module.__doc__ or "").strip()},
             "help": {"text": text},
             "defaultConfiguration": {"level": module.RULE.severity},

@@ -19,7 +19,6 @@ from nndiag.rule import (
     Rule,
     Severity,
     discover,
-    title,
 )
 from nndiag.stats import Snapshot
 
@@ -79,11 +78,6 @@ def rule_of(name: str) -> Rule | None:
     """The rule of that name; None for one that only a newer nndiag or a plugin knows."""
     module = discover().get(name)
     return None if module is None else module.RULE
-
-
-def title_of(name: str) -> str:
-    module = discover().get(name)
-    return "" if module is None else title(module)
 
 
 def yardstick(finding: Finding) -> Yardstick | None:
@@ -184,6 +178,11 @@ def verdict(report: Report) -> str:
     return f"Nothing found: {by_status['passed']} of {rules} passed."
 
 
+def brief(report: Report) -> str:
+    """The report in a few words, as ``repr`` shows it."""
+    return f"Report on {report.snapshot.model}: {tally(report.findings)}"
+
+
 def ledger(report: Report) -> str:
     """``"14 rules on 41 layers: 2 found 1 error and 5 warnings, 9 passed, 3 skipped"``."""
     by_status = Counter(o.status for o in report.outcomes)
@@ -234,7 +233,7 @@ def gaps(report: Report) -> Iterator[Gap]:
     snapshot = report.snapshot
     for outcome in report.outcomes:
         if outcome.status == "crashed":
-            yield Gap("crashed", f"{outcome.code} {outcome.rule}", outcome.reason)
+            yield Gap("crashed", outcome.title, outcome.reason)
     skipped: dict[str, list[str]] = {}
     for outcome in report.outcomes:
         if outcome.status == "skipped":

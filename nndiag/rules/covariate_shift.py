@@ -1,17 +1,32 @@
 """Layer inputs whose distribution moves when the layers before them learn.
 
+What it does
+------------
+
+Measures how far one update would move the inputs of each layer, how much the scale of layer inputs
+differs along a chain, and whether BatchNorm's running statistics fit this batch.
+
+The update is virtual. Every parameter is moved by 1 % of its norm against its gradient, the same
+batch runs again, and everything is undone. The finding says how far the means of a layer's inputs
+moved, in standard deviations, and how this grows with depth.
+
+In evaluation mode BatchNorm uses running statistics. They do not fit a batch if the mean of the
+median channel is off by more than 2 running standard deviations, or its variance by a factor beyond
+10. The layer behind it then sees inputs that it was not trained on: a warning.
+
+Why it matters
+--------------
+
 Ioffe & Szegedy 2015 call the change of a layer's input distribution by the training of the layers
 before it internal covariate shift, and built BatchNorm to reduce it. Santurkar et al. 2018 measured
-that BatchNorm trains better without reducing it: so this page claims no harm, it shows a number.
+that BatchNorm trains better without reducing it. So this page claims no harm by the shift of an
+update; it shows a number.
 
-Two things are looked at. (1) One virtual update: every parameter is moved by 1 % of its norm
-against its gradient, the same batch runs again, everything is undone; reported is how far the
-means of each layer's inputs moved, in standard deviations, and how it grows with depth. That is a
-note at most: healthy networks shift, saturated ones hardly do. (2) BatchNorm in evaluation mode
-uses running statistics. Where they do not fit this batch (the median channel's mean off by more
-than 2 running standard deviations, or its variance by a factor beyond 10), the layer behind sees
-inputs it was not trained on: a warning. A BatchNorm that never saw a batch has no running
-statistics yet: a note.
+When it is no fault
+-------------------
+
+The shift of an update and the drift of the scale are a note at most: healthy networks shift,
+saturated ones hardly do. A BatchNorm that never saw a batch has no running statistics yet: a note.
 
 Sick::
 

@@ -1,18 +1,36 @@
-"""Units that are never active, so that no gradient reaches their weights.
+"""Units that are never active, so no gradient reaches their weights.
 
-Where a ReLU's output is zero its slope is zero too. A unit that is off on every sample passes no
-gradient, its weights do not move, and it stays off: the layer is narrower than it was written
-(CS231n 2017 lecture 6, slides 26-28). Causes are a learning rate that threw the unit off the data
-and a large negative bias.
+What it does
+------------
 
-Never active in n samples proves little for small n: it bounds the unit's activity by 1 -
-0.05^(1/n) at 95 % confidence. And healthy deep networks have such units from the start, because
-the inputs of deep layers resemble each other: a ten-layer He network shows 9 % on a thousand
-samples. So the count is held against what a random layer of this width would show whose inputs
-are as alike as those measured here (mean pairwise cosine) and whose biases are no larger than
-nn.Linear's, at the 99.9 % binomial bound. It is the unit that counts, over all samples and
-positions: half of a ReLU's values being zero is its purpose. Leaky ReLU, ELU and GELU do not die.
-Layers that are sparse by design, such as routers, are no fault.
+Counts the units of a ReLU, or of another activation with a flat side, that are inactive on all
+samples and positions. It is a warning if they are more than 40 % of a layer and more than chance
+explains.
+
+Chance is what a random layer of the same width would show. Its inputs are as similar to each other
+as those measured here (mean pairwise cosine), its biases no larger than nn.Linear's. The bound is
+the binomial one at 99.9 %. Healthy deep networks have such units from the start, because the inputs
+of deep layers resemble each other: a ten-layer He network shows 9 % on a thousand samples.
+
+A unit that was never active in n samples is active on less than 1 - 0.05^(1/n) of all inputs, at
+95 % confidence. For small n this proves little, so a layer is not judged on too few samples.
+
+Why it matters
+--------------
+
+Where the output of a ReLU is zero, its slope is zero too. A unit that is off on every sample passes
+no gradient. Its weights do not change, so it stays off. The layer is narrower than designed (CS231n
+2017 lecture 6, slides 26-28).
+
+Usual causes are a learning rate so large that an update moved the unit away from the data, and a
+large negative bias.
+
+When it is no fault
+-------------------
+
+Half of the values of a ReLU are zero by design. That is why whole units are counted, not values.
+Leaky ReLU, ELU and GELU do not die. Layers that are sparse by design, such as routers, are no
+fault.
 
 Sick::
 

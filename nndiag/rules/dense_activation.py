@@ -1,8 +1,21 @@
-"""Hidden activations without a single zero: nothing is switched off for any input.
+"""Hidden activations that are never zero: every unit takes part in every output.
 
-A ReLU is off for about half of its inputs, which makes the representation sparse: cheaper to
-compute with, and different inputs use different units. Sigmoid, tanh, GELU and their kin are dense.
-That is a property, not a fault (CS231n 2017 lecture 6, slide 24; Glorot, Bordes & Bengio 2011).
+What it does
+------------
+
+Counts zeros in the outputs of hidden activations. Activations with under 1 % zeros are named.
+
+Why it matters
+--------------
+
+A ReLU is off for about half of its inputs, so its representation is sparse: it is cheaper to
+compute with, and different inputs use different units. Sigmoid, tanh, GELU and similar activations
+are dense (CS231n 2017 lecture 6, slide 24; Glorot, Bordes & Bengio 2011).
+
+When it is no fault
+-------------------
+
+Never a fault: this is a property of the activation. The finding is a note.
 
 Sick::
 

@@ -1,12 +1,29 @@
-"""Gradients that grow from layer to layer, so that the first layers are thrown about.
+"""Gradients that grow from layer to layer, so the first layers' updates are far too large.
 
-Weights that are too large multiply the gradient by more than one in each layer. This also happens
-behind saturated activations: a tanh network with weights of std 1 (500 wide) passes the gradient
-only through its few unsaturated units, and still multiplies its norm by 3.5 in every layer, while
-the median unit gets nothing. The lecture's "zero gradients" is true of the median, not of the norm.
+What it does
+------------
 
-Measured like vanishing-gradient: at pre-activations, along chains, by factor and total. What is
-exploded beyond the number format is non-finite's to report.
+Measures the gradient as vanishing-gradient does: at pre-activations, along each chain of layers. It
+compares the gradient's norm at the first layer of a chain with the norm at the last hidden one.
+
+Gradients that are larger than the number format can hold are reported by non-finite.
+
+Why it matters
+--------------
+
+Weights that are too large multiply the gradient by more than one in each layer. A learning rate
+that is right for the last layer is then far too large for the first.
+
+Saturated activations do not prevent this. A tanh network with weights of std 1 (500 wide) passes
+the gradient only through its few unsaturated units. Its norm still grows 3.5-fold in every layer,
+while the median unit gets nothing. The lecture's "zero gradients" is true of the median, not of the
+norm.
+
+When it is no fault
+-------------------
+
+If one module is called repeatedly, the factor is over time and not over depth: a note. In narrow
+networks the thresholds leave room for what chance alone does.
 
 Sick::
 

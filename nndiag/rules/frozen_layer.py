@@ -1,11 +1,26 @@
-"""Frozen weights with trainable ones before and behind.
+"""Frozen weights between layers that train.
 
-A layer that does not learn, in the middle of layers that do, is rarely meant: a forgotten
-``requires_grad_(False)``, a parameter re-created outside the optimiser's sight. The layers around
-it have to adapt to a random projection.
+What it does
+------------
 
-A frozen prefix (a pretrained backbone under a new head), a model frozen whole, or one in which most
-layers are frozen (LoRA, adapters) is how fine-tuning is done: a note at most.
+Looks for layers whose weights are frozen (``requires_grad=False``) while layers before and after
+them train.
+
+Why it matters
+--------------
+
+A layer that does not learn, between layers that do, is rarely meant. Usual causes are a forgotten
+``requires_grad_(False)``, and a parameter that was created again where the optimiser does not see
+it. The layers around it have to adapt to a random projection.
+
+When it is no fault
+-------------------
+
+Fine-tuning freezes layers on purpose. These are a note at most:
+
+- a frozen prefix, such as a pretrained backbone under a new head;
+- a model that is frozen whole;
+- a model in which most layers are frozen (LoRA, adapters).
 
 Sick::
 

@@ -1,20 +1,38 @@
-"""Weights whose scale does not fit their fan-in and activation, so that signals fade or blow up.
+"""Weights whose scale does not fit their fan-in and activation: signals fade or blow up.
+
+What it does
+------------
+
+Compares the standard deviation of each layer's weights with the one that fits its fan-in and its
+activation: Xavier's for tanh, He's for ReLU.
+
+Each layer is predicted from its own measured input, zero padding included. Both the weights and
+their measured effect must be off, in the same direction. What a bias adds is taken out. What chance
+alone does in a narrow network is allowed for.
+
+The severity follows the accumulated factor at the worst layer of a chain. Up to 16 it is a note,
+beyond 16 a warning, beyond 1000 an error. So torch's default nn.Linear init with ReLU (2.4 times
+too small) is a note up to four hidden layers. Layers that saturate because of the size of their
+weights, not because of their biases, are a warning.
+
+Why it matters
+--------------
 
 For inputs of second moment q, weights of standard deviation σ and fan-in n, pre-activations have
-variance n σ² q. Xavier (σ = 1/√n) keeps a tanh network's scale, He (σ = √(2/n)) makes up for the
-half a ReLU drops. What is off by a factor in one layer is off by its power after many: the
-lecture's 0.01·N(0, 1) loses a factor 4.5 in each of ten layers.
+variance n σ² q. Xavier (σ = 1/√n) keeps the scale of a tanh network. He (σ = √(2/n)) makes up for
+the half that a ReLU drops.
 
-Each layer is predicted from its own measured input, zero padding included, and both the weights and
-what they measurably do must be off, in the same direction: sound propagation with unusual weights,
-as in trained networks, is at most a note. The severity follows the accumulated factor at the worst
-layer of a chain: up to 16 a note, beyond it a warning, beyond 1000 an error. So torch's default
-nn.Linear init with ReLU (2.4 times too small) is a note up to four hidden layers. Layers that
-saturate for the size of their weights, rather than for their biases, are a warning.
+A factor in one layer becomes a power of it over many layers. The lecture's 0.01·N(0, 1) loses a
+factor 4.5 in each of ten layers.
 
-A note at most: where the signal also gets past the layers, as by a residual sum or a gate, or where
-a normalisation follows, the scale does not accumulate; that of an output layer is a choice. What a
-layer's bias adds is taken out, and what chance alone does in a narrow network is allowed for.
+When it is no fault
+-------------------
+
+Unusual weights through which signals pass well, as in trained networks, are a note at most.
+
+The scale does not accumulate where a normalisation follows, or where the signal also passes beside
+the layers, as in a residual sum or a gate: a note at most. The scale of an output layer is a
+choice.
 
 Sick::
 

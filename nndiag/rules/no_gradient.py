@@ -1,15 +1,34 @@
-"""Trainable parameters that get no gradient: they will stay as they are.
+"""Trainable parameters that get no gradient: they will not change.
 
-A parameter whose gradient is None does not take part in the loss: its module is never called, or
-its output is detached or thrown away; that is how the program is written, whatever its values. One
-whose gradient is exactly zero takes part, but nothing it does matters: everything behind it is
-switched off, or so large that the loss is flat there.
+What it does
+------------
 
-Zero by construction is no fault and is not reported: what lies before a head, a residual branch or
-a scale that starts at zero (zero-initialised heads, zero-gamma BatchNorm, LoRA), or before a head
-whose rows start equal, learns from the second step on; a bias before a normalisation is cancelled
-by it. Modules of a list that this run skipped while their neighbours ran (LayerDrop, routing) are a
-note. A backward pass that raises leaves the whole model without gradients: an error.
+Names the trainable parameters whose gradient is None or exactly zero. None means that the parameter
+takes no part in the loss: its module is never called, or its output is detached or not used. The
+code is written that way, whatever the values are.
+
+Exactly zero means that the parameter takes part, but nothing it does matters. Everything behind it
+is switched off, or so large that the loss is flat there.
+
+A backward pass that raises leaves the whole model without gradients: an error.
+
+Why it matters
+--------------
+
+A parameter without a gradient keeps its initial value. Training does not improve it, and
+distributed training waits for gradients that never come.
+
+When it is no fault
+-------------------
+
+A gradient that is zero by construction is not reported:
+
+- What lies before a head, a residual branch or a scale that starts at zero learns from the second
+  step on (zero-initialised heads, zero-gamma BatchNorm, LoRA). So does what lies before a head
+  whose rows start equal.
+- A normalisation cancels a bias before it.
+
+Modules of a list that this run skipped while their neighbours ran (LayerDrop, routing) are a note.
 
 Sick::
 

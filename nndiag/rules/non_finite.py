@@ -1,10 +1,23 @@
 """NaN or infinity in an output, a gradient, a parameter, the input or the loss.
 
-Reported where it begins: the first layer whose output is not finite while everything it read was,
-or the first gradient on the way back. What lies behind is counted, not listed. No other rule judges
-a layer whose numbers are not finite. Infinities that nothing behind them takes over, such as an
-attention mask's, are a note; so are gradients that go no further, such as those of sqrt(relu(x))
-at zero.
+What it does
+------------
+
+Reports where NaN or infinity begins: the first layer whose output is not finite while everything it
+read was, or the first such gradient on the way back. The layers behind it are counted, not listed.
+
+No other rule judges a layer whose numbers are not finite.
+
+Why it matters
+--------------
+
+Every operation on NaN gives NaN. One NaN makes the loss NaN, and after one update every weight.
+
+When it is no fault
+-------------------
+
+Infinities that no later layer takes over, such as those of an attention mask, are a note. So are
+gradients that go no further, such as those of sqrt(relu(x)) at zero.
 
 Sick::
 

@@ -1,16 +1,33 @@
-"""Activations that are far from zero mean, so that the next weights' gradients share one sign.
+"""Activations whose mean is far from zero, so the next weights' gradients share one sign.
 
-If everything that enters a unit is positive, the gradients of all its weights have the sign of
-the gradient of its output: an update can only move them all up or all down, and the way to a good
-direction is a zig-zag (CS231n 2017 lecture 6, slides 20-21). Over a batch the signs mix, so what
-is measured is the consequence: the share of the next layer's units whose weight gradients all
-have one sign. A mean k standard deviations from zero also stretches the next layer's loss surface:
-the condition number of its input grows like 1 + d k² for d inputs.
+What it does
+------------
 
-A sigmoid's mean is 2.4 of its standard deviations from zero, and more with depth; that is a
-warning where the weight gradients show it. The positive outputs of ReLU and its kin (0.68) are a
-property everyone lives with: a note at most. Gates and the model's outputs are meant to be
-positive.
+Measures how far the mean of each unit of a hidden activation lies from zero, in standard
+deviations of that unit. It is a warning if, in the next layer, at least half of the units have
+weight gradients of one sign only.
+
+Over a batch the signs of single samples mix. So the signs are taken from the gradients that the
+batch gives to the weights.
+
+Why it matters
+--------------
+
+If all inputs of a unit are positive, the gradients of all its weights have the sign of the gradient
+of its output. An update can then only raise all of them or lower all of them. The path to a good
+direction becomes a zig-zag (CS231n 2017 lecture 6, slides 20-21).
+
+A mean k standard deviations from zero also stretches the next layer's loss surface. For d inputs
+the condition number of the layer's input grows like 1 + d k².
+
+When it is no fault
+-------------------
+
+The mean of a sigmoid is 2.4 of its standard deviations from zero, and more with depth. This is a
+warning only where the weight gradients show it.
+
+ReLU and its variants have positive outputs as well (0.68 standard deviations). All networks with
+them share this property: a note at most. Gates and the model's outputs are meant to be positive.
 
 Sick::
 
@@ -24,7 +41,8 @@ Well::
     model[1] = model[3] = nn.Tanh()
 
 References: CS231n 2017 lecture 6 slides 20-21; LeCun et al. 1998, "Efficient BackProp", section
-4.3."""
+4.3.
+"""
 
 from __future__ import annotations
 

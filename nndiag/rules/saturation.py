@@ -1,22 +1,40 @@
-"""Activations whose slope is nearly zero, so that almost no gradient passes.
+"""Activations whose slope is nearly zero, so almost no gradient passes.
 
-A sigmoid or tanh far from zero is flat: the gradient that comes back is multiplied by a slope of
-nearly nothing, and the weights before it stop learning ("saturated neurons kill the gradients",
-CS231n 2017 lecture 6, slides 17-19). A value counts as saturated where the slope is under 5 % of
-the activation's steepest slope: that means the same for every activation, while a distance of the
-output from its bound does not. Reported are layers with three quarters of their values saturated,
-or with many units that are so on every sample. For softmax and attention a row counts as one-hot
-where the slope of its largest entry is under 5 % of the maximum (p > 0.987); rows with a single
-visible key are left out. What goes into the gates of nn.LSTM, nn.GRU and nn.RNN is recomputed from
-their inputs and weights.
+What it does
+------------
 
-Only hidden activations alarm, and the candidate of a recurrent cell is one, also where the cell is
-written out: of a tanh of what weights made, times a sigmoid, the sigmoid is the gate. A gate (an
-output multiplied into another tensor) may well be open or shut, and the output of a model may well
-be sure of itself: both are notes at most. GELU, SiLU and ELU are not called saturated for being
-flat on one side, and ReLU's flat side is a matter for dead-relu (of ReLU6, only the share of active
-values that lie at 6 counts here). In trained networks up to 60 % of a last tanh layer may be
-saturated at 97 % accuracy.
+Counts the values at which the slope of an activation is under 5 % of its steepest slope. A layer
+is reported if three quarters of its values are there, or if many of its units are there on every
+sample.
+
+A slope means the same for every activation. The distance of an output from its bound does not.
+
+For softmax and attention, rows are counted. A row is one-hot where the slope at its largest entry
+is under 5 % of the maximum (p > 0.987). Rows with a single visible key are left out. The inputs of
+the gates of nn.LSTM, nn.GRU and nn.RNN are recomputed from the layer's inputs and weights.
+
+Of ReLU6, only the share of active values that lie at 6 counts here. The flat side of ReLU is
+dead-relu's subject.
+
+Why it matters
+--------------
+
+A sigmoid or tanh is flat far from zero. The gradient that comes back is multiplied by a slope near
+zero, and the weights before the activation stop learning ("saturated neurons kill the gradients",
+CS231n 2017 lecture 6, slides 17-19).
+
+When it is no fault
+-------------------
+
+Only hidden activations give a warning. Two others give a note at most: a gate (an output that is
+multiplied into another tensor), which may be fully open or shut, and the output of a model, which
+may be certain.
+
+The candidate of a recurrent cell is a hidden activation, also in a cell written out by hand. If
+the tanh of a weight layer's output is multiplied by a sigmoid, the sigmoid is the gate.
+
+GELU, SiLU and ELU are flat on one side only. They do not count as saturated there. In trained
+networks up to 60 % of the values of a last tanh layer may be saturated at 97 % accuracy.
 
 Sick::
 

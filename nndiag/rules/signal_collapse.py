@@ -1,15 +1,30 @@
 """Layers whose outputs hardly depend on the input any more.
 
-What matters is how much a unit's output varies across samples, not the spread over all units and
-samples pooled: units have different means, and the pooled number stays up while the signal dies. A
-ten-layer sigmoid network with Xavier weights keeps a pooled standard deviation of 0.12 in every
-layer; across samples its last layer varies by 5e-7. Nothing learned behind such a layer can tell
-two inputs apart.
+What it does
+------------
 
-Held against the model's own input: where the inputs barely differ, nor need the outputs. Judged
-from 8 samples on, and only where everything goes through the layer; beside it the signal may pass.
-What a later layer still shows was not lost before it: a few units of large bias outweigh the others
-in one layer's spread, no more.
+Measures how much the output of each unit varies across samples, and divides it by the standard
+deviation over all units and samples pooled. The model's input is measured the same way: where the
+inputs barely differ, the outputs need not differ either.
+
+The pooled standard deviation alone is no measure. Units have different means, so it stays large
+while the signal fades. A ten-layer sigmoid network with Xavier weights keeps a pooled standard
+deviation of 0.12 in every layer. Across samples its last layer varies by 5e-7.
+
+A layer is judged from 8 samples on, and only if everything passes through it. Elsewhere the signal
+may pass beside it.
+
+Why it matters
+--------------
+
+No layer behind such a layer can tell two inputs apart, whatever it learns.
+
+When it is no fault
+-------------------
+
+A signal that a later layer still shows was not lost before it: in one layer a few units of large
+bias can outweigh the others in the pooled spread. An output layer alone is not reported: it may be
+a zero head, or have large biases.
 
 Sick::
 

@@ -1,15 +1,29 @@
-"""Units that compute the same and will go on doing so.
+"""Units that compute the same value and will continue to do so.
 
-Two units with the same weights and bias give the same output; if their gradients are the same too,
-every update keeps them equal and the layer has one unit for the price of two. All-zero or constant
-weights are the extreme: no unit ever differs from another (CS231n 2017 lecture 6, slide 41). Random
-weights break the symmetry; zero biases are fine.
+What it does
+------------
 
-Whether the gradients keep units equal is measured. Where they do not, constant weights in a layer
-that everything passes, at one of its calls or another, are a warning still: for now the layer has
-one unit (or none, with weights of zero: nothing gets through it, forward or backward), and biases
-alone hardly tell units apart. A zero-initialised head or the zero end of a residual branch is no
-fault: its units get different gradients at once.
+Counts the units of a layer that have the same weights and bias as another unit. It measures whether
+their gradients are the same, too, so that updates keep them equal.
+
+If the gradients differ, constant weights still give a warning in a layer that everything passes, in
+any of its calls. All its units compute the same value for now, and different biases change little
+about that. If the weights are zero, nothing passes the layer, forward or backward.
+
+Why it matters
+--------------
+
+Two units with the same weights and bias give the same output. If their gradients are the same, too,
+every update keeps them equal: the layer pays for two units and has one.
+
+All-zero or constant weights are the extreme: no unit ever differs from another (CS231n 2017 lecture
+6, slide 41). Random weights break the symmetry.
+
+When it is no fault
+-------------------
+
+Biases may all be zero. A zero-initialised head and the zero end of a residual branch are no fault,
+because their units get different gradients at once.
 
 Sick::
 

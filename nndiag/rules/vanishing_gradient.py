@@ -1,16 +1,35 @@
 """Gradients that shrink from layer to layer until the first layers no longer learn.
 
-Going back through a layer multiplies the gradient by the activation's slope and by the weights. A
-sigmoid's slope is at most 1/4: with Xavier weights 0.24 of the gradient passes each layer, and ten
-layers leave 2e-6. Weights that are too small do the same to any activation: torch's default
-nn.Linear init with ReLU passes 0.41 a layer.
+What it does
+------------
 
-Measured is the gradient at pre-activations along each chain of layers: its factor per layer and in
-total. A chain ends at a residual addition, a concatenation, a normalisation or a recurrence, where
-gradients have other ways. The size of weight gradients is no measure: it stays the same in every
-layer of a collapsed network. Scaling the loss changes nothing, as long as no gradient comes near
-the smallest number of its format, which is reported for the loss as given. For one module called
-repeatedly the factor is time, not depth, and a note.
+Measures the gradient at the pre-activations (the outputs of layers with weights) along each chain
+of layers. It compares the gradient's norm at the first layer of a chain with the norm at the last
+hidden one.
+
+A chain ends at a residual addition, a concatenation, a normalisation or a recurrence, because
+gradients have other paths there. The size of weight gradients is no measure: it is the same in
+every layer of a collapsed network.
+
+Scaling the loss does not change this ratio, as long as no gradient comes near the smallest number
+of its format. Gradients that do are reported for the loss as given.
+
+Why it matters
+--------------
+
+On its way back through a layer the gradient is multiplied by the activation's slope and by the
+weights. A sigmoid's slope is at most 1/4: with Xavier weights 0.24 of the gradient passes each
+layer, and ten layers leave 2e-6.
+
+Weights that are too small do the same with any activation. torch's default nn.Linear init with
+ReLU passes 0.41 of the gradient per layer.
+
+When it is no fault
+-------------------
+
+If one module is called repeatedly, the factor is over time and not over depth: a note. The last
+layer with weights is left out, because a small or zero head is a choice. In narrow networks the
+thresholds leave room for what chance alone does.
 
 Sick::
 

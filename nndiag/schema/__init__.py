@@ -19,5 +19,6 @@ def published() -> str:
 def current() -> str:
     """The schema as the dataclasses would have it now."""
     from nndiag.render.json import schema
+    from nndiag.report import Report
 
-    return json.dumps(schema(), indent=2, sort_keys=True) + "\n"
+    return json.dumps(schema(Report), indent=2, sort_keys=True) + "\n"

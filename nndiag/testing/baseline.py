@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nndiag import compare, flow
-from nndiag.compare import Difference, Kind, Outline
+from nndiag import compare, flow, pairing
+from nndiag.compare import Difference
 from nndiag.errors import FindingsError, ModelError, ReportError, SettingsError
+from nndiag.pairing import Kind, Outline
 from nndiag.settings import Settings
 from nndiag.stats import Snapshot, TensorStats
 
@@ -92,7 +93,7 @@ class Baseline:
         numbers: list[Difference] = []
         for group, seen in _described(snapshot).items():
             old = {entry.outline.name: entry for entry in getattr(self, group)}
-            pairs = compare.paired_outlines(
+            pairs = pairing.paired_outlines(
                 [entry.outline for entry in old.values()], [outline for outline, _ in seen]
             )
             found += compare.structure(group[:-1], pairs)
@@ -386,7 +387,7 @@ def _described(snapshot: Snapshot) -> dict[str, list[tuple[Outline, dict[Number,
     inputs = [
         (Outline(name, {}), _numbers("input", stats)) for name, stats in snapshot.inputs.items()
     ]
-    parameters = [(compare.outline(p), _numbers("parameter", p.value)) for p in snapshot.parameters]
+    parameters = [(pairing.outline(p), _numbers("parameter", p.value)) for p in snapshot.parameters]
     layers = []
     for layer in snapshot.layers:
         numbers = _numbers("activation", layer.output)
@@ -398,7 +399,7 @@ def _described(snapshot: Snapshot) -> dict[str, list[tuple[Outline, dict[Number,
                 numbers["share", "of zeros"] = layer.flat.share
             elif act.family == "saturating":
                 numbers["share", "saturated"] = layer.flat.share
-        layers.append((compare.outline(layer), numbers))
+        layers.append((pairing.outline(layer), numbers))
     return {"inputs": inputs, "parameters": parameters, "layers": layers}
 
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 import nndiag
 from nndiag import rule
+from nndiag.render import page
 
 CUDA = torch.device("cuda")
 RULES = rule.discover()
@@ -46,7 +47,7 @@ def example(name: str, which: int) -> dict[str, Any]:
     """What the sick (0) or well (1) example of a rule's page makes."""
     names: dict[str, Any] = {"torch": torch, "nn": nn, "F": F}
     torch.manual_seed(0)
-    for code in rule.examples(RULES[name])[: which + 1]:  # the well one builds on the sick one
+    for code in page.examples(RULES[name])[: which + 1]:  # the well one builds on the sick one
         exec(code, names)
     return names
 

@@ -78,11 +78,12 @@ RULES = {
 
 def use_sample_rules(monkeypatch) -> None:
     """The rules above instead of nndiag's own, which change."""
+    import nndiag.render.page
     import nndiag.render.sarif
     import nndiag.render.story
     import nndiag.rule
 
-    for module in (nndiag.rule, nndiag.render.story, nndiag.render.sarif):
+    for module in (nndiag.rule, nndiag.render.page, nndiag.render.story, nndiag.render.sarif):
         monkeypatch.setattr(module, "discover", lambda: RULES)
 
 

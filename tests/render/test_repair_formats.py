@@ -19,8 +19,8 @@ from rich.console import Console
 from test_html import SCRIPT, Page
 from test_robust import long_names, many_findings, not_finite, nothing, right_to_left
 
-from nndiag.compare import Pair
 from nndiag.fixes.trial import Trial
+from nndiag.pairing import Pair
 from nndiag.render import html as pages
 from nndiag.render import losses, repair, side_by_side, terminal
 from nndiag.rule import Outcome

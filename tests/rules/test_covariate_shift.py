@@ -13,6 +13,7 @@ from torch import nn
 
 import nndiag
 from nndiag import rule
+from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Shift, Snapshot, TensorStats
 
 NAME = "covariate-shift"
@@ -363,10 +364,10 @@ class TestDrift:
 
 def test_what_santurkar_et_al_measured_is_claimed_on_no_page():
     # BatchNorm does not lower this shift (2018, section 2): the page shows a number, no harm.
-    page = rule.page(rule.discover()[NAME])
-    assert "Ioffe & Szegedy 2015" in page
-    assert "Santurkar et al. 2018" in page
-    assert "note at most" in page
+    text = page.page(rule.discover()[NAME])
+    assert "Ioffe & Szegedy 2015" in text
+    assert "Santurkar et al. 2018" in text
+    assert "note at most" in text
 
 
 def test_a_shift_is_reported_with_numbers_that_go_into_a_table():
