@@ -307,6 +307,7 @@ _JOINS = (
     Op("mul", "join", spellings=("rmul", "imul", "multiply"), product=True, elementwise=True),
     Op("div", "join", spellings=("truediv", "rtruediv", "itruediv", "rdiv", "idiv", "divide",
                                  "true_divide"), product=True, elementwise=True),
+    # No product: what attention multiplies is its values' weights, not a gate.
     Op("matmul", "join", spellings=("rmatmul", "mm", "bmm"), order=("other",), contracts=True),
     Op("einsum", "join", product=True, contracts=True),
     Op("baddbmm", "join", product=True, contracts=True),
