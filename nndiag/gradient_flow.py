@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix
 from nndiag.stats import Layer, Snapshot
@@ -240,7 +240,7 @@ def _pooling(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> float:
     rows = [here.activation or here.layer, *here.between]
     for inner, outer in itertools.pairwise(rows):
         a, b = _norm(inner), _norm(outer)
-        if outer.op in flow.POOLS and a and b:
+        if outer.op in ops.POOLS and a and b:
             change *= a / b
     # A mean over positions is no row: each of P positions gets 1/P of the gradient.
     node = snapshot.nodes[after.layer.node]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from nndiag import flow, theory
+from nndiag import activations, flow, ops, theory
 from nndiag.fixes import code
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -25,7 +25,7 @@ def is_named(layer: Layer) -> bool:
 
 def is_opaque(layer: Layer) -> bool:
     """Whether it is a module with several weights inside: recurrent layers, attention."""
-    return flow.is_module(layer) and layer.weight is None and layer.op in flow.LEARNED
+    return flow.is_module(layer) and layer.weight is None and layer.op in ops.LEARNED
 
 
 def parameters(snapshot: Snapshot, layer: Layer) -> list[Parameter]:
@@ -84,9 +84,9 @@ def activation(snapshot: Snapshot, layer: Layer, relu: bool = False) -> theory.A
     row = flow.activation_after(snapshot, layer)
     act = flow.act_of(row) if row is not None else None
     if act is not None and relu:
-        act = theory.activation("relu")
+        act = activations.named("relu")
     if act is None or not math.isfinite(act.gain):  # of a PReLU with NaN for a slope
-        act = theory.activation("identity")
+        act = activations.named("identity")
     assert act is not None
     return act
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.fixes import facts, places
 from nndiag.fixes.actions import Action, Argument, grouped, written_module
 from nndiag.fixes.fix import Fix
@@ -78,7 +78,7 @@ def _drawn(
 @flow.once
 def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
     """The whole model as a good initialisation would have it: nothing that was learned stays."""
-    rows = [row for row in snapshot.layers if row.op in flow.LEARNED and row.op not in flow.NORMS]
+    rows = [row for row in snapshot.layers if row.op in ops.LEARNED and row.op not in ops.NORMS]
     drawn, actions, _ = _drawn(snapshot, rows, biases=True)
     if not drawn or len(facts.once(rows)) < 2:
         return ()
@@ -175,7 +175,7 @@ def zero_biases(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
 def reset_norms(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
     """Scale 1 and shift 0 for normalisation layers."""
     norms = [
-        layer for layer in facts.once(layers) if layer.op in flow.NORMS and facts.is_named(layer)
+        layer for layer in facts.once(layers) if layer.op in ops.NORMS and facts.is_named(layer)
     ]
     names = [flow.owner(snapshot, layer) for layer in norms]
     scales = [f"{name}.weight" for name in names if f"{name}.weight" in snapshot.parameter]
@@ -401,7 +401,7 @@ def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Fix]:
     norms = [
         flow.owner(snapshot, row) if flow.is_module(row) else row.name.rpartition("/")[0]
         for row in snapshot.layers
-        if row.op in flow.NORMS
+        if row.op in ops.NORMS
     ]
     scales = {f"{name}.weight" for name in norms} | {node.parameter for node in snapshot.nodes}
     shifts = {f"{name}.bias" for name in norms}

@@ -52,13 +52,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
-LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
+LEARNED = ops.LEARNED | {"embedding", "embedding_bag"}
 
 RATE = advice(
     "Lower the learning rate, or warm it up.",
@@ -153,7 +153,7 @@ def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
     if act is None or act.family != "rectifier" or layer.flat is None:
         return False
     before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    return bool(before & LEARNED)
+    return bool(before & ops.WITH_WEIGHTS)
 
 
 def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -> Finding:
@@ -203,7 +203,7 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
 
 def _fixes(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     makers = flow.makers(snapshot, layer)
-    weights = [row for row in makers if row.op in flow.LEARNED]
+    weights = [row for row in makers if row.op in ops.LEARNED]
     bias, spread = _bias_against_spread(snapshot, layer)
     if bias < -spread:
         yield from propose.zero_biases(snapshot, weights)
@@ -239,11 +239,11 @@ def _likeness(snapshot: Snapshot, layer: Layer) -> float:
     while len(node.inputs) == 1:
         row = snapshot.layer_at(node.inputs[0])
         node = snapshot.nodes[node.inputs[0]]
-        if row is not None and node.op in flow.WEIGHTED:
+        if row is not None and node.op in ops.WEIGHTED:
             return _of_random_weights(snapshot, row)
         if node.op == "instance_norm" or (row is not None and row.options.get("training")):
             return 0.0
-        if node.op not in flow.TRANSPARENT | flow.NORMS:
+        if node.op not in ops.TRANSPARENT | ops.NORMS:
             break
     return math.nan
 

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Limits, Rule, Threshold
@@ -123,7 +123,7 @@ def _own(snapshot: Snapshot, layer: Layer) -> list[str]:
     """The names of the weights a row works with; of all matrices inside for an opaque one."""
     if layer.weight is not None:
         return [layer.weight.name] if layer.weight.name in snapshot.parameter else []
-    if layer.op not in flow.LEARNED:
+    if layer.op not in ops.LEARNED:
         return []
     owner = layer.name.partition("@")[0]
     inside = (p for p in snapshot.parameters if p.name.startswith(f"{owner}."))

@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import Finding, Limits, Rule
@@ -138,7 +138,7 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
     ]
     for layer in origins:
         behind = flow.descendants(snapshot, layer.node) & sick
-        masks = layer.op not in flow.LEARNED and layer.op not in flow.NORMS
+        masks = layer.op not in ops.LEARNED and layer.op not in ops.NORMS
         harm = not masks or bool(behind) or lost or any(_sick_gradients(snapshot))
         yield RULE.finding(
             layer,

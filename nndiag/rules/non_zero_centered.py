@@ -50,13 +50,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
-
-BATCH_NORMS = frozenset(("batch_norm", "instance_norm"))
 
 RULE = Rule(
     code="ND102",
@@ -177,7 +175,7 @@ def _centred_in_training(snapshot: Snapshot, layer: Layer) -> bool:
     In evaluation mode it does not, but that is not how they are trained.
     """
     users = flow.users(snapshot, layer.node)
-    return bool(users) and all(snapshot.nodes[n].op in BATCH_NORMS for n in users)
+    return bool(users) and all(snapshot.nodes[n].op in ops.UNIT_CENTRED for n in users)
 
 
 def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:

@@ -48,7 +48,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
@@ -92,12 +92,12 @@ def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     for layer in snapshot.layers:
         name = layer.weight.name if layer.weight is not None else layer.name.partition("@")[0]
         tokens = layer.op.startswith("embedding")
-        if name in seen or not (tokens or layer.op in flow.LEARNED):
+        if name in seen or not (tokens or layer.op in ops.LEARNED):
             continue
         seen.add(name)
         if tokens:
             yield from _tokens(snapshot, layer, limit)
-        elif layer.op not in flow.WEIGHTED:
+        elif layer.op not in ops.WEIGHTED:
             yield from _inside(snapshot, layer, limit)
         elif (p := snapshot.parameter.get(name)) is not None:
             yield from _weights(snapshot, layer, p, limit)
@@ -212,7 +212,7 @@ def _ends_branch(snapshot: Snapshot, layer: Layer) -> bool:
         following = snapshot.consumers[todo.pop()]
         if node.op == "add" and len(node.inputs) > 1:
             return True
-        if len(node.inputs) == 1 and node.op not in flow.LEARNED:
+        if len(node.inputs) == 1 and node.op not in ops.LEARNED:
             todo += following
     return False
 

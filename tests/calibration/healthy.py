@@ -27,7 +27,7 @@ from torch import nn
 import nndiag
 from calibration import healthy_libraries, trained
 from calibration.cases import Healthy, Subject
-from nndiag import theory
+from nndiag import activations
 from nndiag.progress import Progress, silenced
 from nndiag.render import files
 from nndiag.render.markdown import escape
@@ -306,7 +306,7 @@ def _row(
 
 
 def _bends(op: str) -> bool:
-    return op != "linear" and theory.activation(op) is not None
+    return op != "linear" and activations.named(op) is not None
 
 
 def _source(model: nn.Module) -> str:
