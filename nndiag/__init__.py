@@ -22,7 +22,6 @@ from nndiag.errors import (
     ReportError,
     SettingsError,
     TargetError,
-    UnknownClaimError,
     UnknownRuleError,
 )
 
@@ -53,7 +52,6 @@ __all__ = [
     "ReportError",
     "SettingsError",
     "TargetError",
-    "UnknownClaimError",
     "UnknownRuleError",
     "check",
     "repair",
