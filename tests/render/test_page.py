@@ -17,11 +17,11 @@ import repairs
 import samples
 from bands import GALLERY
 
+from gallery import __main__ as make
+from gallery import render as gallery
+from gallery.page import every
 from nndiag.compare import compare
 from nndiag.fixes.repair import Repair
-from nndiag.gallery import render as gallery
-from nndiag.gallery import run
-from nndiag.gallery.page import discover
 from nndiag.render import html, index
 from nndiag.render import repair as repair_page
 
@@ -220,12 +220,10 @@ def test_a_comparison_and_an_index_open_fit_and_satisfy_axe(page, tmp_path, widt
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
 def test_the_gallery_opens_fits_and_satisfies_axe(page, tmp_path, width, scheme):
     shutil.copytree(GALLERY, tmp_path / "gallery")
-    made = {
-        tmp_path / "gallery" / name: text for name, text in run.drawn(GALLERY).indexes().items()
-    }
-    for name, module in discover().items():
+    made = {tmp_path / "gallery" / name: text for name, text in make.indexes(GALLERY)[0].items()}
+    for name, told in every().items():
         text = (GALLERY / name / "README.md").read_text(encoding="utf-8")
-        made[tmp_path / "gallery" / name / "index.html"] = gallery.html(text, module.PAGE.title)
+        made[tmp_path / "gallery" / name / "index.html"] = gallery.html(text, told.title)
     for path, text in made.items():
         path.write_text(text, encoding="utf-8")
     opened = page(samples.healthy(), width=width, color_scheme=scheme)
@@ -241,12 +239,12 @@ def test_the_gallery_opens_fits_and_satisfies_axe(page, tmp_path, width, scheme)
 
 def test_the_gallerys_thumbnails_lead_to_their_pages(page, tmp_path):
     shutil.copytree(GALLERY, tmp_path / "gallery")
-    run.draw(tmp_path / "gallery")
+    make.draw(tmp_path / "gallery")
     opened = page(samples.healthy())
 
     for index_page in ("index.html", "index.zh-CN.html"):
         opened.goto((tmp_path / "gallery" / index_page).as_uri())
-        assert opened.locator("td a img").count() == len(discover())
+        assert opened.locator("td a img").count() == len(every())
         opened.locator("td a img").nth(3).click()
         assert opened.title() == "Weight initialisation"
     opened.goto((tmp_path / "gallery" / "index.html").as_uri())
