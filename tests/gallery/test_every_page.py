@@ -16,6 +16,7 @@ from bands import GALLERY
 
 from gallery import __main__ as make
 from gallery import figures, render
+from gallery.lab import Lab
 from gallery.page import Judged, csv, every, read
 
 PAGES = every()
@@ -137,6 +138,23 @@ def test_the_figure_is_drawn_from_the_tables(page):
 
 def words_in(svg):
     return sorted(re.findall(r"[A-Za-z]{3,}", " ".join(re.findall(r"<text[^>]*>([^<]*)<", svg))))
+
+
+# What is timed depends on what else the machine does.
+TIMED = {
+    "exp_costs_more_than_max_and_hardly_matters_in_a_layer",
+    "a_maxout_layer_computes_k_times_as_much",
+}
+
+
+@pytest.mark.exhaustive
+@every_page
+def test_every_claim_holds_when_it_is_measured_anew(page, tmp_path):
+    """On other random numbers than the committed tables', by the same functions."""
+    for key, frame in make.measured(page.name, Lab(first=100)).items():
+        (tmp_path / f"{key}.csv").write_text(csv(frame), encoding="utf-8")
+    told = page.judge(read(tmp_path))
+    assert [t.claim.name for t in told if not t.judged.holds and t.claim.name not in TIMED] == []
 
 
 def test_a_figure_is_twice_the_same():

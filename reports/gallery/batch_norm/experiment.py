@@ -322,7 +322,7 @@ def bn_trains_over_a_hundredfold_range_of_init_scales(frames) -> Judged:
     learnt = [f"{scale:g}" for scale in SCALES if plain[scale] > LEARNT]
     own = frames["own"].groupby("scale")["accuracy"].mean()
     return Judged(
-        bool((normed > LEARNT).all()) and not {0.1, 10.0} & set(plain.index[plain > LEARNT]),
+        (normed > LEARNT).all() and not {0.1, 10.0} & set(plain.index[plain > LEARNT]),
         f"with BN at least {number(normed.min())}; without, {LEARNT} is reached at "
         f"{', '.join(learnt)} only; at rates of their own "
         + ", ".join(f"{number(own[scale])} ({scale:g} at {OWN[scale]:g})" for scale in OWN),
@@ -374,7 +374,7 @@ def moves(frames, bn):
 def bn_holds_the_distribution_of_a_units_inputs(frames) -> Judged:
     plain, normed = moves(frames, False), moves(frames, True)
     return Judged(
-        bool(plain.min() > 1) and bool(normed.max() < 0.5),
+        plain.min() > 1 and normed.max() < 0.5,
         f"{spread(plain)} of its first 15 to 85% range without, {spread(normed)} with",
         "more than 1 without, less than 0.5 with",
     )
@@ -389,7 +389,7 @@ def bn_trains_faster_without_reliably_lowering_the_covariate_shift(frames) -> Ju
     faster = shift(frames, "sigmoid", True, "loss") < shift(frames, "sigmoid", False, "loss")
     relu = [shift(frames, "ReLU", bn).mean() for bn in WITH]
     return Judged(
-        bool(faster.all()) and int((normed >= plain).sum()) >= 4,
+        faster.all() and int((normed >= plain).sum()) >= 4,
         f"sigmoid: {spread(plain)} without, {spread(normed)} with, the loss lower in "
         f"{int(faster.sum())} of {len(faster)}; ReLU: {number(relu[0])} without, "
         f"{number(relu[1])} with",
@@ -421,7 +421,7 @@ def the_noise_of_bn_regularises_and_bn_as_a_whole_does_not(frames) -> Judged:
     sizes = [size for size in SIZES if losses[True, size].mean() < losses[False, size].mean()]
     train = [where(frames["batches"], bn=True, size=size)["loss"].mean() for size in (32, 128)]
     return Judged(
-        bool((gains[1] > 0).all()) and gains[1].mean() > 2 * abs(gains[0].mean()) and not sizes,
+        (gains[1] > 0).all() and gains[1].mean() > 2 * abs(gains[0].mean()) and not sizes,
         f"test loss with BN {spread(losses[True, 32])} (32) and {spread(losses[True, 128])} (128), "
         f"training loss {number(train[0])} and {number(train[1])}; without BN "
         f"{spread(losses[False, 32])} and {spread(losses[False, 128])}",
@@ -440,7 +440,7 @@ def evaluation_mode_differs_in_small_batches_and_early_on(frames) -> Judged:
     early = (steps["train_mode"] - steps["eval_mode"]).groupby(steps["steps"]).mean()
     held = (steps["held"] - 0.9 ** steps["steps"]).abs().max()
     return Judged(
-        bool(gap[4] > 0.1 and gap[128] < 0.04 and early[5] > 0.1 and abs(early[80]) < 0.04
+        (gap[4] > 0.1 and gap[128] < 0.04 and early[5] > 0.1 and abs(early[80]) < 0.04
              and held < 1e-3),
         f"accuracies differ by {number(gap[4])} in batches of 4, {number(gap[128])} of 128; by "
         f"{number(early[5])} after 5 steps, {number(early[80])} after 80",

@@ -321,7 +321,7 @@ def _draw_cloud(frames, axes, when):
 def a_unit_is_dead_exactly_if_the_hull_of_the_data_is_on_its_wrong_side(frames) -> Judged:
     rows = frames["geometry"]
     return Judged(
-        bool((rows.mismatches == 0).all() and rows.dead.sum() > 0),
+        (rows.mismatches == 0).all() and rows.dead.sum() > 0,
         f"{rows.mismatches.sum()} of {rows.units.sum()} units otherwise, {rows.dead.sum()} dead; "
         f"{rows.corners.iloc[0]} corners of {len(frames['cloud'])} points decide",
         "none: a linear function is largest at a corner",
@@ -332,7 +332,7 @@ def dead_units_never_move_in_the_first_layer_and_may_come_back_behind_it(frames)
     first, deeper = where(frames["more"], layer=1), frames["more"].query("layer > 1")
     back = int(deeper.back.sum())
     return Judged(
-        bool(first.moved.sum() == 0 and first.dead.sum() > 0 and back > 0),
+        first.moved.sum() == 0 and first.dead.sum() > 0 and back > 0,
         f"first layer: {first.moved.sum()} of {first.dead.sum()} dead units moved, "
         f"{first.alive_moved.sum()} of {first.alive.sum()} alive ones; behind it {back} of "
         f"{deeper.dead.sum()} dead units are active again after 300 steps of plain SGD",
@@ -353,7 +353,7 @@ def the_dead_share_grows_with_adams_rate_and_passes_40_percent(frames) -> Judged
     rows = where(frames["rates"], case="Adam")
     mean = rows.groupby("rate").never_positive.mean()
     right = where(rows, rate=SICK_RATE).accuracy
-    grows = bool((np.diff(mean) > 0).all())
+    grows = (np.diff(mean) > 0).all()
     return Judged(
         grows and mean.iloc[0] < 0.1 and mean.iloc[-1] > FAR and right.min() > 0.9,
         f"{mean.iloc[0]:.1%} at {mean.index[0]}, {mean[SICK_RATE]:.1%} at {SICK_RATE} (accuracy "
@@ -369,7 +369,7 @@ def sgd_diverges_rather_than_kill_a_part(frames) -> Judged:
     lost = fatal.finite == 0
     naive = fatal.naive[lost]
     return Judged(
-        bool(fine.max() < 0.1 and (lost | (fatal.never_positive > FAR)).all()) and lost.sum() > 0,
+        (fine.max() < 0.1 and (lost | (fatal.never_positive > FAR)).all()) and lost.sum() > 0,
         f"{spread(fine)} dead at 0.5; from 1.0 on {lost.sum()} of {len(lost)} diverge (a plain "
         f"count says {spread(naive)} dead of them), {spread(fatal.never_positive[~lost])} dead of "
         "the rest",
@@ -397,7 +397,7 @@ def leaky_relu_has_no_unit_without_gradient(frames) -> Judged:
     relu = where(frames["rates"], case="Adam", rate=0.1)
     worst = where(leaky, rate=0.1)
     return Judged(
-        bool((leaky.without_gradient == 0).all()),
+        (leaky.without_gradient == 0).all(),
         f"none, though {spread(worst.never_positive)} are never positive at 0.1; ReLU "
         f"{spread(relu.without_gradient)} without gradient",
         "0: its slope is nowhere zero",
@@ -410,7 +410,7 @@ def narrow_deep_networks_are_born_dead_as_often_as_the_formula_says(frames) -> J
     deviation = np.sqrt(theirs * (1 - theirs) / rows.networks)
     off = float((abs(rows.one_point - theirs) / deviation).max())
     return Judged(
-        off < 4 and bool((rows.all_points <= rows.one_point).all()),
+        off < 4 and (rows.all_points <= rows.one_point).all(),
         ", ".join(f"{value:.1%}" for value in rows.one_point)
         + f" at widths {', '.join(str(width) for width in rows.width)}; the farthest is "
         f"{number(off)} standard deviations off",

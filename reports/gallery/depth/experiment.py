@@ -340,12 +340,12 @@ def each_layer_multiplies_the_gradient_by_the_factor_of_theory(frames) -> Judged
 def sigmoid_kills_the_gradient_with_hardly_a_unit_saturated(frames) -> Judged:
     rows = where(frames["gradients"], case="sigmoid, Xavier")
     both = frames["gradients"].dropna(subset="bound")
-    below = bool((both["delta"] <= both["bound"] * (1 + 1e-5)).all())
+    below = (both["delta"] <= both["bound"] * (1 + 1e-5)).all()
     share = float(rows["saturated"].max())
     factor = ratio(frames, "sigmoid, Xavier", 50) ** (1 / 49)
     loss = loss_at(ran(frames, "sigmoid, Xavier", 30))
     return Judged(
-        below and share < 1e-3 and factor < 0.25 and bool((loss > STALLED).all()),
+        below and share < 1e-3 and factor < 0.25 and (loss > STALLED).all(),
         f"× {number(factor)} a layer, {share:.2%} saturated at most; all {len(both)} nets below "
         f"∏ σ/4; 30 layers trained: loss {spread(loss)}",
         f"× {number(predicted('sigmoid, Xavier', 50) ** (1 / 49))}; at most 1/4 of σ, the largest "
@@ -374,7 +374,7 @@ def he_networks_scatter_by_depth_over_width(frames) -> Judged:
     off = (mild["variance"] / mild["b"] - 1).abs().max()
     inside = mild["inside"]
     return Judged(
-        bool(off < 4.5 * math.sqrt(2 / DRAWS)) and bool((inside > 0.88).all()),
+        off < 4.5 * math.sqrt(2 / DRAWS) and (inside > 0.88).all(),
         f"within {off:.0%} of it wherever that is at most 1.5; {spread(inside)} of networks inside "
         "the 95% band",
         f"within {4.5 * math.sqrt(2 / DRAWS):.0%} (4.5 sd of a variance of {DRAWS} draws); 0.95",
@@ -384,7 +384,7 @@ def he_networks_scatter_by_depth_over_width(frames) -> Judged:
 def xavier_stalls_the_30_layer_net_that_he_trains(frames) -> Judged:
     good, bad = (loss_at(ran(frames, f"ReLU, {init}", 30)) for init in ("He", "Xavier"))
     return Judged(
-        bool((good < 2.0).all()) and bool((bad > STALLED).all()),
+        (good < 2.0).all() and (bad > STALLED).all(),
         f"loss {spread(good)} with He, {spread(bad)} with Xavier",
         f"chance is ln 10 = {CHANCE:.3f}; Xavier's signal is 2^(-29/2) = {number(2**-14.5)} of "
         "He's at the last hidden layer",
@@ -396,7 +396,7 @@ def the_stall_is_a_plateau_of_sgd_that_adam_does_not_know(frames) -> Judged:
     rows = ran(frames, "ReLU, Xavier", 30)
     long, left = loss_at(rows, 1200), _arrived(rows, STALLED)
     return Judged(
-        bool((adam < 2.0).all() and (left > SHORT).all() and (long < STALLED).any()),
+        (adam < 2.0).all() and (left > SHORT).all() and (long < STALLED).any(),
         f"Adam's loss {spread(adam)} after 300 steps; SGD's {spread(long)} after 1200, "
         f"{int((long < STALLED).sum())} of {len(long)} off the plateau, the first after "
         f"{left.min():.0f} steps",
@@ -410,7 +410,7 @@ def at_ten_layers_both_train_and_he_only_earlier(frames) -> Judged:
     each = ends[0] - ends[1]
     apart = float(each.mean())
     return Judged(
-        bool((steps[0] < steps[1]).all()) and abs(apart) < 0.03,
+        (steps[0] < steps[1]).all() and abs(apart) < 0.03,
         f"loss below 1 after {spread(steps[0])} steps with He, {spread(steps[1])} with Xavier; "
         f"accuracy {spread(ends[0])} and {spread(ends[1])}, He ahead in {int((each > 0).sum())} of "
         f"{len(each)} seeds by {number(apart)}",

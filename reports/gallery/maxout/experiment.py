@@ -313,7 +313,7 @@ def maxout_of_k_pieces_has_k_times_the_parameters(frames) -> Judged:
     expected = table["pieces"] * (table["inputs"] + 1) * table["units"]
     doubled = table[table["pieces"] == 2]
     return Judged(
-        bool((table["parameters"] == expected).all()),
+        (table["parameters"] == expected).all(),
         "; ".join(
             f"{r.parameters} for {r.parameters_relu}, k = {r.pieces}" for r in doubled.itertuples()
         ),
@@ -382,7 +382,7 @@ def a_maxout_layer_computes_k_times_as_much(frames) -> Judged:
     table, cost = frames["counted"], frames["cost"].set_index("arm")["median"]
     times = table["multiply_adds"] / table["multiply_adds_relu"]
     return Judged(
-        bool((times == table["pieces"]).all()) and 1.3 < cost[MAXOUT] < 4,
+        (times == table["pieces"]).all() and 1.3 < cost[MAXOUT] < 4,
         f"multiply-adds × {', '.join(number(t) for t in times)} for k = "
         f"{', '.join(str(k) for k in table['pieces'])}; a step × {number(cost[MAXOUT])} of "
         "ReLU's of the same width",

@@ -475,7 +475,7 @@ def scaling_cures_unlike_units_and_leaves_pixels_as_they_were(frames) -> Judged:
         raw, scaled = _steps(frames, name, "raw"), _steps(frames, name, "scaled")
         before, after = best(frames, name, "raw")[1], best(frames, name, "scaled")[1]
         gain = _condition(frames, name, "centred") / _condition(frames, name, "scaled")
-        holds &= bool((raw >= CAP).all()) and scaled.max() < CAP / 100
+        holds &= (raw >= CAP).all() and scaled.max() < CAP / 100
         holds &= after.max() < before.min() / 10 and gain > 1000
         told.append(
             f"{name} {late(raw, CAP)} steps to {number(scaled.mean())} "
@@ -520,7 +520,7 @@ def whitening_leaves_lambda_over_lambda_plus_epsilon(frames) -> Judged:
     rows = where(frames["conditioning"], step="whitened").set_index("data")
     off = (rows["condition"] / rows["theory"] - 1).abs().max()
     return Judged(
-        bool(off < 1e-3) and rows["condition"]["wine"] < 1.01 and rows["condition"]["cancer"] > 10,
+        off < 1e-3 and rows["condition"]["wine"] < 1.01 and rows["condition"]["cancer"] > 10,
         ", ".join(f"κ {number(rows['condition'][d])} {d}" for d in DATA),
         ", ".join(number(rows["theory"][d]) for d in DATA) + " by λ/(λ + 1e-5)",
     )
@@ -553,7 +553,7 @@ def the_mean_of_each_image_takes_its_brightness_with_it(frames) -> Judged:
     width = 4 * math.sqrt(0.25 / (260 * CUTS))
     return Judged(
         abs(after.mean() - 0.5) < width and before.mean() > 0.5 + width
-        and bool((before == share["nothing"]).all()),
+        and (before == share["nothing"]).all(),
         f"{removed.mean():.0%} removed; temple or flower by brightness: {after.mean():.1%} right, "
         f"{before.mean():.1%} with the means that all images share",
         f"50% ± {width:.1%} (4 sd), as by guessing",
@@ -565,7 +565,7 @@ def whitening_blows_noise_up_and_a_larger_epsilon_calms_it(frames) -> Judged:
     before, after, theory = (by[c].mean() for c in ("before", "after", "theory"))
     factor = after / before
     return Judged(
-        bool((after / theory - 1).abs().max() < 0.02) and factor[EPS] > 10 * factor[1e-2] > 10,
+        (after / theory - 1).abs().max() < 0.02 and factor[EPS] > 10 * factor[1e-2] > 10,
         f"noise's share × {number(factor[EPS])} with 1e-5, × {number(factor[1e-2])} with 1e-2",
         f"× {number((theory / before)[EPS])} and × {number((theory / before)[1e-2])}: "
         "Σ τ²/(λ + ε) over Σ λ/(λ + ε)",
@@ -595,8 +595,8 @@ def nndiag_sees_raw_measurements_by_the_units_that_they_saturate(frames) -> Judg
     tanh = told[told.index.str.startswith("tanh")]
     raw = tanh.index.str.endswith("raw")
     return Judged(
-        bool(tanh[raw].leading.str.startswith("saturation at 1").all())
-        and bool((tanh[~raw].verdict == "healthy").all())
+        tanh[raw].leading.str.startswith("saturation at 1").all()
+        and (tanh[~raw].verdict == "healthy").all()
         and told.verdict["ReLU: wine, raw"] == "healthy",
         "; ".join(f"{n}: {r.leading}" for n, r in told.iterrows()),
         "saturation in the first layer for the three raw tanh nets, none for the others: what ReLU "

@@ -360,7 +360,7 @@ def batchnorm_noise_falls_with_the_root_of_the_group(frames) -> Judged:
     theory = pd.Series({g: expected_noise(g) for g in GROUPS})
     # Over 50 orders a seed's own rms varies by 0.4 to 3 %, the mean of eight by a third of it.
     return Judged(
-        bool(((found - theory).abs() <= 0.05 * theory + 1e-9).all()),
+        ((found - theory).abs() <= 0.05 * theory + 1e-9).all(),
         ", ".join(f"{g}: {found[g]:.3f}" for g in GROUPS),
         ", ".join(f"{theory[g]:.3f}" for g in GROUPS),
     )
@@ -406,7 +406,7 @@ def sixty_random_trials_reach_the_best_twentieth(frames) -> Judged:
     deviation = (theory * (1 - theory) / SEARCHES + (slope**2) * 0.05 * 0.95 / 50_000) ** 0.5
     off = ((rows["top"] - theory) / deviation).abs().max()
     return Judged(
-        bool(off < 4.5), f"{spread(found)} of 60; the farthest of {len(rows)} shares from 4 to 60 "
+        off < 4.5, f"{spread(found)} of 60; the farthest of {len(rows)} shares from 4 to 60 "
         f"trials is {number(float(off))} sd off, {n:,} searches",
         "1 - 0.95⁶⁰ = 0.954; 90 trials for 99 %",
     )  # fmt: skip
@@ -419,7 +419,7 @@ def random_search_wins_where_one_parameter_matters(frames) -> Judged:
     band = 5 * (theory * (1 - theory) / (10 * SEARCHES)) ** 0.5 + 1e-9
     hit = where(rows, case="one", side=5).set_index("method")["hit"]
     return Judged(
-        bool(((rows["hit"] - theory).abs() < band).all()) and hit["random"] > hit["grid"],
+        ((rows["hit"] - theory).abs() < band).all() and hit["random"] > hit["grid"],
         f"{hit['random']:.1%} at random, {hit['grid']:.1%} on a grid, of 25 trials each",
         "1 - 0.95²⁵ = 72.3 %; 5/20 = 25 %",
     )
@@ -432,8 +432,8 @@ def an_even_grid_wins_where_both_parameters_matter(frames) -> Judged:
         share[penalties] = rows.pivot_table(index="seed", columns="method", values="best")
     both, one = share["all"], share["up to 0.01"]
     return Judged(
-        bool((both["grid"] > both["random"]).all() and (one["random"] > one["grid"]).all())
-        and bool((both["random"] > both["grid, ends"]).all()),
+        ((both["grid"] > both["random"]).all() and (one["random"] > one["grid"]).all())
+        and (both["random"] > both["grid, ends"]).all(),
         "; ".join(
             f"penalties {name}: {f['random'].mean():.1%} at random, {f['grid'].mean():.1%} on the "
             f"even grid, {f['grid, ends'].mean():.1%} with the ends"
@@ -448,7 +448,7 @@ def linear_space_wastes_nearly_every_draw(frames) -> Judged:
     top = rows.pivot_table(index="seed", columns="method", values="top")
     low, high = useful(frames)
     return Judged(
-        bool((top["linear"] < 1e-3).all()) and bool((top["log"] > 0.04).all()),
+        (top["linear"] < 1e-3).all() and (top["log"] > 0.04).all(),
         f"{top['linear'].mean():.2%} against {top['log'].mean():.1%} in log space; of rates alone "
         f"(useful: {number(low)} to {number(high)}) {(high - low) / 10:.1%} against "
         f"{math.log10(high / low) / 7:.1%}",
@@ -469,7 +469,7 @@ def a_best_rate_at_the_border_means_look_further(frames) -> Judged:
     by = rows.pivot_table(index="seed", columns="range", values="top_tenth")
     short, wide = list(BORDERS)[:-1], list(BORDERS)[-1]
     return Judged(
-        bool((by[short] > 0.5).all(axis=None)) and bool((by[wide] < 0.1).all()),
+        (by[short] > 0.5).all(axis=None) and (by[wide] < 0.1).all(),
         "; ".join(
             f"{name}: {r.top_tenth:.0%} in the last tenth, {r.best:.1%} found"
             for name, r in found.iterrows()
@@ -481,7 +481,7 @@ def a_best_rate_at_the_border_means_look_further(frames) -> Judged:
 def nndiag_passes_regularised_and_overfitted_networks_alike(frames) -> Judged:
     told, train = frames["verdicts"], frames["runs"]["train"]
     return Judged(
-        bool((told.verdict == "healthy").all()) and bool((train > 0.99).all()),
+        (told.verdict == "healthy").all() and (train > 0.99).all(),
         f"{(told.verdict == 'healthy').sum()} of {len(told)} healthy; training accuracy at least "
         f"{train.min():.1%}",
         "healthy: nndiag sees one batch, and has no rule for overfitting",

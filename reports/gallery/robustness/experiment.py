@@ -350,9 +350,9 @@ def linear_margins_fall_by_the_one_norm_under_attack_and_the_two_norm_by_chance(
     chance = rows.random_sd / (rows.eps * rows.norm2)
     ratio = rows.norm1 / rows.norm2
     # The standard deviation of 2000 draws is off by 1/√4000 of itself: 5 of those.
-    holds = off < 1e-12 and bool(((chance - 1).abs() < 5 / math.sqrt(4000)).all())
+    holds = off < 1e-12 and ((chance - 1).abs() < 5 / math.sqrt(4000)).all()
     return Judged(
-        holds and bool((ratio > 1).all() and (ratio <= 8).all()),
+        holds and (ratio > 1).all() and (ratio <= 8).all(),
         f"off the closed form by at most {number(off)}; standard deviation over ε·‖w‖₂ "
         f"{spread(chance)}; ‖w‖₁/‖w‖₂ {spread(ratio)}",
         "0; 1; at most √64 = 8, and 6.38 for normal weights",
@@ -364,8 +364,7 @@ def an_adversarial_step_hurts_far_more_than_noise_of_its_size(frames) -> Judged:
     clean, same = _accuracy(frames, "clean", 0.0), _accuracy(frames, "random signs", 0.1)
     big = 1 - _accuracy(frames, "FGSM", 0.25)
     return Judged(
-        bool((chance > step).all(axis=None))
-        and bool((big[["plain", "softmax"]] > 0.9).all(axis=None)),
+        (chance > step).all(axis=None) and (big[["plain", "softmax"]] > 0.9).all(axis=None),
         f"plain: {clean.plain.mean():.1%} clean, {same.plain.mean():.1%} with random signs of 0.1, "
         f"{chance.plain.mean():.1%} with 0.25, {step.plain.mean():.1%} under FGSM of 0.1; FGSM of "
         f"0.25: {big.plain.mean():.1%} error, softmax {big.softmax.mean():.1%}",
@@ -382,7 +381,7 @@ def pgd_is_on_average_at_least_as_strong_as_fgsm(frames) -> Judged:
     mean = more.groupby(level=["kind", "level"]).mean()
     at = mean.xs(0.1, level="level")
     return Judged(
-        bool((mean < 1e-9).all()),
+        (mean < 1e-9).all(),
         f"at 0.1 {at['plain']:+.1f} points against FGSM (plain), {at['dropout']:+.1f} (dropout), "
         f"{at['softmax']:+.1f} (softmax); above FGSM in {(more > 1e-9).sum()} of {len(more)} "
         f"single networks, by {more.max():.1f}",
@@ -452,8 +451,8 @@ def large_logits_blind_the_attack_and_protect_nothing(frames) -> Judged:
     one, large = (where(rows, factor=factor).set_index("seed") for factor in (1, 1000))
     same = (large.by_margin - one.by_margin).abs().max()
     return Judged(
-        bool((large.no_gradient > 0.9).all())
-        and bool((large.by_loss > one.by_loss + 0.2).all())
+        (large.no_gradient > 0.9).all()
+        and (large.by_loss > one.by_loss + 0.2).all()
         and same < 0.005,
         f"{large.no_gradient.mean():.1%} without gradient; accuracy by the loss "
         f"{one.by_loss.mean():.1%} → {large.by_loss.mean():.1%}, by the margin "

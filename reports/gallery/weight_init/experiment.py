@@ -221,7 +221,7 @@ def the_slides_numbers_are_those_of_an_infinitely_wide_network(frames) -> Judged
 def weights_of_a_hundredth_let_activations_fade_to_nothing(frames) -> Judged:
     last = _last(frames, "tanh, 0.01")
     return Judged(
-        bool((last < 1e-6).all()), f"std {spread(last)} at layer 10",
+        (last < 1e-6).all(), f"std {spread(last)} at layer 10",
         f"{number(predicted('tanh, 0.01')[-1][1])} by theory; a factor 0.01·√500 = 0.224 a layer",
     )  # fmt: skip
 
@@ -247,7 +247,7 @@ def xavier_keeps_tanh_alive_over_ten_layers(frames) -> Judged:
     last = _last(frames, "tanh, Xavier")
     saturated = where(frames["layers"], case="tanh, Xavier").query("layer > 1")["saturated"].max()
     return Judged(
-        bool((last > 0.2).all()) and saturated < 0.01, f"std {spread(last)} at layer 10",
+        (last > 0.2).all() and saturated < 0.01, f"std {spread(last)} at layer 10",
         f"{number(predicted('tanh, Xavier')[-1][1])} by theory, 0.228008 on the slide",
     )  # fmt: skip
 

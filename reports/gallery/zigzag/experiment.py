@@ -334,7 +334,7 @@ def one_example_moves_all_weights_of_a_unit_the_same_way(frames) -> Judged:
     units = len(positive) * UNITS
     tanh = where(one, inputs="tanh").one_sign.max()
     return Judged(
-        bool((positive.one_sign == 1).all() and (positive.coherence == 1).all()) and tanh == 0,
+        ((positive.one_sign == 1).all() and (positive.coherence == 1).all()) and tanh == 0,
         f"all of {units:,} units; of tanh inputs, none",
         "all: each is δ·x with x > 0 (ReLU's zeros have none); of centred inputs 2⁻¹⁹⁹",
     )
@@ -369,8 +369,8 @@ def with_positive_inputs_the_path_is_a_zigzag(frames) -> Judged:
     rows = where(frames["paths"], rate=RATES[0])
     positive, centred = (where(rows, inputs=name) for name in ("positive", "centred"))
     return Judged(
-        bool((positive.same_way == 1).all() and (positive.length > positive.forced).all())
-        and bool((positive.length.to_numpy() > centred.length.to_numpy()).all()),
+        ((positive.same_way == 1).all() and (positive.length > positive.forced).all())
+        and (positive.length.to_numpy() > centred.length.to_numpy()).all(),
         f"{spread(positive.length)} times the straight line, centred {spread(centred.length)}",
         "over √2 = 1.41 with one sign a step, over 1 without",
     )
