@@ -11,6 +11,7 @@ import math
 import re
 import textwrap
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from nndiag import flow, theory
@@ -519,26 +520,23 @@ def _owner(snapshot: Snapshot, layer: Layer) -> str:
     return "" if first == ROOT else first if first in snapshot.by_name else layer.name
 
 
-def _parameters(snapshot: Snapshot, layer: Layer) -> list[Parameter]:
+def _parameters(snapshot: Snapshot, layer: Layer) -> Sequence[Parameter]:
     """Those of the module that a row works with, and of an opaque one's parts."""
     owner = _owner(snapshot, layer)
     if _is_opaque(layer):
-        within = f"{owner}." if owner else ""
-        return [p for p in snapshot.parameters if p.name.startswith(within)]
+        return snapshot.parameters_in.get(owner, ()) if owner else snapshot.parameters
     home = layer.weight.name.rpartition(".")[0] if layer.weight is not None else owner
-    return [p for p in snapshot.parameters if p.name.rpartition(".")[0] == home]
+    return snapshot.parameters_of.get(home, ())
 
 
 def _gathered(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The outermost modules of which every parameter is among ``names``, and what is left."""
-    wanted = set(names)
-    spared = {
-        prefix for p in snapshot.parameters if p.name not in wanted for prefix in _around(p.name)
-    }
+    wanted = Counter(prefix for name in set(names) for prefix in _around(name))
+    inside = {"": snapshot.parameters} | {m: snapshot.parameters_in.get(m, ()) for m in wanted if m}
     modules: dict[str, None] = {}
     rest: list[str] = []
     for name in names:
-        whole = next((prefix for prefix in _around(name) if prefix not in spared), None)
+        whole = next((m for m in _around(name) if wanted[m] == len(inside[m])), None)
         if whole is None:
             rest.append(name)
         else:

@@ -41,7 +41,6 @@ from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
 SOFTMAXES = ("softmax", "softmin", "log_softmax", "gumbel_softmax")
-LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
 CANDIDATES = ("candidate", "hidden")
 
 SOFTMAX_CURES = (
@@ -131,8 +130,7 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
     if count < limit.values:
         yield RULE.unjudged(layer, f"{flow.plural(count, 'value')} are too few for a share")
         return
-    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    what = flow.role(snapshot, layer) if before & LEARNED else "input"
+    what = flow.role(snapshot, layer) if flow.has_weights_before(snapshot, layer) else "input"
     where = {
         "gate": " (a gate)",
         "output": " (the model's output)",
