@@ -58,8 +58,6 @@ from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
-LEARNED = ops.LEARNED | {"embedding", "embedding_bag"}
-
 RATE = advice(
     "Lower the learning rate, or warm it up.",
     "A step that is too large throws units off the data; one that is off gets no gradient and does "
@@ -111,7 +109,7 @@ RULE = Rule(
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     healthy: list[Finding] = []
-    constant: list[int] = []  # nodes, as bits, behind which nothing depends on the input any more
+    constant = 0  # nodes, as bits, behind which nothing depends on the input any more
     rows = [layer for layer in snapshot.layers if _can_die(snapshot, layer)]
     confidence = 1 - (1 - limit.confidence) / max(len(rows), 1)
     for layer in rows:
@@ -131,10 +129,10 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
             )
         else:
             found = _judge(snapshot, layer, limit, confidence)
-            if any(flow.connected(snapshot, node, 1 << layer.node) for node in constant):
+            if constant & flow.related(snapshot, 1 << layer.node):
                 found = replace(found, suspects=(*found.suspects, RULE.name))
             if found.severity == "error":
-                constant.append(1 << layer.node)
+                constant |= 1 << layer.node
             likely = found.evidence["dead_units"] <= found.evidence["healthy_bound"]
             if found.severity == "note" and likely:
                 healthy.append(found)
@@ -152,8 +150,7 @@ def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
     act = flow.act_of(layer)
     if act is None or act.family != "rectifier" or layer.flat is None:
         return False
-    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    return bool(before & ops.WITH_WEIGHTS)
+    return flow.has_weights_before(snapshot, layer)
 
 
 def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -> Finding:

@@ -181,11 +181,10 @@ def _centred_in_training(snapshot: Snapshot, layer: Layer) -> bool:
 def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:
     """Of the units of the weight layers that read this one: whose gradients have one sign."""
     one = of = 0
-    for node in flow.descendants(snapshot, layer.node):
-        row = snapshot.layer_at(node)
-        if row is None or row.weight is None or row.weight.fan_in < limit.fan_in:
+    for row in flow.readers(snapshot).get(layer.node, ()):
+        if row.weight is None or row.weight.fan_in < limit.fan_in:
             continue
-        if flow.source_node(snapshot, row) != layer.node or _centred_in_training(snapshot, row):
+        if _centred_in_training(snapshot, row):
             continue
         parameter = snapshot.parameter.get(row.weight.name)
         if parameter is not None:

@@ -157,8 +157,7 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
     if count < limit.values:
         yield RULE.unjudged(layer, f"{flow.plural(count, 'value')} are too few for a share")
         return
-    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    what = flow.role(snapshot, layer) if before & ops.WITH_WEIGHTS else "input"
+    what = flow.role(snapshot, layer) if flow.has_weights_before(snapshot, layer) else "input"
     where = {
         "gate": " (a gate)",
         "output": " (the model's output)",

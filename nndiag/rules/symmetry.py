@@ -122,8 +122,11 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
         text += "the same weights and bias" + ("" if constant else " as another")
     kept = p.duplicate_kept if known else 0
     lost = kept >= max(limit.share * units, 2) and p.zero_units < same
-    calls = frozenset(x.node for x in snapshot.layers if x.weight and x.weight.name == p.name)
-    one = constant and not _grouped(layer, p) and flow.only_way(snapshot, calls)
+    one = (
+        constant
+        and not _grouped(layer, p)
+        and flow.only_way(snapshot, flow.calls(snapshot)[p.name])
+    )
     severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
     if not known:
         text += "; whether gradients keep them equal was not seen"
@@ -150,9 +153,7 @@ def _tokens(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding
 def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
     """Recurrent layers and attention: only where every matrix inside is constant."""
     owner = layer.name.partition("@")[0]
-    matrices = [
-        p for p in snapshot.parameters if p.name.startswith(f"{owner}.") and len(p.shape) > 1
-    ]
+    matrices = [p for p in snapshot.parameters_in.get(owner, ()) if len(p.shape) > 1]
     if not matrices or not all(_constant(p) for p in matrices):
         return
     if not flow.leads_on(snapshot, layer):
