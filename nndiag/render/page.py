@@ -103,6 +103,7 @@ def _docstring(module: ModuleType) -> str:
 
 def _fixes(rule: Rule) -> Iterator[str]:
     for fix in rule.fixes:
-        yield "- " + " ".join(filter(None, (fix.what, fix.why, story.expectation(fix))))
+        safety = story.expectation(fix) or story.CHANGES[fix.changes]
+        yield "- " + " ".join(filter(None, (fix.what, fix.why, safety)))
         if code := fix.code() or fix.source:
             yield textwrap.indent(code, "      ")
