@@ -13,8 +13,8 @@ from nndiag import errors
 from nndiag.errors import (
     BatchError,
     CaptureError,
-    CureError,
     FindingsError,
+    FixError,
     LossError,
     MissingPackageError,
     ModelError,
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from nndiag import fixes, rules, testing
     from nndiag.api import check
     from nndiag.batch import Batch
-    from nndiag.fixes.repair import Repair, repair
+    from nndiag.fixes.fix import Fix
+    from nndiag.fixes.repair import repair
+    from nndiag.fixes.result import Repair
     from nndiag.report import NotJudged, Report
-    from nndiag.rule import Finding, Outcome, Prescription, Rule, Threshold, Unjudged
+    from nndiag.rule import Finding, Outcome, Rule, Threshold, Unjudged
     from nndiag.stats import Snapshot, TensorStats
 
 __version__ = "0.1.0"
@@ -42,9 +44,10 @@ __all__ = [
     "Batch",
     "BatchError",
     "CaptureError",
-    "CureError",
     "Finding",
     "FindingsError",
+    "Fix",
+    "FixError",
     "LossError",
     "MissingPackageError",
     "ModelError",
@@ -52,7 +55,6 @@ __all__ = [
     "NotJudged",
     "Outcome",
     "OutputError",
-    "Prescription",
     "Repair",
     "Report",
     "ReportError",
@@ -78,8 +80,8 @@ __all__ = [
 _LAZY = {
     "check": "nndiag.api",
     "repair": "nndiag.fixes.repair",
-    "Repair": "nndiag.fixes.repair",
-    "Prescription": "nndiag.rule",
+    "Repair": "nndiag.fixes.result",
+    "Fix": "nndiag.fixes.fix",
     "Batch": "nndiag.batch",
     "NotJudged": "nndiag.report",
     "Report": "nndiag.report",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nndiag.compare import Comparison
-    from nndiag.fixes.repair import Repair
+    from nndiag.fixes.result import Repair
     from nndiag.report import Report
     from nndiag.rule import Finding
 
@@ -165,13 +165,13 @@ def check(
         bool,
         typer.Option(
             "--fix",
-            help="Try the cures on a copy and show what helped; with --output, keep the repaired "
+            help="Try the fixes on a copy and show what helped; with --output, keep the repaired "
             "state (repair.pt) and the lines that make it (repair.py). The exit status is of "
             "what is left then.",
         ),
     ] = False,
     allow: Annotated[
-        Allow, typer.Option(help="With --fix: only cures that lose nothing, or all.")
+        Allow, typer.Option(help="With --fix: only fixes that lose nothing, or all.")
     ] = Allow.safe,
     trained: Annotated[
         bool | None,
@@ -336,7 +336,7 @@ _OF_REPAIRS = (Format.terminal, Format.html, Format.markdown)
 
 def _fits_a_repair(formats: Sequence[Format], output: Path | None, name: str, force: bool) -> None:
     """That a repair can be shown and kept as asked, before anything is run for it."""
-    from nndiag.fixes.repair import ENDINGS
+    from nndiag.fixes.result import ENDINGS
     from nndiag.render import files
 
     if wrong := [form.value for form in formats if form not in _OF_REPAIRS]:
@@ -518,7 +518,7 @@ def demo(
         "nndiag-demo"
     ),
 ) -> None:
-    """Train four networks on handwritten digits, diagnose them, and cure the three sick ones."""
+    """Train four networks on handwritten digits, diagnose them, and repair the three sick ones."""
     # By name: the demo needs torch, and most commands do not.
     importlib.import_module("nndiag.demo").main(output, _console())
 

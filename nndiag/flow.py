@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
@@ -36,6 +37,20 @@ def once(function: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
         return known[snapshot]
 
     return cached
+
+
+ROOT = "(root)"  # the row of a model that is a single layer
+
+
+def is_module(layer: Layer) -> bool:
+    """Whether a row is a module, and not a call."""
+    return layer.kind != "function"
+
+
+def owner(snapshot: Snapshot, layer: Layer) -> str:
+    """The name of a row's module: that of the second call of "act" is "act@2"."""
+    first = re.sub(r"@\d+$", "", layer.name)
+    return "" if first == ROOT else first if first in snapshot.by_name else layer.name
 
 
 def act_of(layer: Layer) -> theory.Activation | None:

@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nndiag import flow, ops, prescribe, theory
-from nndiag.rule import Prescription
+from nndiag import flow, ops, theory
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix
 from nndiag.stats import Layer, Snapshot
 
 OFF = math.log(1.2)  # weights this far from their reference are worth bringing back
@@ -132,16 +133,16 @@ class GradientPath:
         return " and ".join(parts)
 
 
-def reweighted(snapshot: Snapshot, path: GradientPath) -> Iterator[Prescription]:
-    """Cures of a factor that is not one by weights that fit."""
+def reweighted(snapshot: Snapshot, path: GradientPath) -> Iterator[Fix]:
+    """Fixes for a factor that is not one by weights that fit."""
     off = [p.after for p in path.passages if p.by_weights > OFF]
     alone = [path.alone.after] if path.alone is not None else []
-    yield from prescribe.redraw(snapshot, off or path.layers)
-    yield from prescribe.rescale(snapshot, off)
+    yield from propose.redraw(snapshot, off or path.layers)
+    yield from propose.rescale(snapshot, off)
     if alone and alone[0] not in off:
-        yield from prescribe.lsuv(snapshot, alone)
-    yield from prescribe.lsuv(snapshot, path.layers)
-    yield from prescribe.restart(snapshot)
+        yield from propose.lsuv(snapshot, alone)
+    yield from propose.lsuv(snapshot, path.layers)
+    yield from propose.restart(snapshot)
 
 
 def _mean(values: Iterator[float]) -> float:

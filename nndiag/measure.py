@@ -44,15 +44,25 @@ class _Group:
     def __init__(self, work: _Work, like: torch.Tensor) -> None:
         size = max(1, like.numel())
         if layout.is_here(like):
-            places = max(1, GATHERED // size)
+            self.places = max(1, GATHERED // size)
         else:
-            places = min(MOST_GATHERED, GATHERED_ELSEWHERE // size)
-        self.buffer = torch.empty((places, *like.shape), dtype=like.dtype, device=like.device)
-        self.slots = self.buffer.unbind()
+            self.places = min(MOST_GATHERED, GATHERED_ELSEWHERE // size)
+        self.buffer = torch.empty((self.places, *like.shape), dtype=like.dtype, device=like.device)
+        self.slots = list(self.buffer[:16].unbind())
         self.work = work
         self.indices: list[int] = []  # of each one's result
         # What else is done to some of them: to which slots, each with the index of its result.
         self.more: dict[Hashable, tuple[_Work, dict[int, int]]] = {}
+
+    def slot(self, index: int) -> torch.Tensor:
+        """The place of one tensor in the buffer.
+
+        Twice as many are made when they run out: of single values the buffer holds 65,536, and a
+        model has a few.
+        """
+        if index == len(self.slots):
+            self.slots += self.buffer[index : 2 * index].unbind()
+        return self.slots[index]
 
     def take(self) -> Iterator[tuple[list[Any] | Pending, list[int]]]:
         """All results so far; the group is empty afterwards."""
@@ -128,10 +138,10 @@ class Meter:
             group_of_kind = self._groups[key] = _Group(work, x)
         group = group_of_kind
         slot = len(group.indices)
-        if slot == len(group.slots):
+        if slot == group.places:
             self._empty(group)
             slot = 0
-        group.slots[slot].copy_(x)
+        group.slot(slot).copy_(x)
         group.indices.append(index)
         self._held[index] = group, slot
         return index

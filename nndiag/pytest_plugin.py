@@ -15,6 +15,16 @@ import pytest
 if TYPE_CHECKING:
     from nndiag.testing.fixture import Diagnose
 
+__all__ = [
+    "diagnose",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_runtest_call",
+    "pytest_runtest_makereport",
+    "pytest_terminal_summary",
+]
+
 _RULES = "rules by name, code or beginning of codes (ND2); commas or repeated"
 
 

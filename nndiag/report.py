@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nndiag.errors import FindingsError, ReportError, SettingsError
+from nndiag.fixes.fix import Fix
 from nndiag.render import files, story, tables
 from nndiag.render.formats import Document, Kind, PathLike
-from nndiag.rule import SEVERITIES, Finding, Outcome, Prescription, Severity, Unjudged, judge
+from nndiag.rule import SEVERITIES, Finding, Outcome, Severity, Unjudged, judge
 from nndiag.stats import Snapshot
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ class Report(Document):
         return tuple(f for f in self.findings if f.severity in grave)
 
     @property
-    def prescriptions(self) -> tuple[Prescription, ...]:
-        """The cures of all findings, each once: those of the leading causes first."""
-        return tuple(dict.fromkeys(cure for f in self.findings for cure in f.prescriptions))
+    def fixes(self) -> tuple[Fix, ...]:
+        """The fixes of all findings, each once: those of the leading causes first."""
+        return tuple(dict.fromkeys(fix for f in self.findings for fix in f.fixes))
 
     @property
     def layers(self) -> pd.DataFrame:

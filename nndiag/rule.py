@@ -20,6 +20,7 @@ from typing import Literal
 
 from nndiag import flow
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
+from nndiag.fixes.fix import Fix
 from nndiag.stats import Layer, Parameter, Snapshot
 
 Severity = Literal["error", "warning", "note"]
@@ -41,34 +42,6 @@ class Threshold:
     high: float = math.inf
 
 
-Changes = Literal["nothing", "scale", "weights", "architecture"]
-
-
-@dataclass(frozen=True)
-class Prescription:
-    """A cure for a finding: what to do, why it helps, what to expect, and the lines to paste.
-
-    One with a ``name`` can be run as it is: its ``code`` works on ``model`` (and ``batch``), and
-    :func:`nndiag.repair` tries it. One without is advice, or code for the model's source.
-
-    ``changes`` says what becomes of the function that the model computes. "nothing": it stays.
-    "scale": weights keep their directions, or biases go. "weights": what a layer has learned is
-    lost. "architecture": other layers, or more of them. So in a model that was never trained all
-    but the last are safe, in a trained one only the first.
-    """
-
-    what: str
-    why: str = ""
-    code: str = ""
-    name: str = ""
-    effect: str = ""
-    changes: Changes = "nothing"
-
-    def safe(self, trained: bool) -> bool:
-        """Whether nothing that was learned or designed is lost by it."""
-        return self.changes == "nothing" or (self.changes != "architecture" and not trained)
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong (or worth knowing) at one place.
@@ -88,7 +61,7 @@ class Finding:
     threshold: float | None = None
     location: str | None = None
     cause: Finding | None = None
-    prescriptions: tuple[Prescription, ...] = ()
+    fixes: tuple[Fix, ...] = ()
     suspects: tuple[str, ...] = ()
     measure: str = ""
 
@@ -123,7 +96,7 @@ class Rule:
     uses: tuple[str, ...] = ()
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     caused_by: tuple[str, ...] = ()
-    cures: tuple[Prescription, ...] = ()
+    fixes: tuple[Fix, ...] = ()
 
     def finding(
         self,
@@ -134,7 +107,7 @@ class Rule:
         severity: Severity | None = None,
         against: tuple[str, Limits] | None = None,
         location: str | None = None,
-        cures: tuple[Prescription, ...] | None = None,
+        fixes: tuple[Fix, ...] | None = None,
         suspects: tuple[str, ...] | None = None,
     ) -> Finding:
         """A finding of this rule at a layer, a parameter or a named place.
@@ -153,7 +126,7 @@ class Rule:
             threshold=None if limit is None else getattr(limit, measure),
             measure=measure,
             location=where.location if isinstance(where, Layer) else location,
-            prescriptions=self.cures if cures is None else cures,
+            fixes=self.fixes if fixes is None else fixes,
             suspects=self.caused_by if suspects is None else suspects,
         )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import nndiag
 from nndiag import rule
 from nndiag.render import page
 
+GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "own-rules.md"
 LOUD = '''
 """Layers whose outputs are larger than ten.
 
@@ -215,3 +218,20 @@ def test_a_check_that_yields_something_else_crashes_alone(install):
         "loud-layer",
         "check yielded a str: yield RULE.finding(...)",
     )
+
+
+def test_the_guides_rule_works_as_it_is_written(install):
+    text = GUIDE.read_text(encoding="utf-8")
+    module, check = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    [entry] = re.findall(r'^([\w-]+) = "acme_rules\.(\w+)"$', text, re.M)
+    install(half_overflow=module)
+
+    assert entry == ("half-overflow", "half_overflow")
+    exec(f"{check}\ntest_it_is_found()", {"nndiag": nndiag, "nn": nn, "torch": torch})
+    found = rule.discover()["half-overflow"]
+    for code, times in zip(page.examples(found), (1, 0), strict=True):
+        names = {"nn": nn, "torch": torch, "model": nn.Linear(4, 4)}
+        exec(code, names)
+        judged = nndiag.check(names["model"], names["batch"], select="ACME")
+        assert len(judged.findings) == times
+        assert judged.crashed == ()

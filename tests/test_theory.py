@@ -13,7 +13,8 @@ import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nndiag import activations, theory
@@ -313,7 +314,7 @@ scales = st.floats(-3, 3).map(lambda exponent: 10.0**exponent)
 offsets = st.floats(-3, 3)
 
 
-@settings(max_examples=150, deadline=None)
+@tried(150)
 @given(case=st.sampled_from(CASES), std=scales, offset=offsets)
 def test_moments_agree_with_a_naive_sum_over_a_million_points(case, std, offset):
     act = of(case)
@@ -369,7 +370,7 @@ def test_moments_agree_with_adaptive_quadrature(name, std):
     assert got.slope_second == pytest.approx(expected(lambda z: act.slope(z) ** 2), rel=1e-7, abs=0)
 
 
-@settings(max_examples=200, deadline=None)
+@tried(200)
 @given(std=st.floats(-8, 3).map(lambda e: 10.0**e), offset=offsets)
 def test_relu_moments_are_the_closed_form(std, offset):
     mean = offset * std
@@ -385,7 +386,7 @@ def test_relu_moments_are_the_closed_form(std, offset):
     assert got.flat_share == pytest.approx(1 - share, rel=1e-9, abs=0)
 
 
-@settings(max_examples=200, deadline=None)
+@tried(200)
 @given(std=st.floats(-8, 3).map(lambda e: 10.0**e))
 def test_erf_and_gelu_moments_are_the_closed_forms_at_every_scale(std):
     variance = std * std
@@ -402,7 +403,7 @@ def test_erf_and_gelu_moments_are_the_closed_forms_at_every_scale(std):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@tried(100)
 @given(std=st.floats(0.01, 3), mean=offsets)
 def test_activations_with_moments_in_closed_form_agree_with_quadrature(std, mean):
     for name in ("exp", "sin", "cos"):
@@ -460,7 +461,7 @@ def test_an_odd_activation_of_a_centred_input_is_centred(name, std):
     assert got.second == pytest.approx(got.std**2)
 
 
-@settings(max_examples=50, deadline=None)
+@tried(50)
 @given(std=scales, offset=offsets, factor=st.floats(0.01, 100))
 def test_a_positively_homogeneous_activation_scales_with_its_input(std, offset, factor):
     for act in (named("relu"), named("leaky_relu"), named("prelu"), named("abs"), named("linear")):
@@ -492,7 +493,7 @@ def test_two_names_for_one_function_have_the_same_moments(one, same, std, mean):
     assert of(one).gain == pytest.approx(of(same).gain)
 
 
-@settings(max_examples=50, deadline=None)
+@tried(50)
 @given(std=scales)
 def test_a_sigmoid_at_twice_the_scale_saturates_as_tanh_does(std):
     sigmoid, tanh = moments(named("sigmoid"), 2 * std), moments(named("tanh"), std)
@@ -799,7 +800,7 @@ def test_units_of_a_healthy_deep_network_that_are_never_active(n):
     assert got == pytest.approx(NEVER_ACTIVE[n], abs=6e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@tried(60)
 @given(n=st.integers(1, 100_000), c=st.floats(0.001, 0.9999))
 def test_never_active_agrees_with_adaptive_quadrature(n, c):
     steepness = math.sqrt(c / (1 - c))
@@ -832,7 +833,7 @@ def test_two_inputs_miss_a_unit_as_often_as_the_quadrant_probability_says(c):
     assert theory.never_active(2, c) == pytest.approx(0.25 + math.asin(c) / (2 * math.pi))
 
 
-@settings(max_examples=100, deadline=None)
+@tried(100)
 @given(
     units=st.integers(1, 3000),
     n=st.sampled_from([1, 8, 32, 1000]),

@@ -39,6 +39,7 @@ def test_a_check_leaves_no_trace(name):
     assert report.crashed == ()
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_gradients_that_were_there_are_there_again(name):
     case = models.make(name)
@@ -58,6 +59,7 @@ def break_(*_: Any) -> None:
     raise Broken
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_no_trace_is_left_when_the_forward_raises(name):
     case = models.make(name)
@@ -71,6 +73,7 @@ def test_no_trace_is_left_when_the_forward_raises(name):
     assert isinstance(caught.value.__cause__, Broken)
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_no_trace_is_left_when_the_loss_raises(name):
     case = models.make(name)
@@ -79,6 +82,7 @@ def test_no_trace_is_left_when_the_loss_raises(name):
         check(case, loss_fn=lambda *_: break_())
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_no_trace_is_left_when_the_backward_raises(name):
     case = models.make(name)
@@ -96,6 +100,7 @@ def test_no_trace_is_left_when_the_backward_raises(name):
     assert "Broken" in report.snapshot.backward_error
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_no_trace_is_left_when_a_rule_raises(name, monkeypatch):
     case = models.make(name)

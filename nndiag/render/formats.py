@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from nndiag.report import Report
 
-__all__ = ["FORMATS", "Document", "Format", "PathLike", "save", "texts"]
+__all__ = ["FORMATS", "Document", "Format", "Kind", "PathLike", "save", "texts"]
 
 PathLike = str | os.PathLike[str]
 Kind = Literal["report", "repair", "comparison"]

@@ -25,6 +25,8 @@ from nndiag.rule import Finding
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["PLAIN", "SCHEMA", "plain", "read", "render", "schema"]
+
 SCHEMA = 1
 PLAIN = 16
 """The longest array that is written as plain numbers."""

@@ -15,6 +15,8 @@ from nndiag.rule import Finding, Outcome
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["render"]
+
 
 def render(report: Report) -> str:
     """Errors and warnings fail their rule's case, notes are its output, a crash is its error."""

@@ -10,6 +10,8 @@ from nndiag.rule import Finding
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["concise", "github"]
+
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 

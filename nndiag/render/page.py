@@ -100,7 +100,7 @@ def _docstring(module: ModuleType) -> str:
 
 
 def _fixes(rule: Rule) -> Iterator[str]:
-    for cure in rule.cures:
-        yield "- " + " ".join(filter(None, (cure.what, cure.why, story.expectation(cure))))
-        if cure.code:
-            yield textwrap.indent(cure.code, "      ")
+    for fix in rule.fixes:
+        yield "- " + " ".join(filter(None, (fix.what, fix.why, story.expectation(fix))))
+        if code := fix.code() or fix.source:
+            yield textwrap.indent(code, "      ")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nndiag.fixes.fix import Fix
 from nndiag.flow import plural as plural
 from nndiag.rule import (
     NOT_SELECTED,
     SEVERITIES,
     Finding,
-    Prescription,
     Rule,
     Severity,
     discover,
@@ -323,13 +323,18 @@ CHANGES = {
     "weights": "It changes the function, and what was learned there is lost: safe before training.",
     "architecture": "It changes the architecture: a trained model has to be trained on.",
 }
-"""What to know of a prescription's ``changes``."""
+"""What to know of a fix's ``changes``."""
 
 
-def expectation(cure: Prescription) -> str:
-    """What a cure is expected to do, and what it costs; "" for mere advice."""
-    effect = f"Expect: {cure.effect}. " if cure.effect else ""
-    return effect + (CHANGES[cure.changes] if cure.effect or cure.name else "")
+def expectation(fix: Fix) -> str:
+    """What a fix is expected to do, and what it costs; "" for mere advice."""
+    effect = f"Expect: {fix.effect}. " if fix.effect else ""
+    return effect + (CHANGES[fix.changes] if fix.effect or fix.runnable else "")
+
+
+def lines_of_code(fix: Fix) -> list[str]:
+    """The lines to paste; of advice its change of the source."""
+    return (fix.code() or fix.source).splitlines()
 
 
 def printable(text: str) -> str:

@@ -49,8 +49,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, ops, prescribe
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Snapshot
 
 RULE = Rule(
@@ -85,14 +87,14 @@ RULE = Rule(
         ),
     },
     caused_by=("non-finite", "init-scale", "exploding-gradient", "covariate-shift"),
-    cures=(
-        Prescription(
-            "Re-estimate the running statistics: some forward passes in training mode on "
-            "training data.",
-            "",
+    fixes=(
+        advice(
+            "Re-estimate the running statistics on training data.",
+            "Some forward passes in training mode are enough.",
             "model.train()\nwith torch.no_grad():\n    for x, _ in loader: model(x)\nmodel.eval()",
+            "scale",
         ),
-        Prescription("Check that evaluation data are preprocessed as the training data were."),
+        advice("Check that evaluation data are preprocessed as the training data were."),
     ),
 )
 
@@ -125,7 +127,7 @@ def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                 "running_mean" if shift > limit.running_mean else "running_variance",
                 limit,
             ),
-            cures=(*prescribe.recalibrate(), *RULE.cures[-1:]),
+            fixes=(*propose.recalibrate(), *RULE.fixes[-1:]),
             evidence={"running_mean": shift, "running_variance": off, "batches_tracked": tracked},
         )
 
@@ -148,7 +150,7 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         f"{len(over)} of {len(moved)} layers move by more than {limit.shift:g}",
         severity="note",
         against=("shift", limit),
-        cures=(),
+        fixes=(),
         evidence={
             "shift": shift.mean,
             "log_scale": shift.scale,
@@ -179,6 +181,6 @@ def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{smallest:.2g} at {first.name} to {largest:.2g} at {last.name}{more}",
             severity="note",
             against=("drift", limit),
-            cures=(),
+            fixes=(),
             evidence={"drift": ratio, "chains": len(over)},
         )

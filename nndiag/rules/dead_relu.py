@@ -52,11 +52,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, ops, prescribe, theory
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
+from nndiag import flow, ops, theory
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix, advice
+from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
-RATE = Prescription(
+RATE = advice(
     "Lower the learning rate, or warm it up.",
     "A step that is too large throws units off the data; one that is off gets no gradient and does "
     "not come back.",
@@ -88,17 +90,18 @@ RULE = Rule(
         ),
     },
     caused_by=("symmetry", "init-scale", "covariate-shift"),
-    cures=(
-        Prescription(
-            "Lower the learning rate, or warm it up, and start again from He weights and zero "
-            "bias.",
+    fixes=(
+        advice(
+            "Re-initialise the weights (He), biases at zero, and lower the learning rate.",
             "A dead unit gets no gradient and does not come back by training on.",
             "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu'); "
             "nn.init.zeros_(layer.bias)",
+            "weights",
         ),
-        Prescription(
-            "Use an activation with a slope on both sides: LeakyReLU, ELU or GELU.",
+        advice(
+            "Replace ReLU by an activation with a slope on both sides: LeakyReLU, ELU or GELU.",
             "A unit on the negative side keeps learning.",
+            changes="architecture",
         ),
     ),
 )
@@ -186,7 +189,7 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
         message,
         severity=severity,
         against=("share", limit),
-        cures=RULE.cures if severity == "note" else (*_cures(snapshot, layer), RATE),
+        fixes=RULE.fixes if severity == "note" else (*_fixes(snapshot, layer), RATE),
         evidence={
             "share": share,
             "dead_units": dead,
@@ -196,19 +199,19 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
     )
 
 
-def _cures(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
+def _fixes(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     makers = flow.makers(snapshot, layer)
     weights = [row for row in makers if row.op in ops.LEARNED]
     bias, spread = _bias_against_spread(snapshot, layer)
     if bias < -spread:
-        yield from prescribe.zero_biases(snapshot, weights)
-    yield from prescribe.reset_norms(snapshot, makers)
-    yield from prescribe.redraw(snapshot, weights, biases=True)
-    yield from prescribe.restart(snapshot)
-    yield from prescribe.swap(
+        yield from propose.zero_biases(snapshot, weights)
+    yield from propose.reset_norms(snapshot, makers)
+    yield from propose.redraw(snapshot, weights, biases=True)
+    yield from propose.restart(snapshot)
+    yield from propose.swap(
         snapshot,
         [layer],
-        "nn.LeakyReLU(0.01)",
+        ("LeakyReLU", 0.01),
         "F.leaky_relu(x, 0.01)",
         "A unit on the negative side keeps learning (CS231n 2017 lecture 6 slide 30).",
         "a slope of 0.01 where a unit is off: no unit can die",

@@ -48,8 +48,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, gradient_flow, prescribe
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag import flow, gradient_flow
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
 from nndiag.stats import Snapshot
 
 RULE = Rule(
@@ -74,13 +76,14 @@ RULE = Rule(
         ),
     },
     caused_by=("non-finite", "symmetry", "init-scale", "saturation"),
-    cures=(
-        Prescription(
-            "Start from Xavier (tanh) or He (ReLU) weights.",
+    fixes=(
+        advice(
+            "Re-initialise the weights: Xavier before tanh, He before ReLU.",
             "They keep the factor per layer at one.",
             "nn.init.xavier_normal_(layer.weight)",
+            "weights",
         ),
-        Prescription(
+        advice(
             "Clip the gradient's norm.",
             "It bounds the step, not the imbalance between layers.",
             "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
@@ -102,12 +105,12 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             _message(path),
             severity="note" if path.repeated else severity,
             against=("total", limit),
-            cures=RULE.cures
+            fixes=RULE.fixes
             if path.repeated
             else (
                 *gradient_flow.reweighted(snapshot, path),
-                *prescribe.normalize(snapshot, path.layers),
-                *RULE.cures[-1:],
+                *propose.normalize(snapshot, path.layers),
+                *RULE.fixes[-1:],
             ),
             evidence={
                 "total": path.total,

@@ -39,8 +39,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow, ops, prescribe
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -61,9 +63,9 @@ RULE = Rule(
         ),
     },
     caused_by=("frozen-layer",),
-    cures=(
-        Prescription("Let it train.", "", "for p in layer.parameters(): p.requires_grad_(True)"),
-        Prescription("If it is meant: ignore frozen-layer for this model."),
+    fixes=(
+        advice("Let it train.", "", "for p in layer.parameters(): p.requires_grad_(True)"),
+        advice("If it is meant: ignore frozen-layer for this model."),
     ),
 )
 
@@ -104,7 +106,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             layer,
             f"{what} is frozen, with trainable layers before and behind it",
             against=("frozen_share", limit),
-            cures=(*prescribe.unfreeze(snapshot, [layer]), *RULE.cures[-1:]),
+            fixes=(*propose.unfreeze(snapshot, [layer]), *RULE.fixes[-1:]),
             evidence=evidence,
         )
     if planned or not between:

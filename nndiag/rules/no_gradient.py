@@ -51,7 +51,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nndiag import flow, ops
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Severity
 from nndiag.stats import Layer, Parameter, Snapshot
 
 RULE = Rule(
@@ -71,17 +72,15 @@ RULE = Rule(
         "init-scale",
         "signal-collapse",
     ),
-    cures=(
-        Prescription(
+    fixes=(
+        advice(
             "Where the path is cut by accident, take out the detach, no_grad or .data.",
         ),
-        Prescription(
+        advice(
             "Where its output is not used, use it in the loss, or remove the parameter.",
             "Distributed training waits for gradients that never come.",
         ),
-        Prescription(
-            "If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"
-        ),
+        advice("If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"),
     ),
 )
 

@@ -50,8 +50,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nndiag import flow, ops, prescribe, theory
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
+from nndiag import flow, ops, theory
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -80,12 +82,17 @@ RULE = Rule(
         ),
     },
     caused_by=("symmetry", "saturation", "vanishing-gradient", "signal-collapse"),
-    cures=(
-        Prescription(
-            "Use a zero-centred activation: tanh in place of sigmoid, or ELU.",
+    fixes=(
+        advice(
+            "Replace sigmoid by a zero-centred activation: tanh or ELU.",
             "tanh(x) = 2 sigmoid(2x) - 1 is the same curve around zero.",
+            changes="architecture",
         ),
-        Prescription("Put a normalisation layer after it; it takes the mean out of each unit."),
+        advice(
+            "Add a normalisation layer after it.",
+            "It takes the mean out of each unit.",
+            changes="architecture",
+        ),
     ),
 )
 
@@ -111,7 +118,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{layer.name})",
             severity="note",
             against=("ratio", limit),
-            cures=(),
+            fixes=(),
             evidence={"ratio": ratio, "layers": len(noted)},
         )
 
@@ -125,18 +132,18 @@ def _warn(
         f"the means of its units are {ratio:.2g} standard deviations from zero: in the next layer "
         f"the weight gradients of {one:,} of {flow.plural(of, 'unit')} all have one sign",
         against=("one_sign", limit),
-        cures=(
-            *prescribe.swap(
+        fixes=(
+            *propose.swap(
                 snapshot,
                 [layer],
-                "nn.Tanh()",
+                ("Tanh",),
                 "torch.tanh(x)",
                 "tanh(x) = 2 sigmoid(2x) - 1 is the same curve around zero.",
                 "units vary around zero, and the weights' gradients have both signs",
             ),
-            *prescribe.center(snapshot, [layer]),
+            *propose.center(snapshot, [layer]),
         )
-        or RULE.cures,
+        or RULE.fixes,
         evidence={
             "ratio": ratio,
             "one_sign": one / of,

@@ -54,20 +54,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow, ops, prescribe
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold, Unjudged
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix, advice
+from nndiag.rule import Finding, Limits, Rule, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
 CANDIDATES = ("candidate", "hidden")
 
-SOFTMAX_CURES = (
-    Prescription(
+SOFTMAX_FIXES = (
+    advice(
         "Divide the scores by the root of their width before the softmax.",
         "A dot product of d unit-scale values has a standard deviation of √d (Vaswani et al. 2017, "
         "section 3.2.1).",
         "scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])",
+        "architecture",
     ),
-    Prescription("Normalise queries and keys, or start their projections smaller."),
+    advice(
+        "Normalise queries and keys, or start their projections smaller.", changes="architecture"
+    ),
 )
 
 RULE = Rule(
@@ -99,17 +104,22 @@ RULE = Rule(
         ),
     },
     caused_by=("symmetry", "init-scale", "covariate-shift"),
-    cures=(
-        Prescription(
-            "Bring the pre-activations back to unit scale: Xavier weights and zero bias.",
+    fixes=(
+        advice(
+            "Re-initialise the weights before it (Xavier), biases at zero.",
             "At a standard deviation of 1, 3 % of tanh's and 0.0 % of sigmoid's values saturate.",
             "nn.init.xavier_normal_(layer.weight); nn.init.zeros_(layer.bias)",
+            "weights",
         ),
-        Prescription(
-            "Put a normalisation layer between the weights and the activation.",
+        advice(
+            "Add a normalisation layer between the weights and the activation.",
             "It keeps the scale through training, whatever the weights do.",
+            changes="architecture",
         ),
-        Prescription("Use an activation that does not saturate on both sides, such as ReLU."),
+        advice(
+            "Replace the activation by one that does not saturate on both sides, such as ReLU.",
+            changes="architecture",
+        ),
     ),
 )
 
@@ -168,26 +178,26 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
         f"{message}; its inputs have std {std:.3g}",
         severity="warning" if what == "hidden" else "note",
         against=("share" if share >= limit.share else "units", limit),
-        cures=(*_cures(snapshot, layer),) if what == "hidden" else RULE.cures,
+        fixes=(*_fixes(snapshot, layer),) if what == "hidden" else RULE.fixes,
         evidence={"share": share, "units": closed, "input_std": std},
     )
 
 
-def _cures(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
+def _fixes(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     makers = flow.makers(snapshot, layer)
     weights = [row for row in makers if row.op in ops.LEARNED]
     if any(_shifted(snapshot, row) for row in weights):
-        yield from prescribe.zero_biases(snapshot, weights)
-    yield from prescribe.reset_norms(snapshot, makers)
-    yield from prescribe.redraw(snapshot, weights, biases=True)
-    yield from prescribe.rescale(snapshot, weights)
-    yield from prescribe.lsuv(snapshot, weights)
-    yield from prescribe.restart(snapshot)
-    yield from prescribe.normalize(snapshot, weights)
-    yield from prescribe.swap(
+        yield from propose.zero_biases(snapshot, weights)
+    yield from propose.reset_norms(snapshot, makers)
+    yield from propose.redraw(snapshot, weights, biases=True)
+    yield from propose.rescale(snapshot, weights)
+    yield from propose.lsuv(snapshot, weights)
+    yield from propose.restart(snapshot)
+    yield from propose.normalize(snapshot, weights)
+    yield from propose.swap(
         snapshot,
         [layer],
-        "nn.ReLU()",
+        ("ReLU",),
         "F.relu(x)",
         "It does not saturate on the positive side (CS231n 2017 lecture 6 slide 24).",
         "slope 1 wherever the unit is active",
@@ -221,16 +231,16 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
         "(largest entry over 0.987): their softmax passes almost no gradient",
         severity="warning" if hidden else "note",
         against=("share", limit),
-        cures=(*_softer(snapshot, layer), *SOFTMAX_CURES),
+        fixes=(*_softer(snapshot, layer), *SOFTMAX_FIXES),
         evidence={"share": one_hot / rows, "rows": rows},
     )
 
 
-def _softer(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
+def _softer(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     inside = layer.op in ops.LEARNED
     projections = [layer] if inside else flow.makers(snapshot, layer)
-    yield from prescribe.rescale(snapshot, projections)
-    yield from prescribe.redraw(snapshot, projections, biases=True)
+    yield from propose.rescale(snapshot, projections)
+    yield from propose.redraw(snapshot, projections, biases=True)
 
 
 def _gates(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
@@ -251,10 +261,10 @@ def _gates(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]
         f"maximum; shares by gate: {each}",
         severity="warning" if name in CANDIDATES else "note",
         against=("share", limit),
-        cures=(
-            *prescribe.zero_biases(snapshot, [layer]),
-            *prescribe.redraw(snapshot, [layer], biases=True),
+        fixes=(
+            *propose.zero_biases(snapshot, [layer]),
+            *propose.redraw(snapshot, [layer], biases=True),
         )
-        or RULE.cures,
+        or RULE.fixes,
         evidence={"share": shares[name], **{f"{n}_saturated": s for n, s in shares.items()}},
     )

@@ -48,8 +48,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, ops, prescribe
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
 from nndiag.stats import Layer, Parameter, Snapshot
 
 RULE = Rule(
@@ -64,11 +66,12 @@ RULE = Rule(
         ),
     },
     caused_by=("non-finite", "symmetry"),
-    cures=(
-        Prescription(
-            "Draw the weights at random; only biases may start equal.",
+    fixes=(
+        advice(
+            "Re-initialise the weights at random; only biases may start equal.",
             "",
             "nn.init.kaiming_normal_(layer.weight)",
+            "weights",
         ),
     ),
 )
@@ -186,7 +189,7 @@ def _finding(
         text,
         severity=severity,
         against=("share", limit),
-        cures=RULE.cures if severity == "note" else (*prescribe.redraw(snapshot, [layer]),),
+        fixes=RULE.fixes if severity == "note" else (*propose.redraw(snapshot, [layer]),),
         evidence={
             "share": same / units,
             "equal_units": same,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
+__all__ = ["FILE", "current", "published"]
+
 FILE = "report-1.json"
 
 

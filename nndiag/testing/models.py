@@ -16,6 +16,8 @@ from nndiag.settings import Settings
 from nndiag.testing import expected as known
 from nndiag.testing import session
 
+__all__ = ["ModelCheck", "parametrize_with_checks"]
+
 
 def parametrize_with_checks(
     models: Mapping[str, Any],

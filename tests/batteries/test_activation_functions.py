@@ -30,6 +30,7 @@ OURS = {
 FUNCTIONS = {"F.relu": F.relu, "torch.tanh": torch.tanh, "F.gelu": F.gelu, "torch.sin": torch.sin}
 
 
+@pytest.mark.one_in(11)
 @activations.parametrize_activations(
     {**TORCHS, **OURS, **FUNCTIONS},
     declared={

@@ -188,7 +188,7 @@ class Repair(NamedTuple):
     network: str
     said: str
     true: str
-    cure: str
+    fix: str
 
 
 REPAIRED = [
@@ -227,7 +227,7 @@ class FirstContact(NamedTuple):
     network: str
     said: str
     false: str
-    cure: str
+    fix: str
 
 
 FIRST_CONTACT = [

@@ -8,7 +8,7 @@ import pytest
 import samples
 
 from nndiag.compare import Comparison, compare
-from nndiag.fixes.repair import Repair
+from nndiag.fixes.result import Repair
 from nndiag.render.formats import FORMATS, Document, texts
 from nndiag.report import Report
 

@@ -93,6 +93,7 @@ class TestValues:
         assert found.evidence["input_std"] == pytest.approx((scale * x).std().item(), rel=1e-3)
         assert f"{found.evidence['share']:.0%}" in found.message
 
+    @pytest.mark.one_in(3)
     @pytest.mark.parametrize("name", TWO_SIDED)
     def test_at_unit_scale_none_of_them_is_reported(self, name):
         _, call, _ = TWO_SIDED[name]
@@ -133,6 +134,7 @@ class TestValues:
         [unjudged] = report.unjudged
         assert (unjudged.layer, unjudged.reason) == ("/tanh", "28 values are too few for a share")
 
+    @pytest.mark.one_in(5)
     @pytest.mark.parametrize("activation", SMOOTH, ids=lambda a: type(a).__name__)
     @pytest.mark.parametrize("shift", [-30.0, 30.0])
     def test_smooth_one_sided_activations_are_never_saturated(self, activation, shift):
@@ -683,6 +685,7 @@ class TestACellWrittenOut:
 
 
 class TestHealth:
+    @pytest.mark.one_in(7)
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
     @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign])
