@@ -213,7 +213,8 @@ _ACTIVATIONS = (
                 flat=(BELOW,), cost=1.62),
     _activation("silu", "SiLU", range=(-0.27846, _INF), steepest=1.09984, flat=(BELOW,), cost=1.23),
     _activation("mish", "Mish", range=(-0.30884, _INF), steepest=1.08850, flat=(BELOW,), cost=9.65),
-    _activation("softplus", "Softplus", "beta threshold", range=_POSITIVE, flat=(BELOW,), cost=2.49),
+    _activation("softplus", "Softplus", "beta threshold", range=_POSITIVE, flat=(BELOW,),
+                cost=2.49),
     replace(
         # Half of its channels gate the other half: no function of one value has its slope.
         _activation("glu", "GLU", range=_ANYTHING, steepest=None),
