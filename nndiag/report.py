@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nndiag.errors import FindingsError, ReportError, SettingsError
 from nndiag.rule import SEVERITIES, Finding, Outcome, Prescription, Severity, Unjudged, judge
 from nndiag.stats import Snapshot
+from nndiag.verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,11 @@ class Report:
     def ok(self) -> bool:
         """No error, no warning, and every rule that started also finished."""
         return not self.at_least("warning") and not self.crashed
+
+    @property
+    def verdict(self) -> str:
+        """One line: what will happen and what to do first, or that no problem was found."""
+        return verdict(self.snapshot, self.findings, self.outcomes, self.unjudged)
 
     @property
     def crashed(self) -> tuple[Outcome, ...]:

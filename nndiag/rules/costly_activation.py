@@ -58,7 +58,7 @@ RULE = Rule(
     severity="note",
     about="activations",
     thresholds={
-        "times_relu": Threshold(2.0, f"measured: {MEASURED}", 1),
+        "times_relu": Threshold(2.0, f"measured: {MEASURED}", 1, unit="factor"),
     },
 )
 
@@ -77,7 +77,9 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{flow.plural(len(costly), 'activation takes', 'activations take')} up to "
             f"{COST[worst.op]:.2g} times as long as ReLU "
             f"({', '.join(dict.fromkeys(layer.op for layer in costly))}), over {values:,.0f} "
-            "values a sample",
+            "values per sample.",
+            summary=f"{worst.op} will take {COST[worst.op]:.2g} times as long as ReLU, over "
+            f"{values:,.0f} values per sample.",
             against=("times_relu", limit),
             evidence={"times_relu": COST[worst.op], "values_per_sample": values},
         )
