@@ -17,14 +17,14 @@ def verdict(
 ) -> str:
     """The leading cause and its first fix, or that nothing was found and what was not looked at."""
     causes = [f for f in findings if f.cause is None and f.severity != "note"]
-    crashed = plural(sum(o.status == "crashed" for o in outcomes), "rule")
-    broken = any(o.status == "crashed" for o in outcomes)
+    broken = sum(o.status == "crashed" for o in outcomes)
+    crashed = f"{plural(broken, 'rule')} crashed"
     if causes:
         told = [_what_happens(causes[0]), _what_to_do(causes[0]), *_others(causes)]
-        told += [f"{crashed} crashed, so there may be more."] if broken else []
+        told += [f"{crashed}, so there may be more."] if broken else []
         return " ".join(filter(None, told))
     if broken:
-        return f"No problem found, but {crashed} crashed: what they would have found is not known."
+        return f"No problem found, but {crashed}, so there may be one."
     if not any(o.status in ("passed", "found") for o in outcomes):
         return "Nothing was judged: no rule could run."
     if not snapshot.layers:

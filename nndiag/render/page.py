@@ -96,8 +96,8 @@ def _docstring(module: ModuleType) -> str:
 
 def _value(name: str, threshold: Threshold) -> str:
     """``share = 0.75 (75 %)``: as it is set, and as reports show it."""
-    plain, shown = number(threshold.value), number(threshold.value, threshold.unit)
-    return f"{name} = {plain}" + (f" ({shown})" if shown != plain else "")
+    shown = f" ({number(threshold.value, 'share')})" if threshold.unit == "share" else ""
+    return f"{name} = {number(threshold.value)}{shown}"
 
 
 def _fixes(rule: Rule) -> Iterator[str]:

@@ -50,13 +50,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The number a verdict hangs on, the threshold it was held against, and whose that is."""
+    """The number a finding hangs on, its threshold, and why the threshold is this one."""
 
     name: str
     value: float | None
     threshold: float
     source: str = ""
     unit: Unit = ""
+    overridden: bool = False
 
     @property
     def excess(self) -> float:
@@ -91,10 +92,13 @@ def yardstick(finding: Finding) -> Yardstick | None:
     if known is None:
         return Yardstick(words(finding.measure), None, finding.threshold)
     source = known.source
-    if known.value != finding.threshold:
+    overridden = known.value != finding.threshold
+    if overridden:
         source = f"set for this run; the default is {number(known.value, known.unit)}"
     value = finding.evidence.get(finding.measure)
-    return Yardstick(words(finding.measure), value, finding.threshold, source, known.unit)
+    return Yardstick(
+        words(finding.measure), value, finding.threshold, source, known.unit, overridden
+    )
 
 
 def blocks(findings: Sequence[Finding]) -> list[Block]:
@@ -173,7 +177,7 @@ def verdict(report: Report) -> str:
     if broken:
         return f"Nothing was found, but {broken}."
     if not by_status["passed"]:
-        return "Nothing was judged: there is neither a good nor a bad word to say."
+        return "Nothing was judged: no rule could run."
     if by_status["passed"] == len(report.outcomes):
         layers = plural(len(report.snapshot.layers), "layer")
         return f"Nothing found: all {rules} passed on {layers}."
