@@ -4,12 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
+# One thread a worker: the tests' tensors are small, and threads of two workers fight for cores.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+# CPU seconds of these targets.
+COST = $(VENV)/bin/python tests/cost.py $(MAKE) --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test baselines benchmarks calibration comparison gallery peers properties repairs clean
+.PHONY: help setup demo test test-all lint quick exhaustive baselines benchmarks calibration comparison findings gallery peers properties repairs docs docs-links dist clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 	@echo "  (another interpreter: make PYTHON=python3.12 setup)"
 
 setup: $(READY) ## make .venv and install nndiag with all it needs
@@ -18,17 +22,31 @@ setup: $(READY) ## make .venv and install nndiag with all it needs
 demo: $(READY) ## train four networks, three of them sick, and diagnose them
 	$(VENV)/bin/nndiag demo --output reports/demo
 
+findings: $(READY) ## what is said of the corpus and the zoo is what reports/calibration/findings.csv says
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.findings --check
+
 calibration: $(READY) ## judge labelled faults and healthy networks (installs their libraries; minutes)
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[calibration]"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.healthy
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration
 
-test: $(READY) ## lint, check types, run the tests
+test: $(READY) ## lint, check types, run the tests but for their long forms (5 minutes)
+	@$(COST) lint quick
+
+# The quick tests first: what they find, they find sooner.
+test-all: test ## make test, and the long forms of the tests (long)
+	@$(COST) exhaustive
+
+lint: $(READY)
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
-# One thread a worker: the tests' tensors are small, and threads of two workers fight for cores.
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+
+quick: $(READY)
+	$(PYTEST) -m "not exhaustive"
+
+exhaustive: $(READY)
+	$(PYTEST) -m exhaustive
 
 # What other tools cost is measured where they are: $(VENV)/bin/pip install -e ".[benchmarks]"
 benchmarks: $(READY) ## measure what nndiag costs in time and memory; remakes reports/benchmarks
@@ -46,7 +64,7 @@ baselines: $(READY) ## measure how often baselines fail; remakes reports/baselin
 properties: $(READY) ## measure the properties of torch's building blocks; remakes reports/properties
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) properties
 
-repairs: $(READY) ## cure the labelled faults and train before and after; makes reports/calibration/repairs.md (long)
+repairs: $(READY) ## repair the labelled faults and train before and after; makes reports/calibration/repairs.md (long)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.repairs
 
 peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs them; minutes)
@@ -54,6 +72,17 @@ peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs t
 # Its metadata ask for torch < 2; it runs on today's.
 	$(RUN) pip install --quiet --no-deps torcheck==1.0.1
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.peers
+
+docs: $(READY) ## build the documentation; build/docs/html/index.html
+	$(VENV)/bin/python docs/build.py
+
+docs-links: $(READY) ## follow every link of the documentation to other sites (needs the network)
+	$(VENV)/bin/python docs/build.py --links
+
+dist: $(READY) ## build the sdist and the wheel into dist/, and check what they say of themselves
+	rm -rf dist
+	$(RUN) build --no-isolation
+	$(RUN) twine check --strict dist/*
 
 clean: ## remove caches, builds and the demo's reports (.venv stays)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist reports/demo

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nndiag import errors
 from nndiag.errors import (
     BatchError,
     CaptureError,
-    CureError,
     FindingsError,
+    FixError,
     LossError,
     MissingPackageError,
     ModelError,
@@ -27,11 +28,15 @@ from nndiag.errors import (
 )
 
 if TYPE_CHECKING:
+    from nndiag import fixes, rules, testing
     from nndiag.api import check
     from nndiag.batch import Batch
-    from nndiag.fixes.repair import Repair, repair
-    from nndiag.report import Report
-    from nndiag.rule import Finding, Prescription
+    from nndiag.fixes.fix import Fix
+    from nndiag.fixes.repair import repair
+    from nndiag.fixes.result import Repair
+    from nndiag.report import NotJudged, Report
+    from nndiag.rule import Finding, Outcome, Rule, Threshold, Unjudged
+    from nndiag.stats import Snapshot, TensorStats
 
 __version__ = "0.1.0"
 
@@ -39,24 +44,35 @@ __all__ = [
     "Batch",
     "BatchError",
     "CaptureError",
-    "CureError",
     "Finding",
     "FindingsError",
+    "Fix",
+    "FixError",
     "LossError",
     "MissingPackageError",
     "ModelError",
     "NNDiagError",
+    "NotJudged",
+    "Outcome",
     "OutputError",
-    "Prescription",
     "Repair",
     "Report",
     "ReportError",
+    "Rule",
     "SettingsError",
+    "Snapshot",
     "TargetError",
+    "TensorStats",
+    "Threshold",
+    "Unjudged",
     "UnknownClaimError",
     "UnknownRuleError",
     "check",
+    "errors",
+    "fixes",
     "repair",
+    "rules",
+    "testing",
 ]
 
 # Resolved on first use: torch takes seconds to import, and a pytest plugin is imported by every
@@ -64,15 +80,25 @@ __all__ = [
 _LAZY = {
     "check": "nndiag.api",
     "repair": "nndiag.fixes.repair",
-    "Repair": "nndiag.fixes.repair",
-    "Prescription": "nndiag.rule",
+    "Repair": "nndiag.fixes.result",
+    "Fix": "nndiag.fixes.fix",
     "Batch": "nndiag.batch",
+    "NotJudged": "nndiag.report",
     "Report": "nndiag.report",
     "Finding": "nndiag.rule",
+    "Outcome": "nndiag.rule",
+    "Rule": "nndiag.rule",
+    "Threshold": "nndiag.rule",
+    "Unjudged": "nndiag.rule",
+    "Snapshot": "nndiag.stats",
+    "TensorStats": "nndiag.stats",
 }
+_LAZY_MODULES = ("fixes", "rules", "testing")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)

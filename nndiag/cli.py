@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nndiag.compare import Comparison
-    from nndiag.fixes.repair import Repair
+    from nndiag.fixes.result import Repair
     from nndiag.report import Report
     from nndiag.rule import Finding
 
@@ -165,13 +165,13 @@ def check(
         bool,
         typer.Option(
             "--fix",
-            help="Try the cures on a copy and show what helped; with --output, keep the repaired "
+            help="Try the fixes on a copy and show what helped; with --output, keep the repaired "
             "state (repair.pt) and the lines that make it (repair.py). The exit status is of "
             "what is left then.",
         ),
     ] = False,
     allow: Annotated[
-        Allow, typer.Option(help="With --fix: only cures that lose nothing, or all.")
+        Allow, typer.Option(help="With --fix: only fixes that lose nothing, or all.")
     ] = Allow.safe,
     trained: Annotated[
         bool | None,
@@ -336,7 +336,7 @@ _OF_REPAIRS = (Format.terminal, Format.html, Format.markdown)
 
 def _fits_a_repair(formats: Sequence[Format], output: Path | None, name: str, force: bool) -> None:
     """That a repair can be shown and kept as asked, before anything is run for it."""
-    from nndiag.fixes.repair import ENDINGS
+    from nndiag.fixes.result import ENDINGS
     from nndiag.render import files
 
     if wrong := [form.value for form in formats if form not in _OF_REPAIRS]:
@@ -435,7 +435,7 @@ def rules(lang: Lang = Language.en) -> None:
     from rich.table import Table
 
     from nndiag.render.page import title
-    from nndiag.rule import discover
+    from nndiag.rule import discover, not_loaded
 
     table = Table(box=None, pad_edge=False)
     for heading in ("code", "name", "severity"):
@@ -445,6 +445,8 @@ def rules(lang: Lang = Language.en) -> None:
         told = (module.RULE.code, module.RULE.name, module.RULE.severity)
         table.add_row(*told, title(module, lang.value))
     _console().print(table)
+    for name, reason in not_loaded().items():
+        print(f"{name} {reason}", file=sys.stderr)
 
 
 @app.command()
@@ -516,7 +518,7 @@ def demo(
         "nndiag-demo"
     ),
 ) -> None:
-    """Train four networks on handwritten digits, diagnose them, and cure the three sick ones."""
+    """Train four networks on handwritten digits, diagnose them, and repair the three sick ones."""
     # By name: the demo needs torch, and most commands do not.
     importlib.import_module("nndiag.demo").main(output, _console())
 

@@ -9,57 +9,38 @@ false differences over thousands of pairs, and the changes that are seen.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
-from nndiag import flow, rule, theory
+from nndiag import activations, flow, ops, rule, theory
+from nndiag.pairing import (
+    SLACK,
+    SLACK_OF_LEARNED,
+    Kind,
+    Outline,
+    Pair,
+    new_names,
+    outlined,
+    paired,
+    paired_parameters,
+)
+from nndiag.render import formats
+from nndiag.render.formats import Document
 from nndiag.rule import Finding
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
 if TYPE_CHECKING:
     from nndiag.report import Report
 
-Thing = TypeVar("Thing", Layer, Parameter, "Outline")
-Kind = Literal["structure", "input", "parameter", "activation", "gradient", "share"]
-
 CHANCE = 4.5
 """Standard deviations of chance that a band is wide: 7 in a million are beyond, a number."""
 
-# What is no change, whatever the evidence: ln of a ratio, deviations, shares. Half a weight more
-# (ln 1.5 = 0.41) is seen from about 600 values on.
-SLACK: Mapping[Kind, float] = {
-    "parameter": 0.2, "input": 0.25, "activation": 1.5, "gradient": 1.5, "share": 0.25,
-}  # fmt: skip
-SLACK_OF_LEARNED = 0.8
-"""For parameters that are nothing but what training made of zeros: early on, each seed makes
-something else of them. Of their means no seed knows the sign."""
 FEW = 8
 """Values of a parameter too few to speak of a scale."""
 SLACK_OF_FINDINGS = 1.5
 """A finding on one side alone counts unless the other is this near (a factor) to having it."""
-
-
-@dataclass(frozen=True)
-class Pair(Generic[Thing]):
-    """The same layer or parameter in both; None where one has none."""
-
-    old: Thing | None
-    new: Thing | None
-
-    @property
-    def name(self) -> str:
-        there = self.new if self.new is not None else self.old
-        assert there is not None
-        return there.name
-
-    @property
-    def renamed(self) -> bool:
-        return self.old is not None and self.new is not None and self.old.name != self.new.name
 
 
 @dataclass(frozen=True)
@@ -95,10 +76,17 @@ class Change:
         known = [f for f in (self.new, self.old) if f is not None]
         return min(known, key=lambda f: rule.SEVERITIES.index(f.severity))
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is more than chance, and more than a note."""
+        return not self.borderline and self.finding.severity != "note"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(Document):
     """What became of a report. ``print`` it, or write it as HTML or Markdown."""
+
+    _kind: ClassVar[formats.Kind] = "comparison"
 
     old: Report
     new: Report
@@ -114,13 +102,13 @@ class Comparison:
     def same(self) -> bool:
         """Nothing differs by more than chance: no number, no part, no error and no warning."""
         return not self.differences and not any(
-            counts(change) for change in (*self.appeared, *self.vanished)
+            change.counts for change in (*self.appeared, *self.vanished)
         )
 
     @property
     def regressed(self) -> bool:
         """Errors or warnings that were not there before."""
-        return any(map(counts, self.appeared))
+        return any(change.counts for change in self.appeared)
 
     def new_findings(self, at: rule.Severity = "warning") -> tuple[Finding, ...]:
         """The new report's findings of this severity or a graver one that the old one had not.
@@ -141,53 +129,16 @@ class Comparison:
             and not any(f is other for other in chance)
         )
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """One file that needs no network."""
-        from nndiag.render import comparison, files
-
-        files.write({Path(path): comparison.html(self)})
-
-    def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Text for a pull request's comment; also into a file."""
-        from nndiag.render import comparison, files
-
-        text = comparison.markdown(self)
-        if path is not None:
-            files.write({Path(path): text})
-        return text
-
-    def __str__(self) -> str:
-        from nndiag.render import comparison, terminal
-
-        return terminal.plain(comparison.terminal(self))
-
-    def __repr__(self) -> str:
-        from nndiag.render import comparison
-
-        return f"<Comparison: {comparison.verdict(self)}>"
-
-    def __rich__(self) -> object:
-        from nndiag.render import comparison
-
-        return comparison.terminal(self)
-
-
-def counts(change: Change) -> bool:
-    """Whether a finding that came or went is more than chance, and more than a note."""
-    return not change.borderline and change.finding.severity != "note"
-
 
 def compare(old: Report, new: Report) -> Comparison:
     """What differs between two reports on one model, beyond what a seed or a batch changes."""
     layers = paired(old.snapshot, new.snapshot)
-    names = _names(layers)
-    parameters = _paired(
-        old.snapshot.parameters, new.snapshot.parameters, _parameter_key, _renamed(layers)
-    )
-    names |= _names(parameters)
+    names = new_names(layers)
+    parameters = paired_parameters(old.snapshot, new.snapshot, layers)
+    names |= new_names(parameters)
     differences = [
-        *structure("layer", _outlined(layers)),
-        *structure("parameter", _outlined(parameters)),
+        *structure("layer", outlined(layers)),
+        *structure("parameter", outlined(parameters)),
         *_inputs(old.snapshot, new.snapshot),
         *_parameters(parameters),
         *_layers(old.snapshot, new.snapshot, layers),
@@ -198,126 +149,7 @@ def compare(old: Report, new: Report) -> Comparison:
     )
 
 
-# -- what is the same thing ---------------------------------------------------------------------
-
-
-def paired(old: Snapshot, new: Snapshot) -> tuple[Pair[Layer], ...]:
-    """Which layer is which, whatever its name: in the order of the new, what is gone at the end."""
-    return _paired(old.layers, new.layers, _layer_key)
-
-
-def _paired(
-    old: Sequence[Thing],
-    new: Sequence[Thing],
-    key: Callable[[Thing], Hashable],
-    known: Mapping[str, str] | None = None,
-) -> tuple[Pair[Thing], ...]:
-    """By name, or by their places among their like: by whichever more of them are alike.
-
-    (In a Sequential, names are places: a layer less, and all after it have another name.) What is
-    left over is paired by place or by name, then. In the order of the new.
-    """
-    was = {now: before for before, now in (known or {}).items()}
-    names = {thing.name for thing in old}
-    by_name = {now: before for now, before in was.items() if before in names}
-    claimed = set(by_name.values())
-    for thing in new:
-        if thing.name not in by_name and thing.name in names - claimed:
-            by_name[thing.name] = thing.name
-    by_place = _aligned(old, new, key)
-    keys_of_old = {thing.name: key(thing) for thing in old}
-    alike = sum(keys_of_old.get(by_name.get(t.name, "")) == key(t) for t in new)
-    first, second = (by_name, by_place) if alike >= len(by_place) else (by_place, by_name)
-    partner = dict(first)
-    taken = set(first.values())
-    if first is by_name:
-        rest = [t for t in old if t.name not in taken], [t for t in new if t.name not in partner]
-        second = _aligned(*rest, key)
-    for now, before in second.items():
-        if now not in partner and before not in taken:
-            partner[now] = before
-            taken.add(before)
-    things = {thing.name: thing for thing in old}
-    pairs: list[Pair[Thing]] = []
-    for thing in new:
-        pairs.append(Pair(things.get(partner.get(thing.name, "")), thing))
-    for thing in old:
-        if thing.name not in taken:
-            pairs.append(Pair(thing, None))
-    return tuple(pairs)
-
-
-def _names(pairs: Sequence[Pair[Thing]]) -> dict[str, str]:
-    """New names by old ones. What is gone has none that something new could have."""
-    return {
-        pair.old.name: f"{pair.old.name} (gone)" if pair.new is None else pair.new.name
-        for pair in pairs
-        if pair.old is not None
-    }
-
-
-def _aligned(
-    old: Sequence[Thing], new: Sequence[Thing], key: Callable[[Thing], Hashable]
-) -> dict[str, str]:
-    """Old names by new ones, of the longest runs of things that are alike."""
-    keys = [key(thing) for thing in old], [key(thing) for thing in new]
-    # Without junk: that would be whatever is frequent.
-    blocks = SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks()
-    return {new[b + i].name: old[a + i].name for a, b, size in blocks for i in range(size)}
-
-
-def _layer_key(layer: Layer) -> Hashable:
-    return layer.op, layer.kind, _units(layer)
-
-
-def _parameter_key(parameter: Parameter) -> Hashable:
-    return parameter.name.rpartition(".")[2], parameter.shape
-
-
-def _renamed(layers: Sequence[Pair[Layer]]) -> dict[str, str]:
-    """Old and new names of the parameters that belong to layers with a new name."""
-    found = {}
-    for pair in layers:
-        before = pair.old.weight if pair.old is not None else None
-        after = pair.new.weight if pair.new is not None else None
-        if before is not None and after is not None:
-            found[before.name] = after.name
-            if before.bias is not None and after.bias is not None:
-                found[before.bias] = after.bias
-    return found
-
-
 # -- what is different --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What of a layer or a parameter no seed and no batch changes."""
-
-    name: str
-    facts: Mapping[str, str]
-
-    @property
-    def called(self) -> str:
-        return self.facts.get("op", "")
-
-
-def outline(thing: Layer | Parameter) -> Outline:
-    if isinstance(thing, Parameter):
-        facts = {what: str(getattr(thing, what)) for what in ("shape", "dtype", "trainable")}
-        return Outline(thing.name, facts)
-    facts = {
-        "op": thing.op if thing.op != "module" else thing.kind,
-        "units": str(_units(thing)),
-        "dtype": thing.dtype,
-        "options": _options(thing),
-    }
-    return Outline(thing.name, facts)
-
-
-def paired_outlines(old: Sequence[Outline], new: Sequence[Outline]) -> tuple[Pair[Outline], ...]:
-    """Which is which, as in :func:`paired`."""
-    return _paired(old, new, lambda o: tuple(o.facts.values()))
 
 
 def structure(what: str, pairs: Sequence[Pair[Outline]]) -> Iterator[Difference]:
@@ -335,24 +167,6 @@ def structure(what: str, pairs: Sequence[Pair[Outline]]) -> Iterator[Difference]
             if was != now:
                 text = f"{pair.name}: {fact} was {was}, is {now}"
                 yield Difference("structure", pair.name, fact, math.nan, math.nan, text=text)
-
-
-def _outlined(pairs: Sequence[Pair[Layer]] | Sequence[Pair[Parameter]]) -> list[Pair[Outline]]:
-    return [
-        Pair(None if p.old is None else outline(p.old), None if p.new is None else outline(p.new))
-        for p in pairs
-    ]
-
-
-def _units(layer: Layer) -> int | None:
-    """Not the shape: how many samples, steps or pixels there are is up to the batch."""
-    return None if layer.output.units is None else len(layer.output.units)
-
-
-def _options(layer: Layer) -> str:
-    """Numbers that shape an activation, but for what training learns (PReLU's slope)."""
-    fixed = {k: v for k, v in layer.options.items() if layer.op != "prelu"}
-    return ", ".join(f"{name}={value:g}" for name, value in fixed.items()) or "none"
 
 
 def _inputs(old: Snapshot, new: Snapshot) -> Iterator[Difference]:
@@ -430,10 +244,10 @@ def _fluctuations(snapshot: Snapshot) -> dict[str, float]:
 
     ``fluctuation(φ) · Σ 1/width`` over the weight layers on the way (Hanin & Nica 2020).
     """
-    relu = theory.activation("relu")  # as much as any: others damp it
+    relu = activations.named("relu")  # as much as any: others damp it
     assert relu is not None
     factor = theory.fluctuation(relu)
-    weights = [layer for layer in snapshot.layers if layer.op in flow.LEARNED]
+    weights = [layer for layer in snapshot.layers if layer.op in ops.LEARNED]
     found = {}
     for layer in snapshot.layers:
         before = flow.ancestors(snapshot, layer.node) | {layer.node}

@@ -2,7 +2,7 @@
 
 Models and training are ordinary torch code that knows nothing of nndiag, so what the reports say
 can be held against what really happened: the accuracy on images the network has not seen. The sick
-ones are then cured, and trained again.
+ones are then repaired, and trained again.
 """
 
 from __future__ import annotations
@@ -256,14 +256,14 @@ def go_on(
             trainer.step()
 
 
-class Cured(NamedTuple):
+class Repaired(NamedTuple):
     """A sick network, repaired, and how well it does once it was trained as long again."""
 
     repair: Repair
     accuracy: float
 
 
-def cure(network: Network, data: Digits) -> Cured:
+def repaired_from(network: Network, data: Digits) -> Repaired:
     """Repair a network, try both in training, and train the repaired one.
 
     A fault that was there from the start is repaired there, before any training; what training did
@@ -278,7 +278,7 @@ def cure(network: Network, data: Digits) -> Cured:
         born = nndiag.check(
             model, network.batch, network.target, loss_fn=F.cross_entropy, config=False
         )
-        repaired = nndiag.repair(
+        repair = nndiag.repair(
             network.model if born.ok else model,
             network.batch,
             network.target,
@@ -290,11 +290,11 @@ def cure(network: Network, data: Digits) -> Cured:
             optimizer=optimizer,
             config=False,
         )
-    trained = copy.deepcopy(repaired.model)
+    trained = copy.deepcopy(repair.model)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         go_on(trained, optimizer, recipe.steps, data)
-    return Cured(repaired, accuracy(trained, data.test_images, data.test_labels))
+    return Repaired(repair, accuracy(trained, data.test_images, data.test_labels))
 
 
 TRIAL_STEPS = 200
@@ -328,13 +328,13 @@ def _track(steps: Iterable[int], name: str, console: Console) -> Iterable[int]:
 def main(output: Path, console: Console) -> None:
     """Train the four, show each one's report, and write it to ``output/NAME/`` in every format.
 
-    The sick ones are cured at the end, and trained again.
+    The sick ones are repaired at the end, and trained again.
 
     Raises:
         MissingPackageError: scikit-learn is not installed.
         OutputError: ``output`` cannot be written to.
     """
-    diagnosed: list[tuple[Network, Report, Cured | None]] = []
+    diagnosed: list[tuple[Network, Report, Repaired | None]] = []
     data = digits()
     for network in networks(lambda steps, name: _track(steps, name, console)):
         report = nndiag.check(
@@ -350,16 +350,16 @@ def main(output: Path, console: Console) -> None:
         console.print(f"Accuracy on images it has not seen: {network.accuracy:.1%}\n")
         console.print(report)
         save(report, output / network.name)
-        cured = None if report.ok else cure(network, data)
-        if cured is not None:
-            console.print(f"\n{network.name}, cured\n", style="bold")
-            console.print(cured.repair)
+        repaired = None if report.ok else repaired_from(network, data)
+        if repaired is not None:
+            console.print(f"\n{network.name}, repaired\n", style="bold")
+            console.print(repaired.repair)
             console.print(
-                f"Trained for {network.recipe.steps} steps from there: {cured.accuracy:.1%} of "
+                f"Trained for {network.recipe.steps} steps from there: {repaired.accuracy:.1%} of "
                 f"the images it has not seen are right; it was {network.accuracy:.1%}."
             )
-            cured.repair.save(output / network.name, force=True)
-        diagnosed.append((network, report, cured))
+            repaired.repair.save(output / network.name, force=True)
+        diagnosed.append((network, report, repaired))
 
     console.print()
     console.print(summary(diagnosed))
@@ -380,15 +380,15 @@ def save(report: Report, folder: Path) -> None:
     files.write({folder / "report.md": report.to_markdown()})
 
 
-def summary(diagnosed: Iterable[tuple[Network, Report, Cured | None]]) -> Table:
+def summary(diagnosed: Iterable[tuple[Network, Report, Repaired | None]]) -> Table:
     table = Table(title="The four at a glance", title_justify="left")
     table.add_column("network")
     table.add_column("accuracy", justify="right")
     table.add_column("verdict")
     table.add_column("leading finding")
-    table.add_column("cured", justify="right")
-    for network, report, cured in diagnosed:
-        said = (verdict(report), leading(report), then(cured))
+    table.add_column("repaired", justify="right")
+    for network, report, repaired in diagnosed:
+        said = (verdict(report), leading(report), then(repaired))
         table.add_row(network.name, f"{network.accuracy:.1%}", *said)
     return table
 
@@ -398,8 +398,8 @@ def verdict(report: Report) -> str:
     return "healthy" if report.ok else "sick" if report.at_least("warning") else "unclear"
 
 
-def then(cured: Cured | None) -> str:
-    return "" if cured is None else f"{cured.accuracy:.1%}"
+def then(repaired: Repaired | None) -> str:
+    return "" if repaired is None else f"{repaired.accuracy:.1%}"
 
 
 def leading(report: Report) -> str:
@@ -411,11 +411,11 @@ def leading(report: Report) -> str:
 INDEX_MD = """\
 # Four networks, diagnosed
 
-| network | accuracy | verdict | leading finding | cured | reports |
+| network | accuracy | verdict | leading finding | repaired | reports |
 | --- | ---: | --- | --- | ---: | --- |
-{% for network, report, cured in diagnosed %}
+{% for network, report, repaired in diagnosed %}
 | {{ network.name }} | {{ "{:.1%}".format(network.accuracy) }} | {{ verdict(report) }} \
-| {{ leading(report) }} | {{ then(cured) }} | [HTML]({{ network.name }}/report.html), \
+| {{ leading(report) }} | {{ then(repaired) }} | [HTML]({{ network.name }}/report.html), \
 [Markdown]({{ network.name }}/report.md), [JSON]({{ network.name }}/report.json), \
 [CSV]({{ network.name }}/findings.csv) |
 {% endfor %}
@@ -432,7 +432,7 @@ INDEX_HTML = """\
   .sick { color: #b00020 } .healthy { color: #1b6e2c }
 </style>
 <h1>Four networks, diagnosed</h1>
-{% for network, report, cured in diagnosed %}
+{% for network, report, repaired in diagnosed %}
 <h2>{{ network.name }}: <span class="{{ verdict(report) }}">{{ verdict(report) }}</span></h2>
 <p>{{ network.story }}</p>
 <p>Accuracy on images it has not seen: {{ "{:.1%}".format(network.accuracy) }}.
@@ -443,10 +443,10 @@ Leading finding: {{ leading(report) }}.</p>
 (<a href="{{ network.name }}/findings.csv">findings</a>,
 <a href="{{ network.name }}/layers.csv">layers</a>,
 <a href="{{ network.name }}/parameters.csv">parameters</a>).</p>
-{% if cured %}
-<p><a href="{{ network.name }}/repair.html">Cured</a> by \
-{{ cured.repair.taken | map(attribute="prescription.name") | join(", ") }}, \
-and trained as long again, it gets {{ then(cured) }} right.</p>
+{% if repaired %}
+<p><a href="{{ network.name }}/repair.html">Repaired</a> by \
+{{ repaired.repair.taken | map(attribute="fix.kind") | join(", ") }}, \
+and trained as long again, it gets {{ then(repaired) }} right.</p>
 {% endif %}
 {% endfor %}
 """

@@ -4,7 +4,7 @@
 
     NNDiagError
     ├── ModelError           (TypeError)       not a module, or one that cannot run yet
-    ├── CureError            (ValueError)      a cure that there is not, or that does not fit
+    ├── FixError             (ValueError)      a fix that there is not, or that does not fit
     ├── BatchError           (ValueError)      a batch that is empty or does not fit ``forward``
     ├── LossError            (ValueError)      no scalar loss that hangs on the model
     ├── CaptureError         (RuntimeError)    the model raised while it was watched
@@ -36,8 +36,8 @@ class ModelError(NNDiagError, TypeError):
     """The thing to check is not a torch module, or it cannot run yet."""
 
 
-class CureError(NNDiagError, ValueError):
-    """A cure that does not exist, or that does not fit the module or tensor it is applied to."""
+class FixError(NNDiagError, ValueError):
+    """A fix that does not exist, or that does not fit the module or tensor it is applied to."""
 
 
 class BatchError(NNDiagError, ValueError):

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from nndiag import theory
-from nndiag.stats import Layer, Snapshot
-
-POOLS = tuple(
-    f"{kind}_pool{n}d"
-    for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
-    for n in (1, 2, 3)
+from nndiag import activations, theory
+from nndiag.ops import (
+    CONTRACTIONS,
+    DISTRIBUTIONS,
+    GATES,
+    LEARNED,
+    NORMS,
+    ONE_SIDED,
+    PRODUCTS,
+    TRANSPARENT,
+    WEIGHTED,
 )
-# Rows that hand values on: a chain goes through them.
-TRANSPARENT = frozenset(
-    (*POOLS, "dropout", "dropout1d", "dropout2d", "dropout3d", "identity", "flatten", "unflatten",
-     "pad", "interpolate", "upsample", "module", "zeropad2d", "mean", "alphadropout")
-)  # fmt: skip
-NORMS = frozenset(
-    ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm",
-     "normalize")
-)  # fmt: skip
-WEIGHTED = frozenset(
-    ("linear", "bilinear", *(f"conv{n}d" for n in (1, 2, 3)),
-     *(f"conv_transpose{n}d" for n in (1, 2, 3)))
-)  # fmt: skip
-# Ops with learned weights of their own inside: something hidden lies before them.
-LEARNED = WEIGHTED | {"multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu",
-                      "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}  # fmt: skip
-ONE_SIDED = TRANSPARENT | {"add", "sub"}  # with one input that is a tensor
-GATES = frozenset(("sigmoid", "hardsigmoid"))
-PRODUCTS = frozenset(("mul", "div", "addcmul", "lerp", "einsum", "baddbmm"))
-
+from nndiag.stats import Layer, Snapshot
 
 T = TypeVar("T")
 
@@ -53,9 +39,23 @@ def once(function: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
     return cached
 
 
+ROOT = "(root)"  # the row of a model that is a single layer
+
+
+def is_module(layer: Layer) -> bool:
+    """Whether a row is a module, and not a call."""
+    return layer.kind != "function"
+
+
+def owner(snapshot: Snapshot, layer: Layer) -> str:
+    """The name of a row's module: that of the second call of "act" is "act@2"."""
+    first = re.sub(r"@\d+$", "", layer.name)
+    return "" if first == ROOT else first if first in snapshot.by_name else layer.name
+
+
 def act_of(layer: Layer) -> theory.Activation | None:
     """The activation a row applies, or None for anything else."""
-    return theory.activation(layer.op, **layer.options)
+    return activations.named(layer.op, **layer.options)
 
 
 def is_activation(layer: Layer) -> bool:
@@ -189,7 +189,7 @@ def role(snapshot: Snapshot, layer: Layer) -> str:
     """
     direct = users(snapshot, layer.node)
     ops = {snapshot.nodes[n].op for n in direct}
-    if layer.op in ("softmax", "softmin", "gumbel_softmax") and ops & {"matmul", "einsum", "mul"}:
+    if layer.op in DISTRIBUTIONS and ops & (CONTRACTIONS | {"mul"}):
         return "attention"
     if ops & PRODUCTS and not _is_gated(snapshot, layer, direct):
         return "gate"
@@ -240,7 +240,7 @@ def users(snapshot: Snapshot, node: int) -> list[int]:
             continue
         seen.add(current)
         op = snapshot.nodes[current].op
-        if op in TRANSPARENT or (op in ("add", "sub") and len(snapshot.nodes[current].inputs) == 1):
+        if op in TRANSPARENT or (op in ONE_SIDED and len(snapshot.nodes[current].inputs) == 1):
             todo += snapshot.consumers[current]
         else:
             found.append(current)

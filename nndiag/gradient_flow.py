@@ -14,9 +14,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nndiag import flow, prescribe, theory
+from nndiag import flow, ops, theory
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix
 from nndiag.numbers import number
-from nndiag.rule import Prescription
 from nndiag.stats import Layer, Snapshot
 
 OFF = math.log(1.2)  # weights this far from their reference are worth bringing back
@@ -146,16 +147,16 @@ class GradientPath:
         return " ".join(parts)
 
 
-def reweighted(snapshot: Snapshot, path: GradientPath) -> Iterator[Prescription]:
-    """Fixes of a factor that is not one by weights that fit."""
+def reweighted(snapshot: Snapshot, path: GradientPath) -> Iterator[Fix]:
+    """Fixes for a factor that is not one by weights that fit."""
     off = [p.after for p in path.passages if p.by_weights > OFF]
     alone = [path.alone.after] if path.alone is not None else []
-    yield from prescribe.redraw(snapshot, off or path.layers)
-    yield from prescribe.rescale(snapshot, off)
+    yield from propose.redraw(snapshot, off or path.layers)
+    yield from propose.rescale(snapshot, off)
     if alone and alone[0] not in off:
-        yield from prescribe.lsuv(snapshot, alone)
-    yield from prescribe.lsuv(snapshot, path.layers)
-    yield from prescribe.restart(snapshot)
+        yield from propose.lsuv(snapshot, alone)
+    yield from propose.lsuv(snapshot, path.layers)
+    yield from propose.restart(snapshot)
 
 
 def _mean(values: Iterator[float]) -> float:
@@ -254,7 +255,7 @@ def _pooling(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> float:
     rows = [here.activation or here.layer, *here.between]
     for inner, outer in itertools.pairwise(rows):
         a, b = _norm(inner), _norm(outer)
-        if outer.op in flow.POOLS and a and b:
+        if outer.op in ops.POOLS and a and b:
             change *= a / b
     # A mean over positions is no row: each of P positions gets 1/P of the gradient.
     node = snapshot.nodes[after.layer.node]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Display
 
+__all__ = ["PACE", "PATIENCE", "Progress", "silenced"]
+
 PATIENCE = 1.0
 """Seconds in which a run that is quick has ended, and a bar would only have flickered."""
 

@@ -6,6 +6,7 @@ needs more than pytest is imported when a test asks for it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,16 @@ import pytest
 if TYPE_CHECKING:
     from nndiag.testing.fixture import Diagnose
 
-DIAGNOSES = pytest.StashKey[list[dict[str, Any]]]()
+__all__ = [
+    "diagnose",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_runtest_call",
+    "pytest_runtest_makereport",
+    "pytest_terminal_summary",
+]
+
 _RULES = "rules by name, code or beginning of codes (ND2); commas or repeated"
 
 
@@ -119,6 +129,10 @@ def _checks(item: pytest.Item) -> list[Any]:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """What was diagnosed goes with the test's report, home from any worker."""
     outcome: Any = yield
+    if "nndiag.testing.session" not in sys.modules:  # nothing was diagnosed: it stays unloaded
+        return
+    from nndiag.testing.session import DIAGNOSES
+
     diagnoses = item.stash.get(DIAGNOSES, None)
     if diagnoses:
         outcome.get_result().nndiag = list(diagnoses)

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nndiag.errors import FindingsError, ReportError, SettingsError
-from nndiag.rule import SEVERITIES, Finding, Outcome, Prescription, Severity, Unjudged, judge
+from nndiag.fixes.fix import Fix
+from nndiag.render import files, story, tables
+from nndiag.render.formats import Document, Kind, PathLike
+from nndiag.rule import SEVERITIES, Finding, Outcome, Severity, Unjudged, judge
 from nndiag.stats import Snapshot
 from nndiag.verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console, ConsoleOptions, RenderResult
 
     from nndiag.compare import Comparison
 
-PathLike = str | os.PathLike[str]
+
+_DID_NOT_RUN: tuple[Literal["crashed", "skipped"], ...] = ("crashed", "skipped")
+
+
+@dataclass(frozen=True)
+class NotJudged:
+    """Something that a report does not vouch for. ``str()`` says it in one line.
+
+    ``what``: "crashed", "skipped", "not judged", "never called" or "not observed".
+    ``rule``: the rule; empty where no rule had a look (never called, not observed).
+    ``layer``: the layer, module or parameter; empty where the rule judged nothing at all.
+    ``reason``: why.
+    """
+
+    what: Literal["crashed", "skipped", "not judged", "never called", "not observed"]
+    rule: str = ""
+    layer: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        where = " at ".join(name for name in (self.rule, self.layer) if name)
+        if not where:
+            return f"{self.what}: {self.reason}"
+        return f"{self.what}: {where}" + (f" ({self.reason})" if self.reason else "")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Report:
+class Report(Document):
     """One run of a model, judged. ``print`` it, or write it in any of the formats below."""
+
+    _kind: ClassVar[Kind] = "report"
 
     snapshot: Snapshot
     findings: tuple[Finding, ...]
@@ -36,6 +62,10 @@ class Report:
         """No error, no warning, and every rule that started also finished."""
         return not self.at_least("warning") and not self.crashed
 
+    def __bool__(self) -> bool:
+        """The same as :attr:`ok`, so that ``assert nndiag.check(model, batch)`` is a test."""
+        return self.ok
+
     @property
     def verdict(self) -> str:
         """One line: what will happen and what to do first, or that no problem was found."""
@@ -46,6 +76,25 @@ class Report:
         """Rules that raised: what they would have found is not known."""
         return tuple(o for o in self.outcomes if o.status == "crashed")
 
+    @property
+    def not_judged(self) -> tuple[NotJudged, ...]:
+        """What was not looked at, and why: rules that did not run, layers that were not judged."""
+        snapshot = self.snapshot
+        rules = [
+            NotJudged(status, o.rule, reason=o.reason)
+            for status in _DID_NOT_RUN
+            for o in self.outcomes
+            if o.status == status
+        ]
+        layers = [NotJudged("not judged", u.rule, u.layer, u.reason) for u in self.unjudged]
+        never = [NotJudged("never called", layer=name) for name in snapshot.never_called]
+        unseen = [text.partition(": ") for text in snapshot.not_observed]
+        parts = [
+            NotJudged("not observed", layer=name if colon else "", reason=why if colon else name)
+            for name, colon, why in unseen
+        ]
+        return (*rules, *layers, *never, *parts)
+
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of this severity or a graver one."""
         if severity not in SEVERITIES:
@@ -55,28 +104,22 @@ class Report:
         return tuple(f for f in self.findings if f.severity in grave)
 
     @property
-    def prescriptions(self) -> tuple[Prescription, ...]:
-        """The cures of all findings, each once: those of the leading causes first."""
-        return tuple(dict.fromkeys(cure for f in self.findings for cure in f.prescriptions))
+    def fixes(self) -> tuple[Fix, ...]:
+        """The fixes of all findings, each once: those of the leading causes first."""
+        return tuple(dict.fromkeys(fix for f in self.findings for fix in f.fixes))
 
     @property
     def layers(self) -> pd.DataFrame:
         """A row for each layer, in order of first call."""
-        from nndiag.render import tables
-
         return tables.frame(tables.layers(self.snapshot), tables.LAYERS)
 
     @property
     def parameters(self) -> pd.DataFrame:
         """A row for each parameter."""
-        from nndiag.render import tables
-
         return tables.frame(tables.parameters(self.snapshot), tables.PARAMETERS)
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each finding."""
-        from nndiag.render import tables
-
         return tables.frame(tables.findings(self), tables.FINDINGS)
 
     def judge(
@@ -102,7 +145,7 @@ class Report:
             FindingsError: its text is the report of those findings.
         """
         __tracebackhide__ = True  # pytest then shows the caller's line, not this one
-        from nndiag.render import story, terminal
+        from nndiag.render import terminal
 
         found = self.at_least(at)
         if found or self.crashed:
@@ -110,26 +153,23 @@ class Report:
             told += [f"{story.plural(len(self.crashed), 'rule')} crashed"] if self.crashed else []
             raise FindingsError(f"{' and '.join(told)}\n\n{terminal.excerpt(self, found)}")
 
-    def to_html(self, path: PathLike) -> None:
-        """One file that needs no network, to read in a browser."""
-        from nndiag.render import files, html
-
-        files.write({Path(path): html.render(self)})
-
     def to_csv(self, folder: PathLike) -> None:
         """``findings.csv``, ``layers.csv`` and ``parameters.csv`` in this folder.
 
         ``nndiag.render.tables.ABOUT`` says what each column holds.
-        """
-        from nndiag.render import csv, files
 
-        files.write({Path(folder) / name: text for name, text in csv.render(self).items()})
+        Raises:
+            OutputError: one of them cannot be written; then none is.
+        """
+        files.write({Path(folder) / name: text for name, text in self._rendered("csv").items()})
 
     def to_json(self, path: PathLike) -> None:
-        """Everything, so that :meth:`from_json` gives the same report without torch."""
-        from nndiag.render import files, json
+        """Everything, so that :meth:`from_json` gives the same report without torch.
 
-        files.write({Path(path): json.render(self)})
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._write("json", path)
 
     @classmethod
     def from_json(cls, path: PathLike) -> Report:
@@ -145,61 +185,30 @@ class Report:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ReportError(f"{path} cannot be read: {reason}.") from error
-        return json.read(text, str(path))
-
-    def to_markdown(self, path: PathLike | None = None) -> str:
-        """Text for a pull request's comment, short enough for one; also into a file."""
-        from nndiag.render import files, markdown
-
-        text = markdown.render(self)
-        if path is not None:
-            files.write({Path(path): text})
-        return text
+        return json.read(cls, text, str(path))
 
     def to_sarif(self, path: PathLike) -> None:
-        """SARIF 2.1.0, which code hosts show beside the lines it speaks of."""
-        from nndiag.render import files, sarif
+        """SARIF 2.1.0, which code hosts show beside the lines it speaks of.
 
-        files.write({Path(path): sarif.render(self)})
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._write("sarif", path)
 
     def to_junit(self, path: PathLike) -> None:
-        """JUnit's XML, a test case for each rule, for CI servers."""
-        from nndiag.render import files, junit
+        """JUnit's XML, a test case for each rule, for CI servers.
 
-        files.write({Path(path): junit.render(self)})
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._write("junit", path)
 
     def to_github(self) -> str:
         """GitHub's workflow commands: print them in a job, and they stand beside the lines."""
-        from nndiag.render import lines
-
-        return lines.github(self)
+        text: str = self._rendered("github")
+        return text
 
     def to_concise(self) -> str:
         """A finding a line, as linters print them."""
-        from nndiag.render import lines
-
-        return lines.concise(self)
-
-    def __str__(self) -> str:
-        from nndiag.render import terminal
-
-        return terminal.plain(terminal.render(self))
-
-    def __repr__(self) -> str:
-        from nndiag.render import story
-
-        return f"<Report on {self.snapshot.model}: {story.tally(self.findings)}; print() shows it>"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from nndiag.render import terminal
-
-        yield terminal.render(self)
-
-    def _repr_html_(self) -> str:
-        from nndiag.render import html
-
-        return html.fragment(self)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """IPython's terminal takes the text, Jupyter the HTML."""
-        return {"text/plain": str(self), "text/html": self._repr_html_()}
+        text: str = self._rendered("concise")
+        return text

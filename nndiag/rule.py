@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import math
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -19,6 +20,7 @@ from typing import Literal
 
 from nndiag import flow
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
+from nndiag.fixes.fix import Fix
 from nndiag.numbers import Unit
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -43,34 +45,6 @@ class Threshold:
     unit: Unit = ""
 
 
-Changes = Literal["nothing", "scale", "weights", "architecture"]
-
-
-@dataclass(frozen=True)
-class Prescription:
-    """A cure for a finding: what to do, why it helps, what to expect, and the lines to paste.
-
-    One with a ``name`` can be run as it is: its ``code`` works on ``model`` (and ``batch``), and
-    :func:`nndiag.repair` tries it. One without is advice, or code for the model's source.
-
-    ``changes`` says what becomes of the function that the model computes. "nothing": it stays.
-    "scale": weights keep their directions, or biases go. "weights": what a layer has learned is
-    lost. "architecture": other layers, or more of them. So in a model that was never trained all
-    but the last are safe, in a trained one only the first.
-    """
-
-    what: str
-    why: str = ""
-    code: str = ""
-    name: str = ""
-    effect: str = ""
-    changes: Changes = "nothing"
-
-    def safe(self, trained: bool) -> bool:
-        """Whether nothing that was learned or designed is lost by it."""
-        return self.changes == "nothing" or (self.changes != "architecture" and not trained)
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong (or worth knowing) at one place.
@@ -90,7 +64,7 @@ class Finding:
     threshold: float | None = None
     location: str | None = None
     cause: Finding | None = None
-    prescriptions: tuple[Prescription, ...] = ()
+    fixes: tuple[Fix, ...] = ()
     suspects: tuple[str, ...] = ()
     measure: str = ""
     summary: str = ""
@@ -126,7 +100,7 @@ class Rule:
     uses: tuple[str, ...] = ()
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     caused_by: tuple[str, ...] = ()
-    cures: tuple[Prescription, ...] = ()
+    fixes: tuple[Fix, ...] = ()
 
     def finding(
         self,
@@ -138,7 +112,7 @@ class Rule:
         severity: Severity | None = None,
         against: tuple[str, Limits] | None = None,
         location: str | None = None,
-        cures: tuple[Prescription, ...] | None = None,
+        fixes: tuple[Fix, ...] | None = None,
         suspects: tuple[str, ...] | None = None,
     ) -> Finding:
         """A finding of this rule at a layer, a parameter or a named place.
@@ -159,7 +133,7 @@ class Rule:
             measure=measure,
             summary=summary,
             location=where.location if isinstance(where, Layer) else location,
-            prescriptions=self.cures if cures is None else cures,
+            fixes=self.fixes if fixes is None else fixes,
             suspects=self.caused_by if suspects is None else suspects,
         )
 
@@ -185,12 +159,20 @@ Check = Callable[[Snapshot, Limits], Iterable["Finding | Unjudged"]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one rule: "found", "passed", "skipped" or "crashed" (with the reason)."""
+    """What became of one rule: "found", "passed", "skipped" or "crashed" (with the reason).
+
+    A rule of another package that could not be loaded is "crashed", too: by its module's name,
+    without a code.
+    """
 
     rule: str
     code: str
     status: Literal["found", "passed", "skipped", "crashed"]
     reason: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.code} {self.rule}".strip()
 
 
 @dataclass(frozen=True)
@@ -203,15 +185,62 @@ class Judgement:
 @functools.cache
 def discover() -> Mapping[str, ModuleType]:
     """Every rule's module by the rule's name, in order of code."""
+    return _load()[0]
+
+
+@functools.cache
+def not_loaded() -> Mapping[str, str]:
+    """Rules of other packages that cannot be used: the module's name, and why not."""
+    return _load()[1]
+
+
+@functools.cache
+def _load() -> tuple[Mapping[str, ModuleType], Mapping[str, str]]:
     from nndiag import rules
 
     modules = [
         importlib.import_module(f"{rules.__name__}.{info.name}")
         for info in pkgutil.iter_modules(rules.__path__)
     ]
-    for entry in importlib.metadata.entry_points(group="nndiag.rules"):
-        modules.append(entry.load())
-    return {m.RULE.name: m for m in sorted(modules, key=lambda m: m.RULE.code)}
+    broken: dict[str, str] = {}
+    entries = importlib.metadata.entry_points(group="nndiag.rules")
+    for entry in sorted(entries, key=lambda entry: (entry.name, entry.value)):
+        try:
+            module = entry.load()
+            fault = _fault(module, modules)
+        except Exception as error:  # one broken rule must not cost the others
+            first, *_ = str(error).splitlines() or [""]
+            fault = f"{type(error).__name__}: {first}"
+        if fault:
+            package = f" from {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+            broken[entry.value] = f"could not be loaded{package}: {fault}"
+        else:
+            modules.append(module)
+    return {m.RULE.name: m for m in sorted(modules, key=lambda m: m.RULE.code)}, broken
+
+
+CODE = re.compile(r"[A-Z]{2,}\d+")
+
+
+def _fault(module: object, known: Sequence[ModuleType]) -> str:
+    """Why a module from outside is no rule beside the known ones; "" where it is one."""
+    rule = getattr(module, "RULE", None)
+    if not isinstance(rule, Rule):
+        return "it has no RULE = nndiag.Rule(...)"
+    if not callable(getattr(module, "check", None)):
+        return "it has no function check(snapshot, limit)"
+    if not (getattr(module, "__doc__", None) or "").strip():
+        return "it has no docstring, which is the rule's page"
+    if not CODE.fullmatch(rule.code):
+        return f"its code {rule.code!r} is not capital letters and digits, such as MY101"
+    for value, legal in ((rule.severity, SEVERITIES), (rule.about, ABOUT)):
+        if value not in legal:
+            return f"{value!r} is not one of {', '.join(map(repr, legal))}"
+    for other in known:
+        for what in ("name", "code"):
+            if getattr(rule, what) == getattr(other.RULE, what):
+                return f"its {what} {getattr(rule, what)!r} is that of {other.__name__}"
+    return ""
 
 
 def chosen(
@@ -225,26 +254,36 @@ def chosen(
         UnknownRuleError: a word that names no rule, with the nearest one that does.
     """
     known = discover()
-    picked = _matching(select, known) if select is not None else set(known)
-    picked -= _matching(ignore, known) if ignore is not None else set()
+    picked = _named(select, ignore)
     return {name: module for name, module in known.items() if name in picked}
 
 
-def _matching(words: Iterable[str] | str, known: Mapping[str, ModuleType]) -> set[str]:
+def _named(
+    select: Iterable[str] | str | None, ignore: Iterable[str] | str | None
+) -> frozenset[str]:
+    """The names of what is selected, also of rules that could not be loaded."""
+    codes = {name: module.RULE.code for name, module in discover().items()}
+    codes |= dict.fromkeys(not_loaded(), "")
+    picked = _matching(select, codes) if select is not None else set(codes)
+    return frozenset(picked - (_matching(ignore, codes) if ignore is not None else set()))
+
+
+def _matching(words: Iterable[str] | str, codes: Mapping[str, str]) -> set[str]:
     matched: set[str] = set()
     for word in [words] if isinstance(words, str) else words:
+        # The beginning of a code has both its letters, so that no stray letter selects a family.
+        begins = re.fullmatch(r"[A-Z]{2,}\d*", word.upper()) is not None
         hits = {
             name
-            for name, module in known.items()
-            if word == name
-            or (word.upper().startswith("ND") and module.RULE.code.startswith(word.upper()))
+            for name, code in codes.items()
+            if word == name or (begins and code.startswith(word.upper()))
         }
         if not hits:
-            codes = [m.RULE.code.lower() for m in known.values()]
+            legal = (f"{name} ({code})" if code else name for name, code in codes.items())
             raise UnknownRuleError(
-                f"no rule is called {word!r}.{did_you_mean(word, [*known, *codes])} "
-                f"Legal are: {', '.join(f'{n} ({m.RULE.code})' for n, m in known.items())}; "
-                "or the beginning of a code, such as ND2."
+                f"no rule is called {word!r}."
+                f"{did_you_mean(word, [*codes, *map(str.lower, codes.values())])} "
+                f"Legal are: {', '.join(legal)}; or the beginning of a code, such as ND2."
             )
         matched |= hits
     return matched
@@ -314,6 +353,7 @@ def judge(
 ) -> Judgement:
     """Run the rules over a snapshot. A rule that crashes is an outcome, not an exception."""
     modules, limit = chosen(select, ignore), limits(thresholds)
+    named = _named(select, ignore)
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
     unjudged: list[Unjudged] = []
@@ -335,6 +375,10 @@ def judge(
                 Outcome(name, rule.code, "crashed", f"{type(error).__name__}: {error}{where}")
             )
             continue
+        if wrong := [r for r in results if not isinstance(r, (Finding, Unjudged))]:
+            reason = f"check yielded a {type(wrong[0]).__name__}: yield RULE.finding(...)"
+            outcomes.append(Outcome(name, rule.code, "crashed", reason))
+            continue
         own = [r for r in results if isinstance(r, Finding)]
         unjudged += [r for r in results if isinstance(r, Unjudged)]
         if not own and nonfinite and rule.name != "non-finite" and rule.about in _OF_VALUES:
@@ -343,6 +387,11 @@ def judge(
             continue
         findings += own
         outcomes.append(Outcome(name, rule.code, "found" if own else "passed"))
+    for name, reason in not_loaded().items():
+        if name in named:
+            outcomes.append(Outcome(name, "", "crashed", reason))
+        else:
+            outcomes.append(Outcome(name, "", "skipped", NOT_SELECTED))
     return Judgement(tuple(explain(findings, snapshot)), tuple(outcomes), tuple(unjudged))
 
 

@@ -20,6 +20,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+__all__ = ["KEPT", "Config", "FailOn", "KeptAs", "Settings", "flatten", "load", "nearest"]
+
 FailOn = Literal["error", "warning", "never"]
 KeptAs = Literal["json", "html", "csv", "markdown", "sarif", "junit"]
 KEPT: tuple[KeptAs, ...] = get_args(KeptAs)

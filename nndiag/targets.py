@@ -18,6 +18,8 @@ from typing import Any
 
 from nndiag.errors import TargetError, did_you_mean
 
+__all__ = ["load"]
+
 
 def load(target: str, *, is_function: bool = False) -> Any:
     """The object that ``package.module:attr`` or ``file.py:attr`` names, made if it is a factory.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from nndiag.fixes.fix import Fix
 from nndiag.flow import plural
-from nndiag.rule import Finding, Outcome, Prescription, Unjudged
+from nndiag.rule import Finding, Outcome, Unjudged
 from nndiag.stats import Snapshot
 
 
@@ -43,16 +44,16 @@ def _what_to_do(cause: Finding) -> str:
     fixes = _fixes(cause)
     if not fixes:
         return ""
-    others = (fix for fix in fixes[1:] if fix.name != fixes[0].name)
+    others = (fix for fix in fixes[1:] if fix.kind != fixes[0].kind)
     alternatives = [_imperative(fixes[0]), *map(_lowered, map(_imperative, [*others][:1]))]
     return f"{', or '.join(alternatives)}."
 
 
-def _fixes(finding: Finding) -> Sequence[Prescription]:
-    return finding.prescriptions
+def _fixes(finding: Finding) -> Sequence[Fix]:
+    return finding.fixes
 
 
-def _imperative(fix: Prescription) -> str:
+def _imperative(fix: Fix) -> str:
     """Its first sentence, without the full stop."""
     return fix.what.partition(". ")[0].rstrip(".")
 

@@ -18,7 +18,8 @@ ENGLISH, CHINESE = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")
 )
 RULES = rule.discover()
-EACH_OTHER = ("README.md", "README.zh-CN.md")
+HOME = "https://github.com/nndiag/nndiag/blob/main"
+EACH_OTHER = (f"{HOME}/README.md", f"{HOME}/README.zh-CN.md")
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -51,8 +52,8 @@ def test_the_readmes_have_the_same_numbers():
 
 
 def test_the_readmes_lead_to_each_other():
-    assert "[简体中文](README.zh-CN.md)" in ENGLISH
-    assert "[English](README.md)" in CHINESE
+    assert f"[简体中文]({HOME}/README.zh-CN.md)" in ENGLISH
+    assert f"[English]({HOME}/README.md)" in CHINESE
 
 
 def test_the_chinese_readme_is_chinese():

@@ -468,7 +468,7 @@ class TestPages:
         assert (told["code"], told["name"], told["severity"]) == ("ND103", "dead-relu", "warning")
         assert told["thresholds"]["samples"]["high"] == "Infinity"
         assert told["title"] == "Units that were zero on every sample."
-        assert told["cures"][0]["what"] == "Start from Kaiming weights and zero bias."
+        assert told["fixes"][0]["what"] == "Re-initialise the weights (He), biases at zero."
 
     def test_an_unknown_rule_is_two_and_names_the_nearest(self, run):
         status, out, err = run("rule", "dead-rule")

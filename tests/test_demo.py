@@ -180,11 +180,11 @@ def test_the_healthy_network_gets_a_clean_bill(reports):
 
 
 @pytest.mark.parametrize("name", ["sigmoid-stack", "tanh-10x", "dead-relu"])
-def test_a_sick_network_is_cured_and_then_learns(networks, digits, name):
+def test_a_sick_network_is_repaired_and_then_learns(networks, digits, name):
     network = networks[name]
     weights = copy.deepcopy(network.model.state_dict())
 
-    repair, accuracy = demo.cure(network, digits)
+    repair, accuracy = demo.repaired_from(network, digits)
 
     assert repair.ok, repair
     assert repair.trial is not None
@@ -214,8 +214,8 @@ def test_it_ends_in_a_table_of_all_four(shown, networks):
     assert table.count("healthy ") == 1
 
 
-def test_each_sick_network_ends_cured_with_its_training_before_and_after(shown):
-    assert shown[0].count("Cured: ") == 3
+def test_each_sick_network_ends_repaired_with_its_training_before_and_after(shown):
+    assert shown[0].count("Repaired: ") == 3
     assert shown[0].count("Better beyond chance: the loss at the end was") == 3
     for name in ("sigmoid-stack", "tanh-10x", "dead-relu"):
         page = (shown[1] / name / "repair.html").read_text(encoding="utf-8")
@@ -233,7 +233,7 @@ def test_every_link_of_the_index_leads_to_a_file(shown, networks):
     in_html = re.findall(r'href="([^"]+)"', (folder / "index.html").read_text(encoding="utf-8"))
     in_markdown = re.findall(r"\]\(([^)]+)\)", (folder / "index.md").read_text(encoding="utf-8"))
 
-    assert len(in_html) == 6 * len(networks) + 3  # and what cured the sick ones
+    assert len(in_html) == 6 * len(networks) + 3  # and what repaired the sick ones
     assert len(in_markdown) == 4 * len(networks)
     for link in in_html + in_markdown:
         assert (folder / link).stat().st_size > 0, link

@@ -18,8 +18,9 @@ from torch import nn
 
 import nndiag
 from nndiag import rule
-from nndiag.batch import LossMaker, batches
+from nndiag.batch import batches
 from nndiag.capture.watch import watch
+from nndiag.loss import LossMaker
 from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
 
@@ -124,7 +125,7 @@ def test_its_docstring_has_the_fixed_headings_in_order_and_none_is_empty(module)
     assert [heading for heading in (*page.HEADINGS, *others) if heading in found] == [*found]
     assert {*page.HEADINGS, "Example"} <= found.keys()
     assert ("Thresholds" in found, "Fixes" in found) == (
-        bool(module.RULE.thresholds), bool(module.RULE.cures),
+        bool(module.RULE.thresholds), bool(module.RULE.fixes),
     )  # fmt: skip
     assert all(len(text.split()) >= 10 for text in map(found.get, page.HEADINGS))
     assert page.title(module) == module.__doc__.splitlines()[0]

@@ -19,6 +19,17 @@ def modules_of(package):
     return [f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__)]
 
 
+# These know a snapshot, and no tensor.
+RIGHT = [
+    "nndiag.stats",
+    "nndiag.theory",
+    "nndiag.rule",
+    "nndiag.report",
+    *modules_of(nndiag.rules),
+    *modules_of(nndiag.render),
+]
+
+
 def loaded_by(statement):
     """Every module a fresh interpreter holds after the statement."""
     program = f"import sys\n{statement}\nprint(*sys.modules)"
@@ -26,6 +37,31 @@ def loaded_by(statement):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
+
+
+# One interpreter for many modules: what others made, which is most of the time, is loaded once;
+# then each module is the first of nndiag's in a process of its own.
+EACH = """
+import os, sys
+import jinja2, numpy, pandas, pydantic, rich, scipy.special
+assert not [name for name in sys.modules if name.startswith("nndiag")]
+for module in sys.argv[1:]:
+    sys.stdout.flush()
+    if os.fork() == 0:
+        __import__(module)
+        print(module, *sys.modules)
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.wait()[1] == 0, module
+"""
+
+
+def loaded_by_each(modules):
+    """Of each module, every module that is there after it was imported."""
+    command = [sys.executable, "-W", "error", "-c", EACH, *modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {line.split()[0]: set(line.split()[1:]) for line in done.stdout.splitlines()}
 
 
 def test_importing_nndiag_loads_nothing_heavy():
@@ -36,19 +72,15 @@ def test_looking_around_in_nndiag_loads_nothing_heavy():
     assert loaded_by("import nndiag; dir(nndiag); nndiag.__version__") & HEAVY == set()
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "nndiag.stats",
-        "nndiag.theory",
-        "nndiag.rule",
-        "nndiag.report",
-        *modules_of(nndiag.rules),
-        *modules_of(nndiag.render),
-    ],
-)
-def test_right_of_the_snapshot_nothing_loads_torch(module):
-    assert "torch" not in loaded_by(f"import {module}")
+@pytest.fixture(scope="module")
+def loaded():
+    return loaded_by_each(RIGHT)
+
+
+@pytest.mark.parametrize("module", RIGHT)
+def test_right_of_the_snapshot_nothing_loads_torch(module, loaded):
+    assert module in loaded[module]
+    assert "torch" not in loaded[module]
 
 
 def test_finding_all_rules_loads_no_torch():
@@ -78,6 +110,16 @@ def test_such_a_test_can_fail():
     assert "nndiag.stats" in loaded
     with pytest.raises(AssertionError, match="ModuleNotFoundError"):
         loaded_by("import nndiag.no_such_module")
+
+
+def test_so_can_that_of_many_modules():
+    loaded = loaded_by_each(["nndiag.errors", "nndiag.stats"])
+
+    assert "nndiag.stats" in loaded["nndiag.stats"]
+    assert "nndiag.stats" not in loaded["nndiag.errors"]
+    assert "numpy" in loaded["nndiag.errors"] & HEAVY  # as torch would be
+    with pytest.raises(AssertionError, match="ModuleNotFoundError"):
+        loaded_by_each(["nndiag.no_such_module"])
 
 
 def test_every_public_name_is_there_and_listed():

@@ -8,21 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from effort import tried
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nndiag import measure
-from nndiag.measure import (
-    BLOCK,
-    GATHERED,
-    MOST_DIRECTIONS,
-    MOST_UNITS,
-    PROBES,
-    SMALL,
-    Axes,
-    Meter,
-    readable,
-)
+from nndiag import layout
+from nndiag.layout import BLOCK, MOST_UNITS, PROBES, Axes, readable
+from nndiag.measure import GATHERED, MOST_DIRECTIONS, SMALL, Meter
 from nndiag.stats import Histogram
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool,
@@ -56,11 +48,10 @@ def double(tensor):
 def naive_bins(values):
     """Which bin each value falls into, by comparing it with every edge."""
     edges = Histogram.edges()
+    values = np.asarray(values, dtype=np.float64)
+    above = (edges[:-1] <= np.abs(values)[:, None]).sum(1)  # none: smaller than the first edge
     counts = np.zeros(2 * Histogram.SIDE + 1)
-    for value in values:
-        size = abs(value)
-        k = int((edges[:-1] <= size).sum()) if size >= edges[0] else 0
-        counts[Histogram.SIDE + (k if value > 0 else -k)] += 1
+    np.add.at(counts, Histogram.SIDE + np.where(values > 0, above, -above), 1)
     return counts
 
 
@@ -143,7 +134,7 @@ def tensors(draw, dtypes=tuple(DTYPES)):
     return torch.tensor(values).to(dtype)
 
 
-@settings(deadline=None, max_examples=150)
+@tried(150)
 @given(tensor=tensors(), unit=st.booleans(), where=st.integers(0, 3))
 def test_every_number_is_numpys(tensor, unit, where):
     check_against_numpy(tensor, Axes(where % tensor.dim() if unit else None))
@@ -202,7 +193,6 @@ def test_an_empty_tensor_has_zero_values(shape):
 
 @example(bits=0x3F80_0000, negative=False)  # 1
 @example(bits=0x0080_0000, negative=True)  # the smallest normal number
-@settings(deadline=None)
 @given(bits=st.integers(0, 0x7F7F_FFFF), negative=st.booleans())
 def test_every_float_falls_into_its_bin(bits, negative):
     value = np.uint32(bits).view(np.float32) * (-1 if negative else 1)
@@ -426,7 +416,7 @@ def test_what_is_asked_of_a_copy_is_said_of_that_one(asked):
 # -- flat parts -------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=80)
+@tried(80)
 @given(tensor=tensors((torch.float32, torch.float16)), unit=st.booleans(), where=st.integers(0, 3))
 def test_flat_values_and_open_units_are_those_of_a_loop(tensor, unit, where):
     axis = where % tensor.dim()
@@ -495,13 +485,13 @@ def test_too_wide_or_too_narrow_vectors_are_left_out():
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_every_layout_reads_as_dense_real_numbers():
     x = torch.tensor([[0.0, 1.5], [-2.0, 0.0]])
-    for layout in (
+    for stored in (
         x.to_sparse(),
         x.to_sparse_csr(),
         x.t().contiguous().t(),
         x[None].expand(3, 2, 2)[0],
     ):
-        assert torch.equal(readable(layout), x)
+        assert torch.equal(readable(stored), x)
     quantized = torch.quantize_per_tensor(x, 0.5, 0, torch.qint8)
     assert torch.equal(readable(quantized), x)
     assert readable(torch.tensor([1 + 2j]).conj()).tolist() == [[1.0, -2.0]]
@@ -514,7 +504,7 @@ def test_everything_crosses_from_the_device_in_one_transfer(monkeypatch):
     moves = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: moves.append(x.numel()) or cpu(x))
-    monkeypatch.setattr(measure, "_is_here", lambda _: False)
+    monkeypatch.setattr(layout, "is_here", lambda _: False)
 
     meter = Meter()
     for k in range(5):
@@ -540,7 +530,7 @@ def test_the_tensor_is_left_as_it_was():
     assert math.copysign(1, x[1]) == -1
 
 
-@settings(deadline=None, max_examples=60)
+@tried(60)
 @given(tensor=tensors(), unit=st.booleans(), where=st.integers(0, 3))
 def test_what_spares_a_gpu_from_waiting_gives_the_same(tensor, unit, where):
     axes = Axes(where % tensor.dim() if unit else None, 0, len(tensor))
@@ -548,7 +538,7 @@ def test_what_spares_a_gpu_from_waiting_gives_the_same(tensor, unit, where):
     here = stats_of(tensor, axes), flat_of(tensor, flat, axes), directions_of(tensor, 0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "_is_here", lambda _: False)
+        patch.setattr(layout, "is_here", lambda _: False)
         check_against_numpy(tensor, axes)
         there = stats_of(tensor, axes), flat_of(tensor, flat, axes), directions_of(tensor, 0)
 

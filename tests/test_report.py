@@ -16,8 +16,8 @@ from render import samples
 
 from nndiag.errors import FindingsError, OutputError, ReportError, SettingsError, UnknownRuleError
 from nndiag.render import tables
-from nndiag.report import Report
-from nndiag.rule import Finding, Outcome
+from nndiag.report import NotJudged, Report
+from nndiag.rule import Finding, Outcome, Unjudged
 from nndiag.stats import FlatStats
 
 
@@ -53,6 +53,58 @@ class TestOk:
 
     def test_a_skipped_rule_is_ok(self):
         assert replace(samples.healthy(), outcomes=(Outcome("x", "ND1", "skipped", "y"),)).ok
+
+    def test_a_report_is_true_where_it_is_ok(self, report):
+        assert bool(samples.healthy()) is samples.healthy().ok is True
+        assert bool(report) is report.ok is False
+
+
+class TestNotJudged:
+    def test_it_says_what_was_not_looked_at_and_why(self, report):
+        snapshot = replace(
+            report.snapshot,
+            never_called=("spare",),
+            not_observed=("core: ValueError: 3: no size", "only 64 batches"),
+        )
+        outcomes = (
+            Outcome("dead-relu", "ND103", "found"),
+            Outcome("covariate-shift", "ND501", "skipped", "needs a virtual update: none was made"),
+            Outcome("non-finite", "ND401", "crashed", "ZeroDivisionError"),
+        )
+        unjudged = (Unjudged("dead-relu", "act", "its unit axis is not known"),)
+        missing = replace(
+            report, snapshot=snapshot, outcomes=outcomes, unjudged=unjudged
+        ).not_judged
+
+        assert missing == (
+            NotJudged("crashed", "non-finite", reason="ZeroDivisionError"),
+            NotJudged("skipped", "covariate-shift", reason="needs a virtual update: none was made"),
+            NotJudged("not judged", "dead-relu", "act", "its unit axis is not known"),
+            NotJudged("never called", layer="spare"),
+            NotJudged("not observed", layer="core", reason="ValueError: 3: no size"),
+            NotJudged("not observed", reason="only 64 batches"),
+        )
+        assert [str(item) for item in missing] == [
+            "crashed: non-finite (ZeroDivisionError)",
+            "skipped: covariate-shift (needs a virtual update: none was made)",
+            "not judged: dead-relu at act (its unit axis is not known)",
+            "never called: spare",
+            "not observed: core (ValueError: 3: no size)",
+            "not observed: only 64 batches",
+        ]
+
+    def test_where_all_was_looked_at_nothing_is_missing(self):
+        seen = replace(
+            samples.healthy(), unjudged=(), outcomes=(Outcome("dead-relu", "ND103", "passed"),)
+        )
+        assert seen.not_judged == ()
+
+    def test_every_name_in_it_is_one_the_report_prints(self, report):
+        text = " ".join(str(report).split())
+
+        assert report.not_judged
+        for item in report.not_judged:
+            assert (item.rule or item.layer) in text
 
 
 class TestLayers:

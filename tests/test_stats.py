@@ -8,10 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 
-from nndiag.measure import Axes, Meter
+from nndiag.layout import Axes
+from nndiag.measure import Meter
 from nndiag.stats import (
     DirectionStats,
     FlatStats,
@@ -84,7 +86,7 @@ def unlike_parts(draw):
     return parts
 
 
-@settings(deadline=None, max_examples=120)
+@tried(120)
 @given(parts=unlike_parts(), where=st.integers(0, 2))
 def test_merging_parts_is_measuring_the_whole(parts, where):
     unit = 1 + where % (parts[0].dim() - 1)
@@ -92,13 +94,13 @@ def test_merging_parts_is_measuring_the_whole(parts, where):
     same(*parts_and_whole(parts, Axes(unit, 0), measure), scale=10)
 
 
-@settings(deadline=None, max_examples=60)
+@tried(60)
 @given(parts=unlike_parts())
 def test_merging_flat_parts_is_measuring_the_whole(parts):
     same(*parts_and_whole(parts, Axes(1, 0), lambda t, axes: lambda m: m.flat(t, FLAT, axes)))
 
 
-@settings(deadline=None, max_examples=60)
+@tried(60)
 @given(parts=unlike_parts())
 def test_merging_directions_is_measuring_the_whole(parts):
     parts = [torch.cat([t, t], 1) for t in parts]  # at least two features

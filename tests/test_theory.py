@@ -13,11 +13,12 @@ import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 
-from nndiag import theory
-from nndiag.theory import activation, moments
+from nndiag import activations, theory
+from nndiag.theory import moments
 
 # Every activation by name and options, with torch's own function as the oracle.
 TORCH = [
@@ -78,7 +79,7 @@ every_activation = pytest.mark.parametrize("case", CASES, ids=label)
 
 
 def named(name, **options):
-    act = activation(name, **options)
+    act = activations.named(name, **options)
     assert act is not None
     return act
 
@@ -91,7 +92,7 @@ def of(case):
 
 
 def test_every_activation_has_an_oracle_here():
-    assert {name for name, _ in CASES} == set(theory._BUILDERS)
+    assert {name for name, _ in CASES} == set(activations.BUILDERS)
 
 
 @pytest.mark.parametrize(("name", "options", "function"), TORCH, ids=map(label, TORCH))
@@ -109,17 +110,17 @@ def test_value_and_slope_are_those_of_torch(name, options, function):
 
 
 def test_an_unknown_name_is_none():
-    assert activation("swishish") is None
+    assert activations.named("swishish") is None
 
 
 def test_an_unknown_option_is_an_error():
     with pytest.raises(TypeError, match="slope"):
-        activation("relu", slope=0.1)
+        activations.named("relu", slope=0.1)
 
 
 def test_the_same_activation_is_built_once():
-    assert activation("elu", alpha=2.0) is activation("elu", alpha=2.0)
-    assert activation("linear") == activation("linear")
+    assert activations.named("elu", alpha=2.0) is activations.named("elu", alpha=2.0)
+    assert activations.named("linear") == activations.named("linear")
 
 
 @every_activation
@@ -132,7 +133,7 @@ def test_flat_is_where_the_slope_is_nothing_or_under_five_percent_of_its_maximum
         inside |= (low <= z) & (z <= high)
 
     if act.family == "saturating":
-        np.testing.assert_array_equal(inside, slope < theory.SATURATED_SLOPE * slope.max())
+        np.testing.assert_array_equal(inside, slope < activations.SATURATED_SLOPE * slope.max())
         assert act.flat[0][0] == -math.inf
         assert act.flat[-1][1] == math.inf
     elif act.family == "rectifier":
@@ -313,7 +314,7 @@ scales = st.floats(-3, 3).map(lambda exponent: 10.0**exponent)
 offsets = st.floats(-3, 3)
 
 
-@settings(max_examples=150, deadline=None)
+@tried(150)
 @given(case=st.sampled_from(CASES), std=scales, offset=offsets)
 def test_moments_agree_with_a_naive_sum_over_a_million_points(case, std, offset):
     act = of(case)
@@ -369,7 +370,7 @@ def test_moments_agree_with_adaptive_quadrature(name, std):
     assert got.slope_second == pytest.approx(expected(lambda z: act.slope(z) ** 2), rel=1e-7, abs=0)
 
 
-@settings(max_examples=200, deadline=None)
+@tried(200)
 @given(std=st.floats(-8, 3).map(lambda e: 10.0**e), offset=offsets)
 def test_relu_moments_are_the_closed_form(std, offset):
     mean = offset * std
@@ -385,7 +386,7 @@ def test_relu_moments_are_the_closed_form(std, offset):
     assert got.flat_share == pytest.approx(1 - share, rel=1e-9, abs=0)
 
 
-@settings(max_examples=200, deadline=None)
+@tried(200)
 @given(std=st.floats(-8, 3).map(lambda e: 10.0**e))
 def test_erf_and_gelu_moments_are_the_closed_forms_at_every_scale(std):
     variance = std * std
@@ -402,7 +403,7 @@ def test_erf_and_gelu_moments_are_the_closed_forms_at_every_scale(std):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@tried(100)
 @given(std=st.floats(0.01, 3), mean=offsets)
 def test_activations_with_moments_in_closed_form_agree_with_quadrature(std, mean):
     for name in ("exp", "sin", "cos"):
@@ -460,7 +461,7 @@ def test_an_odd_activation_of_a_centred_input_is_centred(name, std):
     assert got.second == pytest.approx(got.std**2)
 
 
-@settings(max_examples=50, deadline=None)
+@tried(50)
 @given(std=scales, offset=offsets, factor=st.floats(0.01, 100))
 def test_a_positively_homogeneous_activation_scales_with_its_input(std, offset, factor):
     for act in (named("relu"), named("leaky_relu"), named("prelu"), named("abs"), named("linear")):
@@ -492,7 +493,7 @@ def test_two_names_for_one_function_have_the_same_moments(one, same, std, mean):
     assert of(one).gain == pytest.approx(of(same).gain)
 
 
-@settings(max_examples=50, deadline=None)
+@tried(50)
 @given(std=scales)
 def test_a_sigmoid_at_twice_the_scale_saturates_as_tanh_does(std):
     sigmoid, tanh = moments(named("sigmoid"), 2 * std), moments(named("tanh"), std)
@@ -799,7 +800,7 @@ def test_units_of_a_healthy_deep_network_that_are_never_active(n):
     assert got == pytest.approx(NEVER_ACTIVE[n], abs=6e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@tried(60)
 @given(n=st.integers(1, 100_000), c=st.floats(0.001, 0.9999))
 def test_never_active_agrees_with_adaptive_quadrature(n, c):
     steepness = math.sqrt(c / (1 - c))
@@ -832,7 +833,7 @@ def test_two_inputs_miss_a_unit_as_often_as_the_quadrant_probability_says(c):
     assert theory.never_active(2, c) == pytest.approx(0.25 + math.asin(c) / (2 * math.pi))
 
 
-@settings(max_examples=100, deadline=None)
+@tried(100)
 @given(
     units=st.integers(1, 3000),
     n=st.sampled_from([1, 8, 32, 1000]),

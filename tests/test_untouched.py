@@ -16,6 +16,7 @@ from torch import nn
 
 import nndiag
 from nndiag import rule
+from nndiag.loss import LossMaker
 
 every_model = pytest.mark.parametrize("name", models.AWKWARD)
 
@@ -38,6 +39,7 @@ def test_a_check_leaves_no_trace(name):
     assert report.crashed == ()
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_gradients_that_were_there_are_there_again(name):
     case = models.make(name)
@@ -57,6 +59,7 @@ def break_(*_: Any) -> None:
     raise Broken
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_no_trace_is_left_when_the_forward_raises(name):
     case = models.make(name)
@@ -70,6 +73,7 @@ def test_no_trace_is_left_when_the_forward_raises(name):
     assert isinstance(caught.value.__cause__, Broken)
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_no_trace_is_left_when_the_loss_raises(name):
     case = models.make(name)
@@ -78,12 +82,13 @@ def test_no_trace_is_left_when_the_loss_raises(name):
         check(case, loss_fn=lambda *_: break_())
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_no_trace_is_left_when_the_backward_raises(name):
     case = models.make(name)
 
     def loss(output: Any, *target: Any) -> torch.Tensor:
-        total = nndiag.batch.LossMaker(case.loss_fn, 0)(output, nndiag.Batch(target=target[0]))[1]
+        total = LossMaker(case.loss_fn, 0)(output, nndiag.Batch(target=target[0]))[1]
         total = total * 1
         total.register_hook(break_)
         return total
@@ -95,6 +100,7 @@ def test_no_trace_is_left_when_the_backward_raises(name):
     assert "Broken" in report.snapshot.backward_error
 
 
+@pytest.mark.one_in(11)
 @every_model
 def test_no_trace_is_left_when_a_rule_raises(name, monkeypatch):
     case = models.make(name)

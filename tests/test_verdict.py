@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from nndiag.fixes.fix import Fix
 from nndiag.report import Report
-from nndiag.rule import Finding, Outcome, Prescription, Unjudged
+from nndiag.rule import Finding, Outcome, Unjudged
 from nndiag.stats import Layer, Loss, Snapshot, TensorStats
 from nndiag.verdict import verdict
 
@@ -17,13 +18,14 @@ NETWORK = Snapshot(
 )
 PASSED = tuple(Outcome(f"rule-{n}", f"ND{n}", "passed") for n in range(14))
 FADES = "The first layers will not learn: the gradient shrinks 7-fold at each of 8 sigmoid layers."
-NORMALIZE = Prescription("Add BatchNorm1d after each of 8 layers. 8 biases then have no effect.",
-                         name="normalize")  # fmt: skip
-SWAP = Prescription("Replace 0.sigmoid by nn.ReLU().", name="swap-activation")
+NORMALIZE = Fix(
+    "normalize", "Add BatchNorm1d after each of 8 layers. 8 biases have no effect then."
+)
+SWAP = Fix("swap-activation", "Replace 0.sigmoid by nn.ReLU().")
 
 
 def finding(rule="vanishing-gradient", severity="error", layer="0", **more):
-    more = {"summary": FADES, "prescriptions": (NORMALIZE,), **more}
+    more = {"summary": FADES, "fixes": (NORMALIZE,), **more}
     return Finding(rule, "ND201", severity, layer, "The gradient is small.", **more)
 
 
@@ -39,7 +41,7 @@ def test_it_is_what_will_happen_and_the_first_sentence_of_the_first_fix():
 
 def test_a_second_fix_is_offered_where_it_is_of_another_kind():
     def fixes(*fixes):
-        [_, told] = verdict(NETWORK, [finding(prescriptions=fixes)], PASSED).split(FADES)
+        [_, told] = verdict(NETWORK, [finding(fixes=fixes)], PASSED).split(FADES)
         return told
 
     add = " Add BatchNorm1d after each of 8 layers"
@@ -50,7 +52,7 @@ def test_a_second_fix_is_offered_where_it_is_of_another_kind():
 
 
 def test_a_rule_without_a_summary_is_told_by_its_message_and_place():
-    told = verdict(NETWORK, [finding(summary="", prescriptions=())], PASSED)
+    told = verdict(NETWORK, [finding(summary="", fixes=())], PASSED)
     assert told == "0: The gradient is small."
 
 

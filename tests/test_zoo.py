@@ -12,11 +12,15 @@ import pytest
 import torch
 import zoo
 import zoo_papers  # noqa: F401  (adds its recipes to the zoo)
+from calibration import findings
 from torch import nn
 
 import nndiag
 from nndiag.batch import tensors_in
 from nndiag.report import Report
+
+WRITTEN = findings.read()
+pytestmark = pytest.mark.one_in(13)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,12 @@ def test_a_healthy_network_gets_no_error_and_no_warning(visit):
 
 def test_no_rule_crashes(visit):
     assert visit.report.crashed == ()
+
+
+def test_what_is_said_is_what_is_written_down(visit):
+    now = {visit.name: findings.rows(visit.report)}
+
+    assert findings.differences({visit.name: WRITTEN[visit.name]}, now) == []
 
 
 def test_a_healthy_network_gets_few_notes(visit):

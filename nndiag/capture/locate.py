@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 
+__all__ = ["Kind", "location", "raised_at"]
+
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PACKAGE = os.path.dirname(_HERE.rstrip(os.sep)) + os.sep

@@ -18,6 +18,8 @@ from torch import nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules import module as torch_module
 
+__all__ = ["Kept", "Undo", "seeded", "untouched"]
+
 Undo = Callable[[], object]
 
 

@@ -1,39 +1,43 @@
-"""The cures: reference implementations of the lecture's repairs, and surgery on a living model.
+"""The fixes: reference implementations of the lecture's repairs, and surgery on a living model.
 
 Each is small, carries its formula and source, and is tested against torch's own, the lecture's
-numbers or theory. What a repair's lines of code call is here, too.
+numbers or theory. What the lines of a fix call is here, too.
 """
 
 from __future__ import annotations
 
-from nndiag.fixes.activations import ELU, SELU, LeakyReLU, Maxout, PReLU, maxout_gain
-from nndiag.fixes.clipping import clip_grad_norm_, clip_grad_value_
-from nndiag.fixes.data_init import class_prior_bias_, data_bias_, lsuv_
-from nndiag.fixes.initialization import (
-    asymmetric_,
-    forget_bias_,
-    gain,
-    he_normal_,
-    he_uniform_,
-    lecun_normal_,
-    lecun_uniform_,
-    orthogonal_,
-    positive_bias_,
-    small_normal_,
-    unit_normal_,
-    xavier_normal_,
-    xavier_uniform_,
-)
-from nndiag.fixes.matrices import Matrix, matrices
-from nndiag.fixes.normalization import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    GroupNorm,
-    LayerNorm,
-    batch_norm_backward,
-)
-from nndiag.fixes.surgery import insert_after, insert_before, recalibrate_, swap
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nndiag.fixes.activations import ELU, SELU, LeakyReLU, Maxout, PReLU, maxout_gain
+    from nndiag.fixes.clipping import clip_grad_norm_, clip_grad_value_
+    from nndiag.fixes.data_init import class_prior_bias_, data_bias_, lsuv_
+    from nndiag.fixes.initialization import (
+        asymmetric_,
+        forget_bias_,
+        gain,
+        he_normal_,
+        he_uniform_,
+        lecun_normal_,
+        lecun_uniform_,
+        orthogonal_,
+        positive_bias_,
+        small_normal_,
+        unit_normal_,
+        xavier_normal_,
+        xavier_uniform_,
+    )
+    from nndiag.fixes.matrix import Matrix, matrices
+    from nndiag.fixes.normalization import (
+        BatchNorm1d,
+        BatchNorm2d,
+        BatchNorm3d,
+        GroupNorm,
+        LayerNorm,
+        batch_norm_backward,
+    )
+    from nndiag.fixes.surgery import insert_after, insert_before, recalibrate_, swap
 
 __all__ = [
     "ELU",
@@ -73,3 +77,48 @@ __all__ = [
     "xavier_normal_",
     "xavier_uniform_",
 ]
+
+# Resolved on first use: rules import nndiag.fixes.fix, and right of the snapshot nothing loads
+# torch.
+_NAMES = {
+    "activations": ("ELU", "SELU", "LeakyReLU", "Maxout", "PReLU", "maxout_gain"),
+    "clipping": ("clip_grad_norm_", "clip_grad_value_"),
+    "data_init": ("class_prior_bias_", "data_bias_", "lsuv_"),
+    "initialization": (
+        "asymmetric_",
+        "forget_bias_",
+        "gain",
+        "he_normal_",
+        "he_uniform_",
+        "lecun_normal_",
+        "lecun_uniform_",
+        "orthogonal_",
+        "positive_bias_",
+        "small_normal_",
+        "unit_normal_",
+        "xavier_normal_",
+        "xavier_uniform_",
+    ),
+    "matrix": ("Matrix", "matrices"),
+    "normalization": (
+        "BatchNorm1d",
+        "BatchNorm2d",
+        "BatchNorm3d",
+        "GroupNorm",
+        "LayerNorm",
+        "batch_norm_backward",
+    ),
+    "surgery": ("insert_after", "insert_before", "recalibrate_", "swap"),
+}
+_HOME = {name: f"nndiag.fixes.{module}" for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nndiag.batch import describe
-from nndiag.errors import CureError
+from nndiag.errors import FixError
 
 TorchCall: TypeAlias = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
 """A function of torch and its arguments: what ``as_torch_call`` of a module returns.
@@ -67,7 +67,7 @@ class PReLU(nn.Module):
     from 0.25 and keep weight decay off the slopes.
 
     Raises:
-        CureError: the input has no axis 1 of that size.
+        FixError: the input has no axis 1 of that size.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PReLU(nn.Module):
         if self.num_parameters == 1:
             return weight.reshape(())
         if x.dim() < 2 or x.shape[1] != self.num_parameters:
-            raise CureError(
+            raise FixError(
                 f"PReLU has {self.num_parameters} slopes but got {describe(x)}: it needs an input "
                 f"[N, {self.num_parameters}, …], one unit of axis 1 for each slope. Use "
                 "num_parameters=1 for one slope that all units share."
@@ -169,7 +169,7 @@ class Maxout(nn.Module):
     - ``nn.Conv1d``, ``2d``, ``3d``: ``[N, units * pieces, *size]`` to ``[N, units, *size]``
 
     Raises:
-        CureError: a layer of another kind, fewer than 1 piece, or outputs that do not divide into
+        FixError: a layer of another kind, fewer than 1 piece, or outputs that do not divide into
             ``pieces``.
     """
 
@@ -177,7 +177,7 @@ class Maxout(nn.Module):
         super().__init__()
         self.axis, outputs = _units(layer)
         if pieces < 1 or outputs % pieces:
-            raise CureError(
+            raise FixError(
                 f"Maxout got pieces={pieces} for a {type(layer).__name__} of {outputs} outputs: "
                 "these must divide into units of as many pieces, at least 1. "
                 "Maxout.of(layer, pieces) makes the layer wider instead."
@@ -193,11 +193,11 @@ class Maxout(nn.Module):
         ``pieces`` copies of the layer would have no other maximum than itself.
 
         Raises:
-            CureError: ``layer`` is none of exactly nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d (a
+            FixError: ``layer`` is none of exactly nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d (a
                 subclass may compute anything), or fewer than 1 piece.
         """
         if type(layer) not in _LAYERS:
-            raise CureError(_not_a_layer("Maxout.of", layer))
+            raise FixError(_not_a_layer("Maxout.of", layer))
         gain = maxout_gain(pieces)
         wider = _wider(layer, pieces).train(layer.training)
         nn.init.normal_(wider.weight, std=gain / math.sqrt(wider.weight[0].numel()))
@@ -223,7 +223,7 @@ def _units(layer: nn.Module) -> tuple[int, int]:
         return -1, layer.out_features
     if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return -1 - len(layer.kernel_size), layer.out_channels
-    raise CureError(_not_a_layer("Maxout", layer))
+    raise FixError(_not_a_layer("Maxout", layer))
 
 
 def _not_a_layer(where: str, layer: object) -> str:
@@ -258,10 +258,10 @@ def maxout_gain(pieces: int) -> float:
     0.8854.
 
     Raises:
-        CureError: fewer than 1 piece.
+        FixError: fewer than 1 piece.
     """
     if pieces < 1:
-        raise CureError(f"pieces={pieces}: a maximum is over at least 1.")
+        raise FixError(f"pieces={pieces}: a maximum is over at least 1.")
 
     def integrand(z: float) -> float:
         density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)

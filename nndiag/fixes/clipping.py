@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from nndiag.batch import describe
-from nndiag.errors import CureError
+from nndiag.errors import FixError
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def clip_grad_norm_(
         The norm before clipping, a scalar: in float32 for float16 and bfloat16, 0 for no gradients.
 
     Raises:
-        CureError: ``max_norm`` or ``norm_type`` is out of range; or the norm is not finite, which
+        FixError: ``max_norm`` or ``norm_type`` is out of range; or the norm is not finite, which
             for large gradients in float32 includes the sum of their squares. Nothing is changed
             then. torch would multiply by ``max_norm / norm`` all the same: one NaN becomes NaN
             everywhere, one infinity makes all other gradients 0.
@@ -47,7 +47,7 @@ def clip_grad_norm_(
     norms = [_norm(grad, norm_type) for grad in grads]
     total = _norm(torch.stack([norm.to(norms[0].device) for norm in norms]), norm_type)
     if not total.isfinite():
-        raise CureError(_not_finite(total, grads, norms))
+        raise FixError(_not_finite(total, grads, norms))
     # Not a factor of at most 1 for all, as torch has it: that never waits for the device, but it
     # cannot stop at a NaN.
     if total > max_norm:
@@ -64,7 +64,7 @@ def clip_grad_value_(parameters: torch.Tensor | Iterable[torch.Tensor], clip_val
     infinity becomes ``clip_value`` with its sign; NaN has none and stays NaN.
 
     Raises:
-        CureError: ``clip_value`` is not more than 0. Nothing is changed then.
+        FixError: ``clip_value`` is not more than 0. Nothing is changed then.
     """
     _check_positive("clip_grad_value_", "clip_value", clip_value)
     for grad in _gradients(parameters):
@@ -86,7 +86,7 @@ def _norm(x: torch.Tensor, norm_type: float) -> torch.Tensor:
 
 def _check_positive(where: str, name: str, value: float) -> None:
     if not value > 0:
-        raise CureError(f"{where} got {name}={value}: legal is any number more than 0.")
+        raise FixError(f"{where} got {name}={value}: legal is any number more than 0.")
 
 
 def _not_finite(total: torch.Tensor, grads: list[torch.Tensor], norms: list[torch.Tensor]) -> str:

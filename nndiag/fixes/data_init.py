@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from nndiag.batch import batches, describe, detached
+from nndiag.capture.eager import eager
 from nndiag.capture.untouched import Kept, untouched
-from nndiag.capture.watch import _eager
-from nndiag.errors import CureError, did_you_mean
+from nndiag.errors import FixError, did_you_mean
 from nndiag.fixes.initialization import Generator, haar
-from nndiag.fixes.matrices import (
+from nndiag.fixes.matrix import (
     CONVOLUTIONS,
     TRANSPOSED,
     Matrix,
@@ -31,10 +31,10 @@ from nndiag.fixes.matrices import (
     layer_matrices,
     write,
 )
-from nndiag.fixes.matrices import (
+from nndiag.fixes.matrix import (
     layers as layers_of,
 )
-from nndiag.measure import wide
+from nndiag.layout import wide
 
 KINDS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
@@ -56,11 +56,11 @@ def lsuv_(
     """Layer-sequential unit variance: Mishkin & Matas 2015 algorithm 1.
 
     Linear layers and convolutions start orthonormal (``orthogonal=False``: as they are) and are
-    rescaled one after the other, in order of call, W ← W / √Var(output), until |Var - 1| is under
-    the tolerance or after so many attempts. The variance is that of all values of the output
-    together. One rescaling is exact where biases are zero or equal within the layer, as they should
-    be here; they are left alone. Where the spread of the biases alone exceeds 1, none succeeds and
-    the weights go to zero: the returned variance tells.
+    rescaled one after the other, in order of call, W ← W / √Var(output), until the variance is
+    within the tolerance of 1, or after so many attempts. The variance is that of all values of the
+    output together. One rescaling is exact where biases are zero or equal within the layer, as they
+    should be here; they are left alone. Where the spread of the biases alone exceeds 1, none
+    succeeds and the weights go to zero: the returned variance tells.
 
     Layers that did not run, or only inside ``nn.MultiheadAttention`` and recurrent layers, keep
     their weights. A layer called several times, or whose weight another shares, is scaled once, by
@@ -75,12 +75,12 @@ def lsuv_(
         The variance reached, by name of the layer, in order of call.
 
     Raises:
-        CureError: an output's variance is zero or not finite; no such layer ran; a setting out of
-            its range; or as :func:`nndiag.fixes.matrices.matrices`.
+        FixError: an output's variance is zero or not finite; no such layer ran; a setting out of
+            its range; or as :func:`nndiag.fixes.matrix.matrices`.
         BatchError: the batch does not fit the model.
     """
     if not 0 < tolerance < math.inf or attempts < 1:
-        raise CureError(
+        raise FixError(
             f"lsuv_: tolerance = {tolerance}, attempts = {attempts}, but the first must be a "
             "positive number and the second at least 1."
         )
@@ -88,7 +88,7 @@ def lsuv_(
     if layers is not None:
         wanted = set(layers)
         if unknown := wanted - {*names.values()}:
-            raise CureError(
+            raise FixError(
                 f"lsuv_: no linear layer or convolution is called {min(unknown)!r}."
                 f"{did_you_mean(min(unknown), names.values())}"
             )
@@ -132,7 +132,7 @@ def _variance(name: str, layer: nn.Module, output: torch.Tensor) -> float:
         why = "all its values are equal, so no scale makes it 1. Weights or inputs may be zero"
     else:
         why = "inf or NaN entered the layer or came about in it"
-    raise CureError(
+    raise FixError(
         f"lsuv_: the output of {name} ({type(layer).__name__}, {describe(output)}) has variance "
         f"{variance:g} on this batch: {why}. The model is as it was; nndiag.check(model, batch) "
         "says more."
@@ -155,7 +155,7 @@ def data_bias_(model: nn.Module, batch: Any) -> dict[str, float]:
         The largest mean, in size, that was taken out, by name of the layer, in order of call.
 
     Raises:
-        CureError: an output is not finite; no layer with a bias ran; or a bias cannot be set.
+        FixError: an output is not finite; no layer with a bias ran; or a bias cannot be set.
         BatchError: the batch does not fit the model.
     """
     names = _names(model)
@@ -171,7 +171,7 @@ def data_bias_(model: nn.Module, batch: Any) -> dict[str, float]:
         unit_axis = output.dim() - len(getattr(layer, "kernel_size", ())) - 1
         mean = wide(output.detach()).movedim(unit_axis, 0).flatten(1).mean(1)
         if not mean.isfinite().all():
-            raise CureError(
+            raise FixError(
                 f"data_bias_: the output of {name} ({type(layer).__name__}, {describe(output)}) "
                 "has no finite mean on this batch. The model is as it was; "
                 "nndiag.check(model, batch) says where inf or NaN comes from."
@@ -228,10 +228,10 @@ def _run(model: nn.Module, batch: Any, names: Mapping[nn.Module, str], settle: S
     for layer in names:
         # Before the user's own hooks, which then see what the settled layer makes.
         layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
-    with torch.no_grad(), _eager(), _no_fast_path():
+    with torch.no_grad(), eager(), _no_fast_path():
         model(*detached(given.args), **detached(dict(given.kwargs)))
     if not called:
-        raise CureError(
+        raise FixError(
             f"none of the linear layers and convolutions of {type(model).__name__} ran: "
             f"{', '.join(names.values()) or 'there are none'}. The model is as it was."
         )
@@ -264,38 +264,38 @@ def class_prior_bias_(
         classes: how many there are; without it, as many as the head has units.
 
     Raises:
-        CureError: the head has no bias or another number of units; labels that are no integers, out
+        FixError: the head has no bias or another number of units; labels that are no integers, out
             of range, or without any of some class, whose log-frequency would be -inf.
     """
     pairs = [(layer, bias_of(name, layer)) for name, layer in layers_of(head)]
     if len(pairs) != 1 or pairs[0][1] is None:
-        raise CureError(
+        raise FixError(
             f"class_prior_bias_: {type(head).__name__} is not a single layer with a bias. Give the "
             "output layer itself, such as model.fc."
         )
     bias = pairs[0][1]
     expected = max(2, bias.numel())
     if classes not in (None, expected):
-        raise CureError(
+        raise FixError(
             f"class_prior_bias_: classes = {classes}, but the head has {bias.numel()} units, which "
             f"is for {expected} classes."
         )
     if target.is_floating_point() or target.is_complex() or target.numel() == 0:
-        raise CureError(
+        raise FixError(
             f"class_prior_bias_: the labels are {describe(target)}, but must be integers, at least "
             "one. Of one-hot labels or probabilities, take target.argmax(1)."
         )
     labels = target.detach().flatten().to(device="cpu", dtype=torch.int64)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= expected:
-        raise CureError(
+        raise FixError(
             f"class_prior_bias_: labels run from {low} to {high}, but {expected} classes have 0 to "
             f"{expected - 1}. Leave out those to be ignored: target[target >= 0]."
         )
     counts = labels.bincount(minlength=expected)
     missing = (counts == 0).nonzero().flatten().tolist()
     if missing:
-        raise CureError(
+        raise FixError(
             f"class_prior_bias_: no label is {', '.join(map(str, missing[:6]))}"
             f"{' …' if missing[6:] else ''}: {len(missing)} of {expected} classes have no "
             "frequency to take the logarithm of. Give more labels, such as those of the whole "

@@ -1,4 +1,4 @@
-"""How weights start: the lecture's two failures, the schemes that cure them, and biases.
+"""How weights start: the lecture's two failures, the schemes that mend them, and biases.
 
 Each function draws the weights of a tensor, a layer, or all layers of a model, in place, and
 returns it. Only weights are drawn and biases left alone, as in ``torch.nn.init``, unless the
@@ -20,9 +20,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-from nndiag import theory
-from nndiag.errors import CureError, did_you_mean
-from nndiag.fixes.matrices import (
+from nndiag import activations, theory
+from nndiag.errors import FixError, did_you_mean
+from nndiag.fixes.matrix import (
     CONVOLUTIONS,
     TRANSPOSED,
     Matrix,
@@ -35,10 +35,12 @@ from nndiag.fixes.matrices import (
 
 __all__ = [
     "ASYMMETRIC_STD",
+    "Generator",
     "Matrix",
     "asymmetric_",
     "forget_bias_",
     "gain",
+    "haar",
     "he_normal_",
     "he_uniform_",
     "lecun_normal_",
@@ -65,7 +67,7 @@ def small_normal_(target: Target, std: float = 0.01, *, generator: Generator = N
     it by std·√fan_in, here 0.22, and the gradient with it.
 
     Raises:
-        CureError: std is not a positive number; or as :func:`matrices`.
+        FixError: std is not a positive number; or as :func:`matrices`.
     """
     _positive("std", std)
     return _normal(target, lambda m: std, generator)
@@ -79,7 +81,7 @@ def unit_normal_(target: Target, *, generator: Generator = None) -> Target:
     usual choice.
 
     Raises:
-        CureError: as :func:`matrices`.
+        FixError: as :func:`matrices`.
     """
     return _normal(target, lambda m: 1.0, generator)
 
@@ -95,7 +97,7 @@ def xavier_normal_(target: Target, gain: float = 1.0, *, generator: Generator = 
     (slide 48) is the first condition alone: :func:`lecun_normal_`.
 
     Raises:
-        CureError: gain is not a positive number; or as :func:`matrices`.
+        FixError: gain is not a positive number; or as :func:`matrices`.
     """
     _positive("gain", gain)
     return _normal(target, lambda m: gain * math.sqrt(2 / (m.fan_in + m.fan_out)), generator)
@@ -105,7 +107,7 @@ def xavier_uniform_(target: Target, gain: float = 1.0, *, generator: Generator =
     """U(-b, b) with b = gain · √(6 / (fan_in + fan_out)): Glorot & Bengio 2010 eq. 16.
 
     Raises:
-        CureError: gain is not a positive number; or as :func:`matrices`.
+        FixError: gain is not a positive number; or as :func:`matrices`.
     """
     _positive("gain", gain)
     return _uniform(target, lambda m: gain * math.sqrt(2 / (m.fan_in + m.fan_out)), generator)
@@ -126,7 +128,7 @@ def he_normal_(
     ``options`` as there: ``he_normal_(layer, "leaky_relu", negative_slope=0.2)``.
 
     Raises:
-        CureError: the activation, one of its options or the fan is unknown; or as :func:`matrices`.
+        FixError: the activation, one of its options or the fan is unknown; or as :func:`matrices`.
     """
     return _normal(target, _he(activation, fan, options), generator)
 
@@ -142,7 +144,7 @@ def he_uniform_(
     """U(-b, b) with b = gain · √(3 / fan), the std of :func:`he_normal_`.
 
     Raises:
-        CureError: as :func:`he_normal_`.
+        FixError: as :func:`he_normal_`.
     """
     return _uniform(target, _he(activation, fan, options), generator)
 
@@ -154,7 +156,7 @@ def lecun_normal_(target: Target, *, generator: Generator = None) -> Target:
     these weights (Klambauer et al. 2017 section 2), and nearly for tanh on small signals.
 
     Raises:
-        CureError: as :func:`matrices`.
+        FixError: as :func:`matrices`.
     """
     return _normal(target, lambda m: 1 / math.sqrt(m.fan_in), generator)
 
@@ -166,7 +168,7 @@ def lecun_uniform_(target: Target, *, generator: Generator = None) -> Target:
     (Glorot & Bengio 2010 eq. 15).
 
     Raises:
-        CureError: as :func:`matrices`.
+        FixError: as :func:`matrices`.
     """
     return _uniform(target, lambda m: 1 / math.sqrt(m.fan_in), generator)
 
@@ -181,7 +183,7 @@ def orthogonal_(target: Target, gain: float = 1.0, *, generator: Generator = Non
     a patch, both for each group; gates and projections are drawn one by one.
 
     Raises:
-        CureError: gain is not a positive number; or as :func:`matrices`.
+        FixError: gain is not a positive number; or as :func:`matrices`.
     """
     _positive("gain", gain)
     write(matrices(target), lambda m: gain * haar(m, generator))
@@ -214,18 +216,18 @@ def asymmetric_(target: Target, *, generator: Generator = None) -> Target:
     need it less. Where there is no bias, one of the weights is chosen.
 
     σ_w: let h ≥ 0 be the n outputs below and p ~ Beta(2, 1), so E p = 2/3 and E p² = 1/2. A
-    pre-activation is m + s·Z with m = p·h_k for a random k, s² = σ_w²·|h|²/n and Z ~ N(0, 1), and
+    pre-activation is m + s·Z with m = p·h_k for a random k, s² = σ_w²·‖h‖²/n and Z ~ N(0, 1), and
 
         E relu(m + sZ)² = (m² + s²) Φ(m/s) + m s φ(m/s) ≤ s²/2 + 2 m s φ(0) + m².
 
-    With E h_k ≤ |h|/√n and E h_k² = |h|²/n, the sum over n such units is at most
+    With E h_k ≤ ‖h‖/√n and E h_k² = ‖h‖²/n, the sum over n such units is at most
 
-        |h|² · (σ_w²/2 + 4 σ_w / (3 √(2π)) + 1/2),
+        ‖h‖² · (σ_w²/2 + 4 σ_w / (3 √(2π)) + 1/2),
 
     so the bracket = 1 keeps the second moment from growing. (Wide layers stay below the bound.)
 
     Raises:
-        CureError: as :func:`matrices`.
+        FixError: as :func:`matrices`.
     """
     biases: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -271,7 +273,7 @@ def gain(
     Options carry torch's names: ``gain("leaky_relu", negative_slope=0.2)``.
 
     Raises:
-        CureError: the activation, an option or ``keep`` is unknown; or nothing can be kept, as
+        FixError: the activation, an option or ``keep`` is unknown; or nothing can be kept, as
             where the activation is flat.
     """
     kept = {
@@ -280,13 +282,13 @@ def gain(
         "gradient": theory.gain_backward,
     }
     if keep not in kept:
-        raise CureError(
+        raise FixError(
             f"keep = {keep!r} is unknown: a gain keeps {', '.join(map(repr, kept))}."
             f"{did_you_mean(str(keep), kept)}"
         )
     value = kept[keep](_activation(activation, options))
     if not 0 < value < math.inf:
-        raise CureError(
+        raise FixError(
             f"{activation} with {options} has no gain that keeps the {keep}: of N(0, 1) it leaves "
             "nothing, or nothing finite. Check its options."
         )
@@ -294,21 +296,21 @@ def gain(
 
 
 def _activation(name: str, options: dict[str, float]) -> theory.Activation:
-    known = theory._BUILDERS
+    known = activations.BUILDERS
     if not isinstance(name, str) or name not in known:
         hint = did_you_mean(name, known) if isinstance(name, str) else ""
-        raise CureError(
+        raise FixError(
             f"the activation {name!r} is unknown.{hint} Known are, as torch.nn.functional calls "
             f"them: {', '.join(known)}."
         )
     legal = inspect.signature(known[name]).parameters
     unknown = [option for option in options if option not in legal]
     if unknown:
-        raise CureError(
+        raise FixError(
             f"{name} has no option {unknown[0]!r}.{did_you_mean(unknown[0], legal)} "
             f"It has: {', '.join(legal) or 'none'}."
         )
-    found = theory.activation(name, **options)
+    found = activations.named(name, **options)
     assert found is not None
     return found
 
@@ -320,7 +322,7 @@ def _he(activation: str, fan: str, options: dict[str, float]) -> Callable[[Matri
     if fan == "fan_out":
         factor = gain(activation, keep="gradient", **options)
         return lambda m: factor / math.sqrt(m.fan_out)
-    raise CureError(
+    raise FixError(
         f"fan = {fan!r} is unknown: 'fan_in' keeps the signal, 'fan_out' the gradient."
         f"{did_you_mean(str(fan), ('fan_in', 'fan_out'))}"
     )
@@ -337,10 +339,10 @@ def positive_bias_(target: nn.Module, value: float = 0.01) -> nn.Module:
     zero. A unit whose input outweighs 0.01 is dead all the same.
 
     Raises:
-        CureError: there is no such bias, it cannot be set, or the value is negative or no number.
+        FixError: there is no such bias, it cannot be set, or the value is negative or no number.
     """
     if not 0 <= value < math.inf:
-        raise CureError(f"value = {value} is not a small positive number, such as 0.01.")
+        raise FixError(f"value = {value} is not a small positive number, such as 0.01.")
     kinds = (nn.Linear, nn.Bilinear, *CONVOLUTIONS, *TRANSPOSED)
     found = [bias_of(name, layer) for name, layer in layers(target) if isinstance(layer, kinds)]
     _fill([bias for bias in found if bias is not None], value, target, "linear or convolution")
@@ -355,10 +357,10 @@ def forget_bias_(target: nn.Module, value: float = 1.0) -> nn.Module:
     layer and direction, in nn.LSTM and nn.LSTMCell; the other gates' biases are left alone.
 
     Raises:
-        CureError: there is no LSTM with biases, they cannot be set, or the value is not finite.
+        FixError: there is no LSTM with biases, they cannot be set, or the value is not finite.
     """
     if not math.isfinite(value):
-        raise CureError(f"value = {value} is not a finite number, such as 1.0.")
+        raise FixError(f"value = {value} is not a finite number, such as 1.0.")
     found: dict[str, list[torch.Tensor]] = {"ih": [], "hh": []}
     for name, layer in layers(target):
         ends = [""] if isinstance(layer, nn.LSTMCell) else []
@@ -376,7 +378,7 @@ def forget_bias_(target: nn.Module, value: float = 1.0) -> nn.Module:
 
 def _fill(biases: list[torch.Tensor], value: float, target: nn.Module, kind: str) -> None:
     if not biases:
-        raise CureError(
+        raise FixError(
             f"{type(target).__name__} has no {kind} layer with a bias. Create it with bias=True."
         )
     for bias in biases:
@@ -388,7 +390,7 @@ def _fill(biases: list[torch.Tensor], value: float, target: nn.Module, kind: str
 
 def _positive(what: str, value: float) -> None:
     if not 0 < value < math.inf:
-        raise CureError(f"{what} = {value} is not a positive number.")
+        raise FixError(f"{what} = {value} is not a positive number.")
 
 
 def _normal(target: Target, std: Callable[[Matrix], float], generator: Generator) -> Target:

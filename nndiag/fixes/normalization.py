@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nndiag.batch import describe
-from nndiag.errors import CureError
+from nndiag.errors import FixError
 from nndiag.fixes.activations import TorchCall
 
 # --- the formula ---------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class BatchNorm(nn.Module):
     ``bias=False`` there.
 
     Raises:
-        CureError: an input of another shape; or, where the batch's own statistics are used, fewer
+        FixError: an input of another shape; or, where the batch's own statistics are used, fewer
             than 2 values a unit or an ``eps`` that is not positive.
     """
 
@@ -174,7 +174,7 @@ class BatchNorm(nn.Module):
         dims = [shape.count(",") + 1 for shape in self.shapes]
         if x.dim() not in dims or x.shape[1] != self.num_features:
             legal = " or ".join(self.shapes).replace("C", str(self.num_features))
-            raise CureError(
+            raise FixError(
                 f"{type(self).__name__}({self.num_features}) got {describe(x)}. Legal is {legal}."
             )
 
@@ -184,14 +184,14 @@ class BatchNorm(nn.Module):
         name = f"{type(self).__name__}({self.num_features})"
         if values < 2:
             mode = "training mode" if self.training else "eval mode, without running statistics"
-            raise CureError(
+            raise FixError(
                 f"{name} got {describe(x)} in {mode}: with {values} values a unit there is no "
                 "variance, and at least 2 are needed. Give it a larger batch (a DataLoader drops "
                 "a last batch of 1 with drop_last=True), or use LayerNorm or GroupNorm, which "
                 "need no batch."
             )
         if self.eps <= 0:
-            raise CureError(
+            raise FixError(
                 f"{name} has eps={self.eps}. Legal is more than 0: a unit that is constant over "
                 "the batch would be divided by 0. The default is 1e-5."
             )
@@ -212,19 +212,19 @@ class BatchNorm(nn.Module):
 
 
 class BatchNorm1d(BatchNorm):
-    """Of ``[N, C]`` and ``[N, C, L]``, over N and L; see :class:`BatchNorm`."""
+    """Of ``[N, C]`` and ``[N, C, L]``, over N and L; see ``BatchNorm``."""
 
     shapes = ("[N, C]", "[N, C, L]")
 
 
 class BatchNorm2d(BatchNorm):
-    """Of ``[N, C, H, W]``, over N, H and W; see :class:`BatchNorm`."""
+    """Of ``[N, C, H, W]``, over N, H and W; see ``BatchNorm``."""
 
     shapes = ("[N, C, H, W]",)
 
 
 class BatchNorm3d(BatchNorm):
-    """Of ``[N, C, D, H, W]``, over N, D, H and W; see :class:`BatchNorm`."""
+    """Of ``[N, C, D, H, W]``, over N, D, H and W; see ``BatchNorm``."""
 
     shapes = ("[N, C, D, H, W]",)
 
@@ -262,7 +262,7 @@ class LayerNorm(nn.Module):
     ``[*, *normalized_shape]`` to the same; weight and bias have the shape ``normalized_shape``.
 
     Raises:
-        CureError: the input's last axes are not ``normalized_shape``.
+        FixError: the input's last axes are not ``normalized_shape``.
     """
 
     weight: nn.Parameter | None
@@ -290,7 +290,7 @@ class LayerNorm(nn.Module):
         shape = self.normalized_shape
         if tuple(x.shape[-len(shape) :]) != shape:
             legal = ", ".join(str(n) for n in shape)
-            raise CureError(
+            raise FixError(
                 f"LayerNorm({legal}) got {describe(x)}. Legal is [*, {legal}]: its last axes are "
                 "normalised together."
             )
@@ -314,7 +314,7 @@ class GroupNorm(nn.Module):
     groups as channels an instance norm; weight and bias are one number a channel.
 
     Raises:
-        CureError: channels that do not divide into the groups, or an input without them.
+        FixError: channels that do not divide into the groups, or an input without them.
     """
 
     weight: nn.Parameter | None
@@ -331,7 +331,7 @@ class GroupNorm(nn.Module):
     ) -> None:
         super().__init__()
         if num_groups < 1 or num_channels % num_groups:
-            raise CureError(
+            raise FixError(
                 f"GroupNorm got num_groups={num_groups} for {num_channels} channels: the groups "
                 "are of equal size, so their number divides that of the channels."
             )
@@ -343,7 +343,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise CureError(
+            raise FixError(
                 f"GroupNorm({self.num_groups}, {self.num_channels}) got {describe(x)}. Legal is "
                 f"[N, {self.num_channels}, …]."
             )

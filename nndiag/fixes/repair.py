@@ -1,246 +1,45 @@
-"""repair(): try the prescriptions on a copy, measure again, keep what helps.
+"""repair(): try the fixes on a copy, measure again, keep what helps.
 
-Each step runs the very lines that a prescription shows, on a copy of the copy, and checks that with
-the same batch (and the one held out). It stays if its finding is gone, milder or clearly smaller
-and nothing else became worse; else the copy is thrown away and the reason kept.
+Each step applies a fix to a copy of the copy, and checks that with the same batch (and the one held
+out). It stays if its finding is gone, milder or clearly smaller and nothing else became worse; else
+the copy is thrown away and the reason kept.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
-import io
-import itertools
-import math
-import re
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, get_args
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import nn
 
-from nndiag import api, fixes, flow, prescribe, settings
-from nndiag.batch import Batch, LossMaker, batches
-from nndiag.capture.untouched import untouched
+from nndiag import api, flow, settings
 from nndiag.capture.watch import validate
-from nndiag.errors import (
-    CureError,
-    ModelError,
-    SettingsError,
-    did_you_mean,
-)
-from nndiag.fixes import trial
+from nndiag.errors import SettingsError
+from nndiag.fixes import guards, result, trial
+from nndiag.fixes.actions import Action, grouped
+from nndiag.fixes.fix import Changes, Fix
+from nndiag.fixes.result import Allow, Repair, Step
 from nndiag.fixes.trial import Optimizer, Training, Trial
+from nndiag.loss import LossMaker
 from nndiag.progress import Progress
 from nndiag.render import story
 from nndiag.report import Report
-from nndiag.rule import SEVERITIES, Finding, Prescription
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-
-    from nndiag.compare import Comparison
-    from nndiag.report import PathLike
-
-Allow = Literal["safe", "all"]
+from nndiag.rule import SEVERITIES, Finding
+from nndiag.trained import training as shows_training
 
 MOST_STEPS = 40
-"""Cures tried at most: a model that needs more is to be thought over, not patched."""
+"""Fixes tried at most: a model that needs more is to be thought over, not patched."""
 
 MOST_BATCHES = 1000
 """Of the data to train on in a trial, which are kept in memory."""
 
-ENDINGS = (".pt", ".py", ".html", ".md")
-"""Of the files that a repair is saved as."""
-
 CLEARLY = 0.25
 """A finding that stays counts as smaller if what it is over its threshold (as a logarithm, where
 both are positive) shrinks by this share: under it, chance in drawn weights would do."""
-
-KINDS = (
-    "redraw", "rescale", "lsuv", "restart", "reset-bias", "reset-norm", "fill-in", "reset",
-    "unfreeze", "recalibrate", "normalize", "center", "swap-activation",
-)  # fmt: skip
-"""Names of prescriptions that rules hand out and that can be run."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One cure that was tried, or not allowed: for which finding, at which places, what came.
-
-    ``tried`` is False where ``allow`` forbade even that.
-    """
-
-    rule: str
-    code: str  # of the rule: "ND301"
-    layers: tuple[str, ...]
-    prescription: Prescription
-    taken: bool
-    reason: str
-    tried: bool = True
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Repair:
-    """A repaired copy of a model, and how it came about. ``print`` it, or write it as a page.
-
-    ``model`` is a deep copy of what was given, as ``steps`` that were ``taken`` left it, without
-    gradients; ``before`` and ``after`` are reports on the same batch, ``held_out`` the two on the
-    other one, if one was given. ``trial`` holds the losses of the training trial, if one was run.
-    """
-
-    model: nn.Module
-    before: Report
-    after: Report
-    steps: tuple[Step, ...]
-    trained: str  # what shows that the model was trained before; "" for a fresh one
-    allow: Allow
-    seed: int
-    held_out: tuple[Report, Report] | None = None
-    trial: Trial | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """The repaired model has no error and no warning."""
-        return self.after.ok
-
-    @property
-    def taken(self) -> tuple[Step, ...]:
-        return tuple(step for step in self.steps if step.taken)
-
-    @property
-    def refused(self) -> tuple[Step, ...]:
-        return tuple(step for step in self.steps if not step.taken)
-
-    @property
-    def patch(self) -> str:
-        """Python that makes ``model`` what this repair's model is, run on one as it was before."""
-        return patch(self.taken, self.before.snapshot.model, self.seed)
-
-    def apply(self, model: nn.Module, batch: Any = None, seed: int | None = None) -> None:
-        """Take the same steps on another model of this kind, in place.
-
-        With the seed of the repair (None) and a model as the one it was made for, the result is
-        what ``self.model`` is; another seed draws other weights. ``batch``: for steps that look at
-        data (LSUV, running statistics).
-
-        Raises:
-            CureError: a step needs a batch and there is none.
-        """
-        _apply(self.taken, model, batch, self.seed if seed is None else seed)
-
-    def save(self, folder: PathLike, name: str = "repair", *, force: bool = False) -> list[Path]:
-        """``name.pt`` (the repaired state dict), ``name.py`` (the patch) and the pages.
-
-        All or none. Nothing that exists is overwritten without ``force``.
-
-        Raises:
-            OutputError: one of them exists, or cannot be written.
-        """
-        from nndiag.render import files
-        from nndiag.render import repair as page
-
-        folder = Path(folder)
-        files.free([folder / f"{name}{ending}" for ending in ENDINGS], force)
-        state = io.BytesIO()
-        torch.save(self.model.state_dict(), state)
-        contents: dict[Path, str | bytes] = {
-            folder / f"{name}.pt": state.getvalue(),
-            folder / f"{name}.py": self.patch,
-            folder / f"{name}.html": page.html(self),
-            folder / f"{name}.md": page.markdown(self),
-        }
-        files.write(contents)
-        return list(contents)
-
-    @property
-    def comparison(self) -> Comparison:
-        """What differs between before and after by more than chance."""
-        return self.before.compare(self.after)
-
-    def to_html(self, path: PathLike) -> None:
-        """Before and after, side by side, in one file that needs no network."""
-        from nndiag.render import files
-        from nndiag.render import repair as page
-
-        files.write({Path(path): page.html(self)})
-
-    def to_markdown(self, path: PathLike | None = None) -> str:
-        """Text for a pull request's comment; also into a file."""
-        from nndiag.render import files
-        from nndiag.render import repair as page
-
-        text = page.markdown(self)
-        if path is not None:
-            files.write({Path(path): text})
-        return text
-
-    def __str__(self) -> str:
-        from nndiag.render import repair as page
-        from nndiag.render import terminal
-
-        return terminal.plain(page.terminal(self))
-
-    def __repr__(self) -> str:
-        done = story.plural(len(self.taken), "step")
-        return f"<Repair of {self.before.snapshot.model}: {done} taken; print() shows it>"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from nndiag.render import repair as page
-
-        yield page.terminal(self)
-
-    def _repr_html_(self) -> str:
-        from nndiag.render import repair as page
-
-        return page.fragment(self)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """IPython's terminal takes the text, Jupyter the HTML."""
-        return {"text/plain": str(self), "text/html": self._repr_html_()}
-
-
-def patch(steps: Sequence[Step], model: str, seed: int) -> str:
-    """The lines of these steps, one after another, as a script that finds ``model`` there."""
-    if not steps:
-        return "# Nothing to change.\n"
-    lines = [
-        f"# What nndiag.repair did to {' '.join(model.split())}.",
-        "# Run it on the model, before its optimiser is made.",
-    ]
-    text = "\n".join(step.prescription.code for step in steps)
-    needed = ["import torch"]
-    needed += ["import torch.nn.functional as F"] if "F." in text else []
-    needed += ["from torch import nn"] if "nn." in text else []
-    needed += ["", "from nndiag import fixes"] if "fixes." in text else []
-    lines += ["\n".join(needed), ""]
-    for number, step in enumerate(steps):
-        told = f"{number + 1}. {step.rule} at {_some(step.layers)}: {step.prescription.what}"
-        lines += textwrap.wrap(told, prescribe.WIDE, initial_indent="# ", subsequent_indent="#    ")
-        lines += [f"torch.manual_seed({seed + number})", _body(step.prescription.code), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _apply(steps: Sequence[Step], model: nn.Module, batch: Any, seed: int) -> None:
-    for number, step in enumerate(steps):
-        if batch is None and re.search(r"\bbatch\b", step.prescription.code):
-            raise CureError(
-                f"step {number + 1} ({step.prescription.name}) looks at data: give the batch, "
-                "apply(model, batch)."
-            )
-    for number, step in enumerate(steps):
-        execute(step.prescription.code, model, batch, seed + number)
-
-
-def _body(code: str) -> str:
-    """A prescription's lines without its imports."""
-    return code.removeprefix(prescribe.IMPORT)
 
 
 def repair(
@@ -263,7 +62,7 @@ def repair(
     config: Mapping[str, Any] | str | Path | bool | None = None,
     seed: int | None = None,
 ) -> Repair:
-    """Cure a copy of a model: try what its findings prescribe, and keep what measurably helps.
+    """Repair a copy of a model: try the fixes of its findings, and keep what measurably helps.
 
     The model itself is left exactly as it is, and so are all random generators.
 
@@ -276,9 +75,9 @@ def repair(
         held_out: another batch (with its target), which must not become worse either.
         trained: whether the model was trained. None judges by its biases and normalisation layers;
             the repair says what it found.
-        only: names of prescriptions (``prescription.name``) to try, such as "redraw".
+        only: kinds of fixes (``fix.kind``) to try, such as "redraw".
         trial_steps: train the model before and after for as many steps (200 say much) on these
-            batches, keep both losses, and refuse cures that train worse. 0 for no trial.
+            batches, keep both losses, and refuse fixes that train worse. 0 for no trial.
         optimizer: a function from parameters to an optimiser for the trial; None is Adam at 1e-3.
         trial_data: batches (with their targets) to train on; None is ``batch``.
         trial_seeds: how many times, from other seeds; a verdict needs several.
@@ -287,19 +86,19 @@ def repair(
     Raises:
         ModelError: the model cannot be copied or changed: compiled, scripted, quantised, lazy or
             on the meta device.
-        CureError: ``only`` names a prescription that does not exist.
+        FixError: ``only`` names a kind of fix that does not exist.
         SettingsError: ``allow`` or ``optimizer`` is none that is legal.
         NNDiagError: what :func:`nndiag.check` raises.
     """
     if allow not in ("safe", "all"):
         raise SettingsError(f'allow = {allow!r}: legal are "safe" and "all".')
-    wanted = _wanted(only)
+    wanted = guards.wanted(only)
     validate(model)
-    _changeable(model)
+    guards.check_changeable(model)
     trainer = trial.checked(optimizer)
     chosen = settings.load(config).override(seed=seed)
-    data = _repeatable(batch, chosen.max_batches)
-    other = None if held_out is None else _repeatable(held_out, chosen.max_batches)
+    data = guards.repeatable(batch, chosen.max_batches)
+    aside = None if held_out is None else guards.repeatable(held_out, chosen.max_batches)
 
     def look(candidate: nn.Module, at: Any = data, aim: Any = target) -> Report:
         return api.check(
@@ -310,32 +109,36 @@ def repair(
     training = None
     if trial_steps:
         training = Training(
-            _with_target(data, target, model)
+            guards.with_target(data, target, model)
             if trial_data is None
-            else _with_target(_repeatable(trial_data, MOST_BATCHES), None, model),
+            else guards.with_target(guards.repeatable(trial_data, MOST_BATCHES), None, model),
             LossMaker(loss_fn, chosen.seed),
             trainer,
             trial_steps,
             tuple(range(chosen.seed, chosen.seed + trial_seeds)),
         )
     with Progress("repairing") as progress:
-        work = _Work(
-            original=_copied(model),
+        search = _Search(
+            original=guards.copied(model),
             allow=allow,
             wanted=wanted,
             seed=chosen.seed,
             batch=data,
             look=look,
-            look_aside=None if other is None else lambda m: look(m, other, None),
+            look_aside=None if aside is None else lambda m: look(m, aside, None),
             training=training,
             tick=lambda what: progress.update(None, None, what),
         )
-        work.start(trained)
-        work.go()
-        tried = None if training is None else work.tried(training)
-    for parameter in work.now.model.parameters():
+        search.start(trained)
+        search.go()
+        return _found(model, search)
+
+
+def _found(model: nn.Module, search: _Search) -> Repair:
+    tried = search.tried(search.training) if search.training is not None else None
+    before, after = search.before, search.now
+    for parameter in after.model.parameters():
         parameter.grad = None  # of the function that it no longer is
-    before, after = work.before, work.now
     aside = None
     if before.aside is not None and after.aside is not None:
         aside = before.aside, after.aside
@@ -343,17 +146,43 @@ def repair(
         model=after.model,
         before=before.report,
         after=after.report,
-        steps=tuple(work.steps),
-        trained=work.trained,
-        allow=allow,
-        seed=chosen.seed,
+        steps=tuple(search.steps),
+        trained=search.trained,
+        allow=search.allow,
+        seed=search.seed,
         held_out=aside,
         trial=tried,
-        notes=tuple(_notes(model, work)),
+        notes=tuple(_notes(model, search)),
     )
 
 
+def _notes(model: nn.Module, search: _Search) -> Iterator[str]:
+    if search.trained:
+        yield f"the model was taken for a trained one ({search.trained})"
+    elif any(step.fix.changes in ("scale", "weights") for step in search.now.steps):
+        yield "the model was taken for one that was not trained yet: nothing in it shows training"
+    if search.training is not None and len(search.training.batches) == 1:
+        yield (
+            "the trial trained on a single batch, so its seeds differ only in what is drawn: "
+            "trial_data=your DataLoader says more"
+        )
+    if not search.now.steps:
+        return
+    holders = guards.optimizers(model)
+    for kind, count in holders:
+        yield (
+            f"{kind} holds {story.plural(count, 'parameter')} of the model as it was: make it "
+            "again from the repaired model's parameters"
+        )
+    if not holders:
+        yield "make the optimiser from the repaired model's parameters: they are new ones"
+
+
 # -- trying ----------------------------------------------------------------------------------------
+
+
+Tried = set[tuple[str, tuple[Action, ...]]]
+"""For which rule which actions were tried."""
 
 
 @dataclass(eq=False)
@@ -368,7 +197,7 @@ class _State:
 
 
 @dataclass
-class _Work:
+class _Search:
     """The copy as far as it is, and everything that was tried on it."""
 
     original: nn.Module
@@ -387,20 +216,20 @@ class _Work:
 
     def start(self, trained: bool | None) -> None:
         self.before = self.now = self._state(self.original)
-        shown = prescribe.training(self.before.report.snapshot)
+        shown = shows_training(self.before.report.snapshot)
         if trained is None:
             self.trained = shown
         else:
             self.trained = "you said so" if trained else ""
 
     def go(self) -> None:
-        tried: set[tuple[str, str]] = set()
+        tried: Tried = set()
         good = self.now
         while len(self.steps) < MOST_STEPS:
             finding = next((f for f in self._grave() if any(self._untried(f, tried))), None)
             if finding is None:
                 break
-            if self._cure(finding, tried):
+            if self._fix(finding, tried):
                 worse = _worse(self.before.report, self.now.report, unseen=True)
                 good = good if worse else self.now
         self.now = good
@@ -414,44 +243,42 @@ class _Work:
     def _grave(self) -> tuple[Finding, ...]:
         return self.now.report.at_least("warning")
 
-    def _untried(
-        self, finding: Finding, tried: set[tuple[str, str]]
-    ) -> Iterator[tuple[tuple[str, ...], Prescription]]:
-        """What is prescribed for a finding, by rank, and where.
+    def _untried(self, finding: Finding, tried: Tried) -> Iterator[tuple[tuple[str, ...], Fix]]:
+        """The fixes of a finding, by rank, and where.
 
-        A cure is tried at all places where its rule finds the same at once: one of several layers
+        A fix is tried at all places where its rule finds the same at once: one of several layers
         that are off, mended alone, often only moves the trouble.
         """
         alike = [(f, _numbered(f)) for f in self._grave() if f.rule == finding.rule]
-        numbers = {cure: which for which, cure in _numbered(finding).items()}
-        for cure in self._ranked(finding):
-            which = numbers[cure]
-            same = [(f.layer, cures[which]) for f, cures in alike if which in cures]
+        numbers = {fix: which for which, fix in _numbered(finding).items()}
+        for fix in self._ranked(finding):
+            which = numbers[fix]
+            same = [(f.layer, fixes[which]) for f, fixes in alike if which in fixes]
             joined = _joined([other for _, other in same])
-            if (finding.rule, joined.code) not in tried:
+            if (finding.rule, joined.actions) not in tried:
                 yield tuple(dict.fromkeys(layer for layer, _ in same)), joined
-            if (finding.rule, cure.code) not in tried and cure.code != joined.code:
-                yield (finding.layer,), cure
+            if (finding.rule, fix.actions) not in tried and fix.actions != joined.actions:
+                yield (finding.layer,), fix
 
-    def _ranked(self, finding: Finding) -> list[Prescription]:
-        cures = [c for c in finding.prescriptions if c.name]
+    def _ranked(self, finding: Finding) -> list[Fix]:
+        fixes = [fix for fix in finding.fixes if fix.runnable]
         if self.wanted is not None:
-            cures = [c for c in cures if c.name in self.wanted]
+            fixes = [fix for fix in fixes if fix.kind in self.wanted]
         if self.trained:  # first what keeps more of what was learned
-            cures.sort(key=lambda c: _GENTLENESS.index(c.changes))
-        return cures
+            fixes.sort(key=lambda fix: LEAST_FIRST.index(fix.changes))
+        return fixes
 
-    def _cure(self, finding: Finding, tried: set[tuple[str, str]]) -> bool:
-        """Try what is prescribed for a finding; whether one of it was taken.
+    def _fix(self, finding: Finding, tried: Tried) -> bool:
+        """Try the fixes of a finding; whether one was taken.
 
         The first that helps, or with a training trial the first that also trains better; where
         none does, the first that trains no worse.
         """
         equal: _State | None = None
-        for layers, cure in list(self._untried(finding, tried)):
-            tried.add((finding.rule, cure.code))
-            step = Step(finding.rule, finding.code, layers, cure, True, "")
-            if forbidden := self._forbidden(cure):
+        for layers, fix in list(self._untried(finding, tried)):
+            tried.add((finding.rule, fix.actions))
+            step = Step(finding.rule, finding.code, layers, fix, True, "")
+            if forbidden := self._forbidden(fix):
                 self.steps.append(replace(step, taken=False, tried=False, reason=forbidden))
                 continue
             state, reason = self._try(finding, step)
@@ -474,11 +301,11 @@ class _Work:
                 return self._take(state)
         return equal is not None and self._take(equal)
 
-    def _forbidden(self, cure: Prescription) -> str:
-        """Why ``allow`` does not let a cure be tried; "" if it does."""
-        if self.allow == "all" or cure.safe(bool(self.trained)):
+    def _forbidden(self, fix: Fix) -> str:
+        """Why ``allow`` does not let a fix be tried; "" if it does."""
+        if self.allow == "all" or fix.safe(bool(self.trained)):
             return ""
-        if cure.changes == "architecture":
+        if fix.changes == "architecture":
             return "not tried: it changes the architecture, which allow='all' permits"
         return (
             f"not tried: the model looks trained ({self.trained}) and this would lose some of it; "
@@ -492,13 +319,13 @@ class _Work:
 
     def _try(self, finding: Finding, step: Step) -> tuple[_State | None, str]:
         """What a step leads to, if it helps; and in what, or why not."""
-        cure = step.prescription
-        self.tick(cure.what)
+        fix = step.fix
+        self.tick(fix.what)
         candidate = copy.deepcopy(self.now.model)
         try:
-            execute(cure.code, candidate, self.batch, self.seed + len(self.now.steps))
+            result.run(fix, candidate, self.batch, self.seed + len(self.now.steps))
             state = self._state(candidate)
-        except Exception as error:  # of the cure, not of what is repaired: that was checked before
+        except Exception as error:  # of the fix, not of what is repaired: that was checked before
             told = str(error).splitlines()[0] if str(error) else ""
             return None, f"it raises {type(error).__name__}: {told}"
         worse = _worse(self.now.report, state.report)
@@ -538,11 +365,12 @@ class _Work:
             return state.model
         again = copy.deepcopy(self.original)
         # Far from the seeds of the steps themselves, which count up from the first.
-        _apply(state.steps, again, self.batch, 1000 * seed)
+        result.apply(state.steps, again, self.batch, 1000 * seed)
         return again
 
 
-TAKEN_BACK = "what it brought up could not be cured, so it was taken back"
+LEAST_FIRST = get_args(Changes)
+TAKEN_BACK = "what it brought up could not be fixed, so it was taken back"
 NO_BETTER = "but trains no better"
 
 
@@ -551,44 +379,26 @@ def _losses(found: Trial) -> str:
     return f"a loss of {new:.3g} for {old:.3g}"
 
 
-def _numbered(finding: Finding) -> dict[tuple[str, int], Prescription]:
-    """A finding's cures that can be run, by name and, where there are several, by number."""
-    numbered: dict[tuple[str, int], Prescription] = {}
-    for cure in finding.prescriptions:
-        if cure.name:
-            number = sum(name == cure.name for name, _ in numbered)
-            numbered[cure.name, number] = cure
+def _numbered(finding: Finding) -> dict[tuple[str, int], Fix]:
+    """A finding's fixes that can be run, by kind and, where there are several, by number."""
+    numbered: dict[tuple[str, int], Fix] = {}
+    for fix in finding.fixes:
+        if fix.runnable:
+            number = sum(kind == fix.kind for kind, _ in numbered)
+            numbered[fix.kind, number] = fix
     return numbered
 
 
-_GENTLENESS = ("nothing", "scale", "weights", "architecture")
-
-
-def execute(code: str, model: nn.Module, batch: Any, seed: int) -> None:
-    """Run a prescription's lines on ``model``; random generators are as before afterwards."""
-    names = {
-        "model": model, "batch": batch, "torch": torch, "nn": nn, "F": F, "math": math,
-        "fixes": fixes,
-    }  # fmt: skip
-    with untouched(None):
-        torch.manual_seed(seed)
-        exec(compile(code, "<prescription>", "exec"), names)
-
-
-def _joined(cures: Sequence[Prescription]) -> Prescription:
-    """One cure for several places."""
-    different = list({cure.code: cure for cure in cures}.values())
+def _joined(fixes: Sequence[Fix]) -> Fix:
+    """One fix for several places."""
+    different = list({fix.actions: fix for fix in fixes}.values())
     if len(different) == 1:
         return different[0]
-    whats = list(dict.fromkeys(cure.what for cure in different))
+    whats = list(dict.fromkeys(fix.what for fix in different))
     more = flow.plural(len(different) - 1, "more place")
     what = whats[0] if len(whats) == 1 else f"{whats[0].rstrip('.')}; likewise at {more}."
-    bodies = [_body(cure.code) for cure in different]
-    # The same line may come with several findings; a loop's own lines stay together.
-    code = "\n".join(dict.fromkeys(bodies))
-    if any(cure.code.startswith(prescribe.IMPORT) for cure in different):
-        code = prescribe.IMPORT + code
-    return replace(different[0], what=what, code=code)
+    actions = grouped(action for fix in different for action in fix.actions)
+    return replace(different[0], what=what, actions=actions)
 
 
 def _rank(report: Report) -> dict[str, int]:
@@ -604,7 +414,7 @@ def _worse(old: Report, new: Report, unseen: bool = False) -> str:
     """What became worse, in words; "" for nothing.
 
     What a rule could not look at before, since nothing finite or nothing at all came through, was
-    no better for being unknown: that it speaks now is not held against a cure that let it, unless
+    no better for being unknown: that it speaks now is not held against a fix that let it, unless
     ``unseen`` asks.
     """
     if len(new.crashed) > len(old.crashed):
@@ -646,120 +456,3 @@ def _size(report: Report, name: str) -> tuple[int, float]:
     found = [f for f in report.at_least("warning") if f.rule == name]
     sticks = [stick for f in found if (stick := story.yardstick(f)) is not None]
     return len(found), sum(stick.excess for stick in sticks)
-
-
-# -- what can be repaired, and with what ----------------------------------------------------------
-
-
-def _wanted(only: Iterable[str] | str | None) -> frozenset[str] | None:
-    if only is None:
-        return None
-    names = [only] if isinstance(only, str) else list(only)
-    for name in names:
-        if name not in KINDS:
-            raise CureError(
-                f"no prescription is called {name!r}.{did_you_mean(name, KINDS)} Legal are: "
-                f"{', '.join(KINDS)}."
-            )
-    return frozenset(names)
-
-
-def _changeable(model: nn.Module) -> None:
-    """Raises ModelError for what cannot be changed layer by layer."""
-    if _is_compiled(model):
-        raise ModelError(
-            "the model is compiled, and what is compiled cannot be changed layer by layer. Repair "
-            "the model as it was before torch.compile (model._orig_mod) and compile the result."
-        )
-    for name, part in model.named_modules():
-        where = name or "the model"
-        if isinstance(part, torch.jit.ScriptModule):
-            raise ModelError(
-                f"{where} is a ScriptModule, whose layers are fixed. Repair the model that it was "
-                "made from, and script or trace the result."
-            )
-        if ".quantized" in type(part).__module__:
-            raise ModelError(
-                f"{where} ({type(part).__name__}) is quantised: its weights cannot be drawn or "
-                "scaled. Repair the floating-point model and quantise the result."
-            )
-    for name, tensor in model.named_parameters():
-        if tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
-            raise ModelError(
-                f"{name} is {tensor.dtype}: its values cannot be drawn or scaled. Repair the "
-                "floating-point model and quantise the result."
-            )
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(
-        type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
-        for part in model.modules()
-    )
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        told = str(error).splitlines()[0] if str(error) else ""
-        raise ModelError(
-            f"a repair works on a copy, and {type(model).__name__} cannot be copied: "
-            f"copy.deepcopy raises {type(error).__name__}: {told}. Tensors that are results of "
-            "computations, locks and open files cannot be; take them out, or give the model a "
-            "__deepcopy__."
-        ) from error
-
-
-def _repeatable(data: Any, most: int) -> Any:
-    """Data that give the same whenever they are gone through."""
-    if isinstance(data, (torch.Tensor, tuple, list, Mapping, Batch, str, bytes)):
-        return data
-    if not isinstance(data, Iterable):
-        return data  # check() says what is wrong with it
-    return list(itertools.islice(data, most))
-
-
-def _with_target(data: Any, target: Any, model: nn.Module) -> list[Batch]:
-    stream = list(batches(data, model))
-    return stream if target is None else [replace(b, target=target) for b in stream]
-
-
-def _notes(model: nn.Module, work: _Work) -> Iterator[str]:
-    if work.trained:
-        yield f"the model was taken for a trained one ({work.trained})"
-    elif any(step.prescription.changes in ("scale", "weights") for step in work.now.steps):
-        yield "the model was taken for one that was not trained yet: nothing in it shows training"
-    if work.training is not None and len(work.training.batches) == 1:
-        yield (
-            "the trial trained on a single batch, so its seeds differ only in what is drawn: "
-            "trial_data=your DataLoader says more"
-        )
-    if not work.now.steps:
-        return
-    holders = _optimizers(model)
-    for kind, count in holders:
-        yield (
-            f"{kind} holds {story.plural(count, 'parameter')} of the model as it was: make it "
-            "again from the repaired model's parameters"
-        )
-    if not holders:
-        yield "make the optimiser from the repaired model's parameters: they are new ones"
-
-
-def _optimizers(model: nn.Module) -> list[tuple[str, int]]:
-    """Optimisers alive that hold parameters of this model, and how many."""
-    ours = {id(p) for p in model.parameters()}
-    found = []
-    for thing in gc.get_objects():
-        # type(), not isinstance: some objects' __class__ is a property that does work.
-        if issubclass(type(thing), torch.optim.Optimizer):
-            groups = vars(thing).get("param_groups") or []
-            held = sum(id(p) in ours for group in groups for p in group["params"])
-            if held:
-                found.append((type(thing).__name__, held))
-    return found
-
-
-def _some(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

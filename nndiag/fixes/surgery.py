@@ -16,7 +16,7 @@ from torch import nn
 
 from nndiag.batch import batches, describe, detached
 from nndiag.capture.untouched import untouched
-from nndiag.errors import CureError, did_you_mean
+from nndiag.errors import FixError, did_you_mean
 
 BEFORE, AFTER = "norm_before", "norm_after"
 
@@ -28,7 +28,7 @@ def swap(model: nn.Module, name: str, new: nn.Module) -> None:
     over to the new one.
 
     Raises:
-        CureError: no module has that name; it is the model itself; it has parameters or buffers,
+        FixError: no module has that name; it is the model itself; it has parameters or buffers,
             which would be lost (their optimiser and their name in checkpoints with them); or
             ``new`` is no module, holds the place that it is for, or has hooks where the old one
             has some, too.
@@ -36,13 +36,13 @@ def swap(model: nn.Module, name: str, new: nn.Module) -> None:
     old = _named(model, name)
     owned = _owned(old)
     if owned:
-        raise CureError(
+        raise FixError(
             f"swap: {name} ({type(old).__name__}) owns {', '.join(owned[:4])}, which would be lost."
             " Only modules without parameters and buffers can be exchanged, such as activations."
         )
     _check(name, new, [parent for parent, _ in _places(model, old)])
     if _hooked(old) and _hooked(new):
-        raise CureError(
+        raise FixError(
             f"swap: {name} ({type(old).__name__}) has hooks, which the new module takes over, but "
             "that has hooks of its own. Register those afterwards."
         )
@@ -61,7 +61,7 @@ def insert_before(model: nn.Module, name: str, new: nn.Module) -> None:
     and what goes to the next one (forward hooks).
 
     Raises:
-        CureError: no module has that name; it is the model itself; it holds other modules, as it
+        FixError: no module has that name; it is the model itself; it holds other modules, as it
             does after such an insertion; something is there already; or ``new`` is no module.
     """
     _insert(model, name, new, BEFORE)
@@ -79,11 +79,11 @@ def _insert(model: nn.Module, name: str, new: nn.Module, key: str) -> None:
     here = _named(model, name)
     _check(name, new, [here, *(parent for parent, _ in _places(model, here))])
     if hasattr(here, key):
-        raise CureError(f"insert: {name} ({type(here).__name__}) has a {key} already.")
+        raise FixError(f"insert: {name} ({type(here).__name__}) has a {key} already.")
     inside = [n for n, _ in here.named_children() if n not in ("parametrizations", BEFORE, AFTER)]
     if inside or isinstance(here, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         # It may call all of its children, as nn.Sequential does: one more would run twice.
-        raise CureError(
+        raise FixError(
             f"insert: {name} ({type(here).__name__}) holds other modules. Insert at one of them: "
             f"{', '.join(f'{name}.{n}' for n in inside) or 'there is none yet'}."
         )
@@ -123,7 +123,7 @@ def recalibrate_(model: nn.Module, batch: Any) -> None:
         batch: what a DataLoader yields, or a DataLoader, as for :func:`nndiag.check`.
 
     Raises:
-        CureError: no layer of the model keeps running statistics.
+        FixError: no layer of the model keeps running statistics.
         BatchError: the batch does not fit the model.
     """
     norms: list[Any] = [
@@ -133,7 +133,7 @@ def recalibrate_(model: nn.Module, batch: Any) -> None:
         and hasattr(m, "reset_running_stats")  # a frozen BatchNorm of torchvision has none
     ]
     if not norms:
-        raise CureError(
+        raise FixError(
             f"recalibrate_: no layer of {type(model).__name__} keeps running statistics."
         )
     modes = [(m, m.training) for m in model.modules()]
@@ -173,12 +173,12 @@ def recalibrate_(model: nn.Module, batch: Any) -> None:
 
 def _named(model: nn.Module, name: str) -> nn.Module:
     if name == "":
-        raise CureError("the model itself cannot be exchanged: assign a new one to your variable.")
+        raise FixError("the model itself cannot be exchanged: assign a new one to your variable.")
     try:
         return model.get_submodule(name)
     except AttributeError:
         known = [n for n, _ in model.named_modules(remove_duplicate=False) if n]
-        raise CureError(
+        raise FixError(
             f"no module of {type(model).__name__} is called {name!r}."
             f"{did_you_mean(str(name), known)}"
         ) from None
@@ -187,9 +187,9 @@ def _named(model: nn.Module, name: str) -> nn.Module:
 def _check(name: str, new: nn.Module, holders: list[nn.Module]) -> None:
     if not isinstance(new, nn.Module):
         got = f"the class {new.__name__}" if isinstance(new, type) else describe(new)
-        raise CureError(f"the new module must be an instance of torch.nn.Module, but is {got}.")
+        raise FixError(f"the new module must be an instance of torch.nn.Module, but is {got}.")
     if set(holders) & set(new.modules()):
-        raise CureError(f"the new module ({type(new).__name__}) holds the place of {name} itself.")
+        raise FixError(f"the new module ({type(new).__name__}) holds the place of {name} itself.")
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:

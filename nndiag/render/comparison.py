@@ -10,11 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nndiag.compare import Change, Comparison, Difference, Pair, counts
 from nndiag.render import story
+from nndiag.render.html import page
 from nndiag.render.markdown import LONGEST, escape, fitting
 
 if TYPE_CHECKING:
+    from nndiag.compare import Change, Comparison, Difference
+    from nndiag.pairing import Pair
     from nndiag.stats import Layer, Parameter, TensorStats
 
 MOST_LINES = 12
@@ -36,8 +38,8 @@ def verdict(comparison: Comparison) -> str:
         ]  # fmt: skip
         told = f" ({' and '.join(quiet)} may be chance, or only a note)" if quiet else ""
         return f"The same, as far as chance allows to say{told}."
-    came = sum(map(counts, comparison.appeared))
-    went = sum(map(counts, comparison.vanished))
+    came = sum(change.counts for change in comparison.appeared)
+    went = sum(change.counts for change in comparison.vanished)
     parts = []
     if came:
         parts.append(f"{story.plural(came, 'finding')} appeared")
@@ -253,7 +255,7 @@ def _markdown(comparison: Comparison, most: int) -> Iterator[str]:
     yield f"**{escape(verdict(comparison))}**"
     yield ""
     for word, changes in groups(comparison):
-        counted = [change for change in changes if counts(change)] or list(changes)
+        counted = [change for change in changes if change.counts] or list(changes)
         yield f"**{word}**"
         yield ""
         yield from _list(map(change_text, counted), most)
@@ -285,11 +287,24 @@ def _list(texts: Iterable[str], most: int) -> Iterator[str]:
         yield f"- and {len(told) - most} more, in the page and the JSON reports"
 
 
-def html(comparison: Comparison) -> str:
-    from nndiag.render.html import page
+def brief(comparison: Comparison) -> str:
+    """The comparison in a few words, as ``repr`` shows it."""
+    return f"Comparison: {verdict(comparison)}"
 
+
+def html(comparison: Comparison) -> str:
+    """The whole page."""
+    return _page("comparison.html.j2", comparison)
+
+
+def fragment(comparison: Comparison) -> str:
+    """The verdict and what differs, to stand inside another page (a notebook)."""
+    return _page("comparison-fragment.html.j2", comparison)
+
+
+def _page(template: str, comparison: Comparison) -> str:
     return page(
-        "comparison.html.j2",
+        template,
         comparison=comparison,
         title=comparison.new.snapshot.model,
         verdict=verdict(comparison),

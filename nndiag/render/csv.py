@@ -11,6 +11,8 @@ from nndiag.render.json import plain
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["render"]
+
 
 def render(report: Report) -> dict[str, str]:
     """The text of each file by its name."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from nndiag.errors import OutputError
 
+__all__ = ["free", "write"]
+
 
 def write(texts: Mapping[Path, str | bytes]) -> None:
     """Write all of these files or none: each beside its place first, then all moved there.

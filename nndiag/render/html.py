@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from nndiag.report import Report
 
+__all__ = ["MOST_LISTED", "fragment", "grade", "page", "render"]
+
 MOST_LISTED = 300
 """Of one rule's findings in one list: nobody reads further, and a page stays small."""
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from nndiag.render import files
 
+__all__ = ["NAME", "reports", "update"]
+
 NAME = "index.html"
 # Within the first few kilobytes of a page: html.render puts it there.
 _SUMMARY = re.compile(r'<meta name="nndiag-report" content="([^"]*)">')

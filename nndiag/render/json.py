@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import functools
 import json
 import math
 import zlib
@@ -25,6 +24,8 @@ from nndiag.rule import Finding
 
 if TYPE_CHECKING:
     from nndiag.report import Report
+
+__all__ = ["PLAIN", "SCHEMA", "plain", "read", "render", "schema"]
 
 SCHEMA = 1
 PLAIN = 16
@@ -44,8 +45,8 @@ def render(report: Report) -> str:
     return json.dumps(tree, separators=(",", ":"), allow_nan=False) + "\n"
 
 
-def read(text: str, source: str) -> Report:
-    """The report that ``text`` holds.
+def read(kind: type[Report], text: str, source: str) -> Report:
+    """The report, of class ``kind``, that ``text`` holds.
 
     Raises:
         ReportError: it holds none, or one that this version does not know.
@@ -69,7 +70,7 @@ def read(text: str, source: str) -> Report:
         )
     try:
         causes = [finding.pop("cause", None) for finding in tree["report"]["findings"]]
-        report = _adapter().validate_python(tree["report"])
+        report = _adapter(kind).validate_python(tree["report"])
     except ValidationError as error:
         raise ReportError(f"{source} is no sound report: {_first(error)}") from error
     except (TypeError, KeyError, AttributeError) as error:
@@ -77,9 +78,9 @@ def read(text: str, source: str) -> Report:
     return dataclasses.replace(report, findings=_linked(report.findings, causes, source))
 
 
-def schema() -> dict[str, Any]:
+def schema(kind: type[Report]) -> dict[str, Any]:
     """The JSON schema of a saved report, from the dataclasses themselves."""
-    report = _adapter().json_schema(mode="serialization", schema_generator=_Generator)
+    report = _adapter(kind).json_schema(mode="serialization", schema_generator=_Generator)
     kinds = report.pop("$defs")
     kinds["Finding"]["properties"]["cause"] = {
         "description": "The place in the list of findings of the one that explains this one.",
@@ -134,11 +135,13 @@ def _numeric(items: Any) -> bool:
     )
 
 
-@functools.cache
-def _adapter() -> TypeAdapter[Report]:
-    from nndiag.report import Report
+_ADAPTERS: dict[type[Report], TypeAdapter[Report]] = {}  # each takes tens of milliseconds to make
 
-    return TypeAdapter(Report)
+
+def _adapter(kind: type[Report]) -> TypeAdapter[Report]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def _first(error: ValidationError) -> str:

@@ -15,6 +15,8 @@ from nndiag.rule import Finding, Outcome
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["render"]
+
 
 def render(report: Report) -> str:
     """Errors and warnings fail their rule's case, notes are its output, a crash is its error."""
@@ -50,7 +52,7 @@ def _case(report: Report, code: str, rule: str, outcome: Outcome | None) -> Elem
         "testcase",
         {
             "classname": f"nndiag.{_text(report.snapshot.model)}",
-            "name": _text(f"{code} {rule}"),
+            "name": _text(f"{code} {rule}".strip()),
         },
     )
     found = [f for f in report.findings if f.rule == rule]

@@ -10,6 +10,8 @@ from nndiag.rule import Finding
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["concise", "github"]
+
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
@@ -41,7 +43,7 @@ def github(report: Report) -> str:
         text = f"{finding.message}{_cause(finding)}"
         lines.append(_command(_COMMANDS[finding.severity], text, **place, title=title))
     for outcome in report.crashed:
-        title = f"{outcome.code} {outcome.rule} crashed"
+        title = f"{outcome.title} crashed"
         lines.append(_command("error", outcome.reason, title=title))
     return "".join(f"{line}\n" for line in lines)
 

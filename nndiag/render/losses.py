@@ -13,6 +13,19 @@ from nndiag.render.picture import BLOCKS, plain
 if TYPE_CHECKING:
     from nndiag.fixes.trial import Trial
 
+__all__ = [
+    "DIVERGED",
+    "MOST_DRAWN",
+    "MOST_POINTS",
+    "SHORTLY",
+    "WIDE",
+    "Final",
+    "chart",
+    "curves",
+    "finals",
+    "verdict",
+]
+
 MOST_POINTS = 200
 """Of one curve on a page: longer runs are drawn as means over a few steps each."""
 MOST_DRAWN = 20

@@ -101,8 +101,8 @@ def _block(block: Block, snapshot: Snapshot) -> Iterator[str]:
     if worst.cause is not None:
         told = f"explained by {worst.root.rule} at {worst.root.layer}"
         details.append(f"- {escape(told)}")
-    for cure in worst.prescriptions[: story.MOST_FIXES]:
-        details.append(f"- fix: {escape(cure.what)}" + (f" {escape(cure.why)}" if cure.why else ""))
+    for fix in worst.fixes[: story.MOST_FIXES]:
+        details.append(f"- fix: {escape(fix.what)}" + (f" {escape(fix.why)}" if fix.why else ""))
     for more in (story.consequences(block), story.siblings(block)):
         if more:
             details.append(f"- {escape(more)}")

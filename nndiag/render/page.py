@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 from rich.cells import cell_len
 
@@ -23,10 +24,9 @@ HEADINGS = ("What it does", "Why it matters", "When it is no fault")
 
 
 def title(module: ModuleType, language: str = ENGLISH) -> str:
-    """A rule's title: the first line of its docstring, or its translation."""
-    if language != ENGLISH:
-        return str(words(language)["rules"][module.RULE.name]["title"])
-    return _docstring(module).partition("\n")[0]
+    """A rule's title: the first line of its docstring, or its translation if there is one."""
+    own = _translated(module, language)
+    return str(own["title"]) if own else _docstring(module).partition("\n")[0]
 
 
 def title_of(name: str) -> str:
@@ -67,10 +67,10 @@ def page(module: ModuleType, language: str = ENGLISH) -> str:
     rule: Rule = module.RULE
     lines = [f"{rule.code} {rule.name} ({rule.severity})", "", title(module, language), ""]
     for heading, text in sections(module).items():
-        if language != ENGLISH and heading == HEADINGS[0]:
-            translated, (_, *others) = words(language), text.split("\n\n")
-            own = translated["rules"][rule.name]["text"].strip()
-            text = "\n\n".join((own, *others, translated["english"]))
+        own = _translated(module, language)
+        if own and heading == HEADINGS[0]:
+            _, *others = text.split("\n\n")
+            text = "\n\n".join((own["text"].strip(), *others, words(language)["english"]))
         shown = heading if language == ENGLISH else words(language)["headings"][heading]
         lines += [shown, "-" * cell_len(shown), "", text, ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -90,6 +90,12 @@ def examples(module: ModuleType) -> tuple[str, str]:
     )
 
 
+def _translated(module: ModuleType, language: str) -> dict[str, Any]:
+    """Its title and first paragraph in a language; nothing for another package's rule."""
+    found: dict[str, Any] = words(language).get("rules", {}).get(module.RULE.name, {})
+    return found
+
+
 def _docstring(module: ModuleType) -> str:
     return inspect.cleandoc(module.__doc__ or "")
 
@@ -101,7 +107,7 @@ def _value(name: str, threshold: Threshold) -> str:
 
 
 def _fixes(rule: Rule) -> Iterator[str]:
-    for cure in rule.cures:
-        yield "- " + " ".join(filter(None, (cure.what, cure.why, story.expectation(cure))))
-        if cure.code:
-            yield textwrap.indent(cure.code, "      ")
+    for fix in rule.fixes:
+        yield "- " + " ".join(filter(None, (fix.what, fix.why, story.expectation(fix))))
+        if code := fix.code() or fix.source:
+            yield textwrap.indent(code, "      ")

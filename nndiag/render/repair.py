@@ -22,8 +22,8 @@ from nndiag.render.side_by_side import NUMBERS, Row, lined_up, op, rows
 from nndiag.render.terminal import STYLES, Hanging
 
 if TYPE_CHECKING:
-    from nndiag.compare import Pair
-    from nndiag.fixes.repair import Repair, Step
+    from nndiag.fixes.result import Repair, Step
+    from nndiag.pairing import Pair
     from nndiag.report import Report
     from nndiag.rule import Finding
     from nndiag.stats import Layer
@@ -47,7 +47,7 @@ def verdict(repair: Repair) -> str:
     """The repair in one sentence, and not a better one than was seen."""
     was, left = repair.before.at_least("warning"), repair.after.at_least("warning")
     if not was:
-        return _nothing_to_cure(repair.before)
+        return _nothing_to_fix(repair.before)
     if not repair.taken:
         opening = (
             "Nothing helped" if any(step.tried for step in repair.steps) else "Nothing was tried"
@@ -60,7 +60,7 @@ def verdict(repair: Repair) -> str:
             return f"Better: {gone}, but {rules} crashed, so this is not the whole story."
         notes = repair.after.findings
         rest = f"only {_are(notes, 'left')}" if notes else "none is left"
-        return f"Cured: {gone}, {rest}."
+        return f"Repaired: {gone}, {rest}."
     if len(left) < len(was):
         return f"Better: {_are(was[len(left) :], 'gone', 'finding')}, {_are(left, 'left')}."
     before, now = story.tally(was), story.tally(left)
@@ -69,13 +69,13 @@ def verdict(repair: Repair) -> str:
     return f"Better: {before} before, {now} now."
 
 
-def _nothing_to_cure(report: Report) -> str:
+def _nothing_to_fix(report: Report) -> str:
     if report.crashed:
         rules = story.plural(len(report.crashed), "rule")
-        return f"Nothing to cure was found, but {rules} crashed, so this is not the whole story."
+        return f"Nothing to fix was found, but {rules} crashed, so this is not the whole story."
     if not any(o.status in ("passed", "found") for o in report.outcomes):
-        return "Nothing was judged, so there is nothing to cure."
-    return "Nothing to cure."
+        return "Nothing was judged, so there is nothing to fix."
+    return "Nothing to fix."
 
 
 def _are(findings: Sequence[Finding], what: str, noun: str = "") -> str:
@@ -89,9 +89,9 @@ def asides(repair: Repair) -> list[str]:
     told = [losses.SHORTLY[repair.trial.verdict]] if repair.trial is not None else []
     untried = sum(not steps[0].tried for steps in _alike(repair.refused))
     if untried:
-        cures = story.plural(untried, "cure")
+        fixes = story.plural(untried, "fix", "fixes")
         verb, them = ("was", "it") if untried == 1 else ("were", "them")
-        told.append(f'{cures} {verb} not tried: allow="all" (--allow all) would try {them}.')
+        told.append(f'{fixes} {verb} not tried: allow="all" (--allow all) would try {them}.')
     return told
 
 
@@ -103,12 +103,12 @@ def place(names: Sequence[str]) -> str:
 
 
 def refusals(repair: Repair) -> dict[str, list[str]]:
-    """What was not taken, by reason. A cure tried at several places, and then at each, is one."""
+    """What was not taken, by reason. A fix tried at several places, and then at each, is one."""
     found: dict[str, list[str]] = {}
     for steps in _alike(repair.refused):
         first = steps[0]
         more = f" ({len(steps) - 1} more like it)" if len(steps) > 1 else ""
-        text = f"{first.rule} at {place(first.layers)}: {first.prescription.what}{more}"
+        text = f"{first.rule} at {place(first.layers)}: {first.fix.what}{more}"
         found.setdefault(first.reason, []).append(text)
     return found
 
@@ -121,11 +121,10 @@ def refused(repair: Repair) -> str:
 
 
 def _alike(steps: Sequence[Step]) -> list[list[Step]]:
-    """Steps of one cure for one rule's findings that came to the same."""
+    """Steps of one fix for one rule's findings that came to the same."""
     found: dict[tuple[str, str, str], list[Step]] = {}
     for step in steps:
-        cure = step.prescription
-        found.setdefault((step.rule, cure.name or cure.what, step.reason), []).append(step)
+        found.setdefault((step.rule, step.fix.kind, step.reason), []).append(step)
     return list(found.values())
 
 
@@ -189,6 +188,12 @@ def _pairs(repair: Repair) -> list[Pair[Layer]]:
 
 def _patch(repair: Repair) -> str:
     return "\n".join(map(story.printable, repair.patch.splitlines()))
+
+
+def brief(repair: Repair) -> str:
+    """The repair in a few words, as ``repr`` shows it."""
+    done = story.plural(len(repair.taken), "step")
+    return f"Repair of {repair.before.snapshot.model}: {done} taken"
 
 
 def terminal(repair: Repair) -> RenderableType:
@@ -261,13 +266,16 @@ def _table(found: list[Row]) -> RenderableType:
 
 def _step(number: int, step: Step) -> Iterator[RenderableType]:
     yield _hang(f"  {number}. ", f"{step.rule} at {place(step.layers)}")
-    for text in (step.prescription.what, step.prescription.why):
-        if text:
-            yield _hang("     ", text)
-    expected = story.expectation(step.prescription)
-    if expected:
-        yield _hang("     ", expected)
+    for text in _told(step):
+        yield _hang("     ", text)
     yield _hang("     = ", step.reason)
+
+
+def _told(step: Step) -> list[str]:
+    """What was done, why, what to expect, and the change of the source that does the same."""
+    fix = step.fix
+    source = f"The same in the source: {fix.source}" if fix.source else ""
+    return [text for text in (fix.what, fix.why, story.expectation(fix), source) if text]
 
 
 def _refusals(repair: Repair) -> Iterator[RenderableType]:
@@ -349,9 +357,8 @@ def _markdown_row(row: Row) -> str:
 
 
 def _markdown_step(number: int, step: Step) -> str:
-    cure = step.prescription
     where = escape(f"{step.rule} at {place(step.layers)}"[:LONGEST])
-    told = " ".join(text for text in (cure.what, cure.why, story.expectation(cure)) if text)
+    told = " ".join(_told(step))
     return f"{number}. {where}: {escape(told[: 2 * LONGEST])} **{escape(step.reason[:LONGEST])}**"
 
 

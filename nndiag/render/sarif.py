@@ -31,7 +31,7 @@ def render(report: Report) -> str:
             {
                 "executionSuccessful": not report.crashed,
                 "toolExecutionNotifications": [
-                    {"level": "error", "message": {"text": f"{o.code} {o.rule}: {o.reason}"}}
+                    {"level": "error", "message": {"text": f"{o.title}: {o.reason}"}}
                     for o in report.crashed
                 ],
             }
@@ -71,7 +71,7 @@ def _result(finding: Finding, rule: int) -> dict[str, Any]:
     told = [f"{finding.layer}: {finding.message}"]
     if finding.cause is not None:
         told.append(f"Explained by {finding.root.rule} at {finding.root.layer}.")
-    told += [f"Fix: {cure.what}" for cure in finding.prescriptions[: story.MOST_FIXES]]
+    told += [f"Fix: {fix.what}" for fix in finding.fixes[: story.MOST_FIXES]]
     identity = hashlib.sha256(f"{finding.code} {finding.layer}".encode(errors="replace"))
     return {
         "ruleId": finding.code,

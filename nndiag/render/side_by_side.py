@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nndiag import flow
-from nndiag.compare import SLACK, Pair, paired
 from nndiag.numbers import Unit
+from nndiag.pairing import SLACK, Pair, paired
 from nndiag.render import story
 from nndiag.render.picture import dead, saturated
 

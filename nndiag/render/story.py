@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nndiag.fixes.fix import Fix
 from nndiag.flow import plural as plural
 from nndiag.numbers import Unit
 from nndiag.numbers import number as number
@@ -17,7 +18,6 @@ from nndiag.rule import (
     NOT_SELECTED,
     SEVERITIES,
     Finding,
-    Prescription,
     Rule,
     Severity,
     discover,
@@ -184,6 +184,11 @@ def verdict(report: Report) -> str:
     return f"Nothing found: {by_status['passed']} of {rules} passed."
 
 
+def brief(report: Report) -> str:
+    """The report in a few words, as ``repr`` shows it."""
+    return f"Report on {report.snapshot.model}: {tally(report.findings)}"
+
+
 def ledger(report: Report) -> str:
     """``"14 rules on 41 layers: 2 found 1 error and 5 warnings, 9 passed, 3 skipped"``."""
     by_status = Counter(o.status for o in report.outcomes)
@@ -234,7 +239,7 @@ def gaps(report: Report) -> Iterator[Gap]:
     snapshot = report.snapshot
     for outcome in report.outcomes:
         if outcome.status == "crashed":
-            yield Gap("crashed", f"{outcome.code} {outcome.rule}", outcome.reason)
+            yield Gap("crashed", outcome.title, outcome.reason)
     skipped: dict[str, list[str]] = {}
     for outcome in report.outcomes:
         if outcome.status == "skipped":
@@ -312,13 +317,18 @@ CHANGES = {
     "weights": "It changes the function, and what was learned there is lost: safe before training.",
     "architecture": "It changes the architecture: a trained model has to be trained on.",
 }
-"""What to know of a prescription's ``changes``."""
+"""What to know of a fix's ``changes``."""
 
 
-def expectation(cure: Prescription) -> str:
-    """What a cure is expected to do, and what it costs; "" for mere advice."""
-    effect = f"Expect: {cure.effect}. " if cure.effect else ""
-    return effect + (CHANGES[cure.changes] if cure.effect or cure.name else "")
+def expectation(fix: Fix) -> str:
+    """What a fix is expected to do, and what it costs; "" for mere advice."""
+    effect = f"Expect: {fix.effect}. " if fix.effect else ""
+    return effect + (CHANGES[fix.changes] if fix.effect or fix.runnable else "")
+
+
+def lines_of_code(fix: Fix) -> list[str]:
+    """The lines to paste; of advice its change of the source."""
+    return (fix.code() or fix.source).splitlines()
 
 
 def printable(text: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
+from nndiag.fixes.fix import Fix
 from nndiag.render import story
 from nndiag.render.story import Block
 from nndiag.rule import Finding
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 PIPE_WIDTH = 100
+MOST_CODE = 8
+"""Lines of a fix that are shown."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,7 @@ def _block(block: Block, snapshot: Snapshot) -> Iterator[RenderableType]:
     if worst.cause is not None:
         told = f"explained by {worst.root.rule} at {story.printable(worst.root.layer)}"
         yield _hang("   = ", Text(told))
-    for cure in worst.prescriptions[: story.MOST_FIXES]:
-        yield _hang("   = ", Text.assemble(("fix: ", "green"), story.printable(_cure(cure.what))))
-    if len(worst.prescriptions) > story.MOST_FIXES:
-        fixes = story.plural(len(worst.prescriptions) - story.MOST_FIXES, "fix", "fixes")
-        yield _hang("   = ", Text(f"{fixes} more, and the lines of code: in the HTML report"))
+    yield from _fix(worst.fixes)
     for more in (story.consequences(block), story.siblings(block)):
         if more:
             yield _hang("   = ", Text(story.printable(more)))
@@ -130,8 +129,22 @@ def _against(measure: story.Yardstick) -> str:
     return story.printable(f"{measured}threshold {measure.limit}{source}")
 
 
-def _cure(what: str) -> str:
-    return " ".join(what.split())
+def _fix(fixes: Sequence[Fix]) -> Iterator[RenderableType]:
+    """The first fix with its lines of code, and how many more there are."""
+    if not fixes:
+        return
+    first, *others = fixes
+    what = " ".join(first.what.split())
+    yield _hang("   = ", Text.assemble(("fix: ", "green"), story.printable(what)))
+    code = story.lines_of_code(first)
+    for line in code[:MOST_CODE]:
+        yield _hang("         ", Text(story.printable(line)))
+    if len(code) > MOST_CODE:
+        left = story.plural(len(code) - MOST_CODE, "line")
+        yield _hang("         ", Text(f"# and {left} more"))
+    if others:
+        more = story.plural(len(others), "more fix", "more fixes")
+        yield _hang("   = ", Text(f"{more}: see report.fixes, or the HTML report"))
 
 
 def _note(block: Block) -> RenderableType:

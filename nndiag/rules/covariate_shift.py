@@ -49,9 +49,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, prescribe
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
+from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Snapshot
 
 RULE = Rule(
@@ -88,14 +90,14 @@ RULE = Rule(
         ),
     },
     caused_by=("non-finite", "init-scale", "exploding-gradient", "covariate-shift"),
-    cures=(
-        Prescription(
-            "Re-estimate the running statistics: some forward passes in training mode on "
-            "training data.",
-            "",
+    fixes=(
+        advice(
+            "Re-estimate the running statistics on training data.",
+            "Some forward passes in training mode are enough.",
             "model.train()\nwith torch.no_grad():\n    for x, _ in loader: model(x)\nmodel.eval()",
+            "scale",
         ),
-        Prescription("Check that evaluation data are preprocessed as the training data were."),
+        advice("Check that evaluation data are preprocessed as the training data were."),
     ),
 )
 
@@ -134,7 +136,7 @@ def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                 "running_mean" if shift > limit.running_mean else "running_variance",
                 limit,
             ),
-            cures=(*prescribe.recalibrate(), *RULE.cures[-1:]),
+            fixes=(*propose.recalibrate(), *RULE.fixes[-1:]),
             evidence={"running_mean": shift, "running_variance": off, "batches_tracked": tracked},
         )
 
@@ -143,7 +145,7 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     moved = [
         (layer, layer.shift)
         for layer in snapshot.layers
-        if layer.shift is not None and layer.op in flow.LEARNED
+        if layer.shift is not None and layer.op in ops.LEARNED
     ]
     over = [(layer, shift) for layer, shift in moved if shift.mean >= limit.shift]
     if not over:
@@ -159,7 +161,7 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         "standard deviations.",
         severity="note",
         against=("shift", limit),
-        cures=(),
+        fixes=(),
         evidence={
             "shift": shift.mean,
             "log_scale": shift.scale,
@@ -193,6 +195,6 @@ def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{ratio:.3g}-fold.",
             severity="note",
             against=("drift", limit),
-            cures=(),
+            fixes=(),
             evidence={"drift": ratio, "chains": len(over)},
         )

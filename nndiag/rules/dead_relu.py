@@ -52,14 +52,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, prescribe, theory
+from nndiag import flow, ops, theory
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
+from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
-LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
+LEARNED = ops.LEARNED | {"embedding", "embedding_bag"}
 
-RATE = Prescription(
+RATE = advice(
     "Lower the learning rate, or warm it up.",
     "A step that is too large throws units off the data; one that is off gets no gradient and does "
     "not come back.",
@@ -93,17 +95,18 @@ RULE = Rule(
         ),
     },
     caused_by=("symmetry", "init-scale", "covariate-shift"),
-    cures=(
-        Prescription(
-            "Lower the learning rate, or warm it up, and start again from He weights and zero "
-            "bias.",
+    fixes=(
+        advice(
+            "Re-initialise the weights (He), biases at zero, and lower the learning rate.",
             "A dead unit gets no gradient and does not come back by training on.",
             "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu'); "
             "nn.init.zeros_(layer.bias)",
+            "weights",
         ),
-        Prescription(
-            "Use an activation with a slope on both sides: LeakyReLU, ELU or GELU.",
+        advice(
+            "Replace ReLU by an activation with a slope on both sides: LeakyReLU, ELU or GELU.",
             "A unit on the negative side keeps learning.",
+            changes="architecture",
         ),
     ),
 )
@@ -156,7 +159,7 @@ def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
     if act is None or act.family != "rectifier" or layer.flat is None:
         return False
     before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    return bool(before & LEARNED)
+    return bool(before & ops.WITH_WEIGHTS)
 
 
 def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -> Finding:
@@ -199,7 +202,7 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
         summary=summary,
         severity=severity,
         against=("share", limit),
-        cures=RULE.cures if severity == "note" else (*_cures(snapshot, layer), RATE),
+        fixes=RULE.fixes if severity == "note" else (*_fixes(snapshot, layer), RATE),
         evidence={
             "share": share,
             "dead_units": dead,
@@ -209,19 +212,19 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
     )
 
 
-def _cures(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
+def _fixes(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     makers = flow.makers(snapshot, layer)
-    weights = [row for row in makers if row.op in flow.LEARNED]
+    weights = [row for row in makers if row.op in ops.LEARNED]
     bias, spread = _bias_against_spread(snapshot, layer)
     if bias < -spread:
-        yield from prescribe.zero_biases(snapshot, weights)
-    yield from prescribe.reset_norms(snapshot, makers)
-    yield from prescribe.redraw(snapshot, weights, biases=True)
-    yield from prescribe.restart(snapshot)
-    yield from prescribe.swap(
+        yield from propose.zero_biases(snapshot, weights)
+    yield from propose.reset_norms(snapshot, makers)
+    yield from propose.redraw(snapshot, weights, biases=True)
+    yield from propose.restart(snapshot)
+    yield from propose.swap(
         snapshot,
         [layer],
-        "nn.LeakyReLU(0.01)",
+        ("LeakyReLU", 0.01),
         "F.leaky_relu(x, 0.01)",
         "A unit on the negative side keeps learning (CS231n 2017 lecture 6 slide 30).",
         "a slope of 0.01 where a unit is off: no unit can die",
@@ -247,11 +250,11 @@ def _input_correlation(snapshot: Snapshot, layer: Layer) -> float:
     while len(node.inputs) == 1:
         row = snapshot.layer_at(node.inputs[0])
         node = snapshot.nodes[node.inputs[0]]
-        if row is not None and node.op in flow.WEIGHTED:
+        if row is not None and node.op in ops.WEIGHTED:
             return _of_random_weights(snapshot, row)
         if node.op == "instance_norm" or (row is not None and row.options.get("training")):
             return 0.0
-        if node.op not in flow.TRANSPARENT | flow.NORMS:
+        if node.op not in ops.TRANSPARENT | ops.NORMS:
             break
     return math.nan
 

@@ -48,9 +48,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, gradient_flow, prescribe
+from nndiag import flow, gradient_flow
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
 from nndiag.stats import Snapshot
 
 RULE = Rule(
@@ -77,13 +79,14 @@ RULE = Rule(
         ),
     },
     caused_by=("non-finite", "symmetry", "init-scale", "saturation"),
-    cures=(
-        Prescription(
-            "Start from Xavier (tanh) or He (ReLU) weights.",
+    fixes=(
+        advice(
+            "Re-initialise the weights: Xavier before tanh, He before ReLU.",
             "They keep the factor per layer at one.",
             "nn.init.xavier_normal_(layer.weight)",
+            "weights",
         ),
-        Prescription(
+        advice(
             "Clip the gradient's norm.",
             "It bounds the step, not the imbalance between layers.",
             "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
@@ -106,12 +109,12 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             summary=_summary(path),
             severity="note" if path.repeated else severity,
             against=("total", limit),
-            cures=RULE.cures
+            fixes=RULE.fixes
             if path.repeated
             else (
                 *gradient_flow.reweighted(snapshot, path),
-                *prescribe.normalize(snapshot, path.layers),
-                *RULE.cures[-1:],
+                *propose.normalize(snapshot, path.layers),
+                *RULE.fixes[-1:],
             ),
             evidence={
                 "total": path.total,

@@ -39,8 +39,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow, prescribe
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -62,9 +64,9 @@ RULE = Rule(
         ),
     },
     caused_by=("frozen-layer",),
-    cures=(
-        Prescription("Let it train.", "", "for p in layer.parameters(): p.requires_grad_(True)"),
-        Prescription("If it is meant: ignore frozen-layer for this model."),
+    fixes=(
+        advice("Let it train.", "", "for p in layer.parameters(): p.requires_grad_(True)"),
+        advice("If it is meant: ignore frozen-layer for this model."),
     ),
 )
 
@@ -108,7 +110,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             summary=f"{layer.name} will not learn: it is frozen, but layers before and after it "
             "train.",
             against=("frozen_share", limit),
-            cures=(*prescribe.unfreeze(snapshot, [layer]), *RULE.cures[-1:]),
+            fixes=(*propose.unfreeze(snapshot, [layer]), *RULE.fixes[-1:]),
             evidence=evidence,
         )
     if planned or not between:
@@ -127,7 +129,7 @@ def _own(snapshot: Snapshot, layer: Layer) -> list[str]:
     """The names of the weights a row works with; of all matrices inside for an opaque one."""
     if layer.weight is not None:
         return [layer.weight.name] if layer.weight.name in snapshot.parameter else []
-    if layer.op not in flow.LEARNED:
+    if layer.op not in ops.LEARNED:
         return []
     owner = layer.name.partition("@")[0]
     inside = (p for p in snapshot.parameters if p.name.startswith(f"{owner}."))

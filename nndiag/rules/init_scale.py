@@ -61,9 +61,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nndiag import flow, prescribe, theory
+from nndiag import activations, flow, ops, theory
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import SEVERITIES, Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag.rule import SEVERITIES, Finding, Limits, Rule, Severity, Threshold
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -96,13 +98,18 @@ RULE = Rule(
         "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1, "share"),
     },
     caused_by=("symmetry",),
-    cures=(
-        Prescription(
-            "Start from He weights before ReLU, from Xavier weights before tanh.",
+    fixes=(
+        advice(
+            "Re-initialise the weights: He before ReLU, Xavier before tanh.",
             "Then pre-activations keep their scale from layer to layer.",
             'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")',
+            "weights",
         ),
-        Prescription("Put a normalisation layer before the activation; it takes the scale out."),
+        advice(
+            "Add a normalisation layer before the activation.",
+            "It takes the scale out.",
+            changes="architecture",
+        ),
     ),
 )
 
@@ -165,7 +172,7 @@ def _steps(snapshot: Snapshot, chain: flow.Chain) -> list[_Step]:
 
 def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     layer, activation, weight = link.layer, link.activation, link.layer.weight
-    act = theory.activation("identity") if activation is None else flow.act_of(activation)
+    act = activations.named("identity") if activation is None else flow.act_of(activation)
     parameter = snapshot.parameter.get(weight.name) if weight is not None else None
     if act is None or weight is None or parameter is None:
         return None
@@ -250,7 +257,7 @@ def _judge_direction(
     severity: Severity = "note"
     measure = "times"
     beside = chain.ends in ("add", "sub") or flow.bypassed(snapshot, chain.links[0].layer)
-    if chain.ends not in flow.NORMS and not beside:
+    if chain.ends not in ops.NORMS and not beside:
         if _beyond_chance(accumulated, limit.stall, steps):
             severity, measure = "error", "accumulated"
         elif _beyond_chance(accumulated, limit.accumulated, steps):
@@ -287,7 +294,7 @@ def _judge_direction(
         summary=_summary(off, sign, severity, saturated if measure == "saturated" else 0.0),
         severity=severity,
         against=(measure, limit),
-        cures=(*_cures(snapshot, off, chain, sign * ALIKE * worst),),
+        fixes=(*_fixes(snapshot, off, chain, sign * ALIKE * worst),),
         suspects=_suspects(by_slope, sign),
         evidence={
             "times": times,
@@ -357,18 +364,16 @@ def _suspects(by_slope: bool, sign: int) -> tuple[str, ...]:
     return ("non-finite", *RULE.caused_by) if sign > 0 else RULE.caused_by
 
 
-def _cures(
-    snapshot: Snapshot, off: list[_Step], chain: flow.Chain, least: float
-) -> Iterator[Prescription]:
+def _fixes(snapshot: Snapshot, off: list[_Step], chain: flow.Chain, least: float) -> Iterator[Fix]:
     layers = [step.link.layer for step in off]
     head = chain.links[-1]
     if head.activation is None and _weights_off(snapshot, head.layer) / least > 1:
         layers.append(head.layer)  # no fault by itself, but off as the others are
-    yield from prescribe.redraw(snapshot, layers)
-    yield from prescribe.rescale(snapshot, layers)
-    yield from prescribe.lsuv(snapshot, [link.layer for link in chain.links])
-    yield from prescribe.restart(snapshot)
-    yield from prescribe.normalize(snapshot, [link.layer for link in chain.hidden])
+    yield from propose.redraw(snapshot, layers)
+    yield from propose.rescale(snapshot, layers)
+    yield from propose.lsuv(snapshot, [link.layer for link in chain.links])
+    yield from propose.restart(snapshot)
+    yield from propose.normalize(snapshot, [link.layer for link in chain.hidden])
 
 
 def _weights_off(snapshot: Snapshot, layer: Layer) -> float:

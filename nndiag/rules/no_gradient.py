@@ -50,8 +50,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity
+from nndiag import flow, ops
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Severity
 from nndiag.stats import Layer, Parameter, Snapshot
 
 RULE = Rule(
@@ -71,17 +72,15 @@ RULE = Rule(
         "init-scale",
         "signal-collapse",
     ),
-    cures=(
-        Prescription(
+    fixes=(
+        advice(
             "Where the path is cut by accident, take out the detach, no_grad or .data.",
         ),
-        Prescription(
+        advice(
             "Where its output is not used, use it in the loss, or remove the parameter.",
             "Distributed training waits for gradients that never come.",
         ),
-        Prescription(
-            "If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"
-        ),
+        advice("If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"),
     ),
 )
 
@@ -224,12 +223,12 @@ def _silent(snapshot: Snapshot) -> frozenset[int]:
     return frozenset(nodes) | {
         i
         for i, n in enumerate(snapshot.nodes)
-        if n.op in flow.PRODUCTS | {"matmul"} and nothing & set(n.inputs)
+        if n.op in ops.PRODUCTS | {"matmul"} and nothing & set(n.inputs)
     }
 
 
 def _is_equal_head(snapshot: Snapshot, layer: Layer) -> bool:
-    if layer.op not in flow.WEIGHTED or layer.weight is None:
+    if layer.op not in ops.WEIGHTED or layer.weight is None:
         return False
     p = snapshot.parameter.get(layer.weight.name)
     if p is None or p.shape[layer.weight.unit_axis] < 2 or p.value.min != p.value.max:
@@ -249,12 +248,12 @@ def _by_construction(
     for row in rows:
         is_bias = row.weight is not None and row.weight.bias == p.name
         before_norm = is_bias and any(
-            snapshot.nodes[n].op in flow.NORMS for n in flow.users(snapshot, row.node)
+            snapshot.nodes[n].op in ops.NORMS for n in flow.users(snapshot, row.node)
         )
         starts_at_zero = bool(stops - {row.node}) and flow.blocked(
             snapshot, row.node, stops - {row.node}
         )
-        behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in flow.NORMS
+        behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in ops.NORMS
         if not (before_norm or behind_zero) and not (
             starts_at_zero and _ends_benign(snapshot, row, stops)
         ):
@@ -289,7 +288,7 @@ def _ends_benign(snapshot: Snapshot, row: Layer, stops: frozenset[int]) -> bool:
     """
     for node in flow.descendants(snapshot, row.node) & stops:
         layer = snapshot.layer_at(node)
-        if layer is None or layer.op in flow.NORMS:
+        if layer is None or layer.op in ops.NORMS:
             continue
         if flow.leads_on(snapshot, layer) and flow.only_path(snapshot, node):
             return False

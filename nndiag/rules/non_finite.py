@@ -42,37 +42,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from nndiag import flow, prescribe
-from nndiag.rule import Finding, Limits, Prescription, Rule
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix, advice
+from nndiag.rule import Finding, Limits, Rule
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
 LARGEST = {"float16": 65_504.0, "bfloat16": 3.39e38, "float32": 3.40e38, "float64": 1.80e308}
 
 CLEAN = (
-    Prescription(
+    advice(
         "Clean the data: find the samples, then fill in or drop them.",
         "One NaN in a batch makes the loss NaN, and after one update every weight.",
         "bad = ~torch.isfinite(x).flatten(1).all(1)",
     ),
 )
 RELOAD = (
-    Prescription(
+    advice(
         "Load the last checkpoint whose parameters are finite.",
         "NaN does not leave a parameter by training on: the run diverged before.",
     ),
-    Prescription(
+    advice(
         "Run it again with a smaller learning rate, and clip the gradient's norm.",
         "",
         "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
     ),
 )
 BACKWARD = (
-    Prescription(
+    advice(
         "Add a small number under roots, norms and distances.",
         "Their slope at zero is infinite, and infinity times zero is NaN.",
         "(x.square().sum(-1) + 1e-12).sqrt()",
     ),
-    Prescription("In float16, scale the loss (torch.amp.GradScaler), or use bfloat16."),
+    advice("In float16, scale the loss (torch.amp.GradScaler), or use bfloat16."),
 )
 RULE = Rule(
     code="ND401",
@@ -80,13 +82,13 @@ RULE = Rule(
     severity="error",
     about="activations",
     uses=("gradients",),
-    cures=(
-        Prescription(
+    fixes=(
+        advice(
             "Keep the argument of log, sqrt and division away from zero.", "", "x.clamp(min=1e-6)"
         ),
-        Prescription(
-            "Where values grow towards the end of the number format: a smaller learning rate or "
-            "init, or bfloat16 or float32 in place of float16."
+        advice(
+            "Lower the learning rate or the init, or use bfloat16 or float32 for float16.",
+            "Where values grow, they reach the end of the number format.",
         ),
     ),
 )
@@ -114,18 +116,18 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
                 f"The input holds {_count(stats)}." + ("" if harm else MASKED),
                 summary=_summary(f"the input {name} holds", stats, bool(harm)),
                 severity="error" if harm else "note",
-                cures=CLEAN if harm else (),
+                fixes=CLEAN if harm else (),
                 evidence=_evidence(stats),
             )
     parameters = [p for p in snapshot.parameters if p.value.nonfinite]
     if parameters and not blamed:
-        cures = (
+        fixes = (
             RELOAD[0],
-            *prescribe.fill_in(parameters),
-            *prescribe.reset(snapshot, parameters),
+            *propose.fill_in(parameters),
+            *propose.reset(snapshot, parameters),
             *RELOAD[1:],
         )
-        yield _parameters(parameters, "The parameter holds", lambda p: p.value, cures)
+        yield _parameters(parameters, "The parameter holds", lambda p: p.value, fixes)
     if blamed or parameters:
         return
     origins = [
@@ -137,14 +139,14 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
     ]
     for layer in origins:
         behind = flow.descendants(snapshot, layer.node) & sick
-        masks = layer.op not in flow.LEARNED and layer.op not in flow.NORMS
+        masks = layer.op not in ops.LEARNED and layer.op not in ops.NORMS
         harm = not masks or bool(behind) or lost or any(_sick_gradients(snapshot))
         yield RULE.finding(
             layer,
             _origin(snapshot, layer, len(sick)) + ("" if harm else MASKED),
             summary=_summary(f"the output of {layer.name} holds", layer.output, harm),
             severity="error" if harm else "note",
-            cures=RULE.cures if harm else (),
+            fixes=RULE.fixes if harm else (),
             evidence=_evidence(layer.output),
         )
     if lost and not origins:
@@ -218,7 +220,7 @@ def _gradients(snapshot: Snapshot) -> Iterator[Finding]:
                 "are finite." + ("" if harm else STOPPED),
                 summary=_summary(f"the gradient at {layer.name} holds", layer.grad, bool(harm)),
                 severity="error" if harm else "note",
-                cures=BACKWARD if harm else (),
+                fixes=BACKWARD if harm else (),
                 evidence=_evidence(layer.grad),
             )
     if parameters and not sick:
@@ -229,7 +231,7 @@ def _parameters(
     sick: list[Parameter],
     what: str,
     of: Callable[[Parameter], TensorStats | None],
-    cures: tuple[Prescription, ...],
+    fixes: tuple[Fix, ...],
 ) -> Finding:
     stats = of(sick[0])
     assert stats is not None
@@ -240,7 +242,7 @@ def _parameters(
         sick[0],
         f"{what} {_count(stats)}.{more}",
         summary=_summary(f"{whose} holds", stats, True),
-        cures=cures,
+        fixes=fixes,
         evidence=_evidence(stats),
     )
 

@@ -50,11 +50,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nndiag import flow, prescribe, theory
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold
+from nndiag import flow, ops, theory
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
-
-BATCH_NORMS = frozenset(("batch_norm", "instance_norm"))
 
 RULE = Rule(
     code="ND102",
@@ -83,12 +83,17 @@ RULE = Rule(
         ),
     },
     caused_by=("symmetry", "saturation", "vanishing-gradient", "signal-collapse"),
-    cures=(
-        Prescription(
-            "Use a zero-centred activation: tanh in place of sigmoid, or ELU.",
+    fixes=(
+        advice(
+            "Replace sigmoid by a zero-centred activation: tanh or ELU.",
             "tanh(x) = 2 sigmoid(2x) - 1 is the same curve around zero.",
+            changes="architecture",
         ),
-        Prescription("Put a normalisation layer after it; it takes the mean out of each unit."),
+        advice(
+            "Add a normalisation layer after it.",
+            "It takes the mean out of each unit.",
+            changes="architecture",
+        ),
     ),
 )
 
@@ -116,7 +121,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{ratio:.2g} standard deviations from zero.",
             severity="note",
             against=("ratio", limit),
-            cures=(),
+            fixes=(),
             evidence={"ratio": ratio, "layers": len(noted)},
         )
 
@@ -132,18 +137,18 @@ def _warn(
         summary=f"Updates will zig-zag: after {layer.name}, the weight gradients of {one:,} of "
         f"{flow.plural(of, 'unit')} all have one sign.",
         against=("one_sign", limit),
-        cures=(
-            *prescribe.swap(
+        fixes=(
+            *propose.swap(
                 snapshot,
                 [layer],
-                "nn.Tanh()",
+                ("Tanh",),
                 "torch.tanh(x)",
                 "tanh(x) = 2 sigmoid(2x) - 1 is the same curve around zero.",
                 "units vary around zero, and the weights' gradients have both signs",
             ),
-            *prescribe.center(snapshot, [layer]),
+            *propose.center(snapshot, [layer]),
         )
-        or RULE.cures,
+        or RULE.fixes,
         evidence={
             "ratio": ratio,
             "one_sign": one / of,
@@ -175,7 +180,7 @@ def _centred_in_training(snapshot: Snapshot, layer: Layer) -> bool:
     In evaluation mode it does not, but that is not how they are trained.
     """
     users = flow.users(snapshot, layer.node)
-    return bool(users) and all(snapshot.nodes[n].op in BATCH_NORMS for n in users)
+    return bool(users) and all(snapshot.nodes[n].op in ops.UNIT_CENTRED for n in users)
 
 
 def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:

@@ -54,23 +54,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow, prescribe
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Prescription, Rule, Threshold, Unjudged
+from nndiag.rule import Finding, Limits, Rule, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
-SOFTMAXES = ("softmax", "softmin", "log_softmax", "gumbel_softmax")
-LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
 CANDIDATES = ("candidate", "hidden")
 
-SOFTMAX_CURES = (
-    Prescription(
+SOFTMAX_FIXES = (
+    advice(
         "Divide the scores by the root of their width before the softmax.",
         "A dot product of d unit-scale values has a standard deviation of √d (Vaswani et al. 2017, "
         "section 3.2.1).",
         "scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])",
+        "architecture",
     ),
-    Prescription("Normalise queries and keys, or start their projections smaller."),
+    advice(
+        "Normalise queries and keys, or start their projections smaller.", changes="architecture"
+    ),
 )
 
 RULE = Rule(
@@ -104,17 +107,22 @@ RULE = Rule(
         ),
     },
     caused_by=("symmetry", "init-scale", "covariate-shift"),
-    cures=(
-        Prescription(
-            "Bring the pre-activations back to unit scale: Xavier weights and zero bias.",
+    fixes=(
+        advice(
+            "Re-initialise the weights before it (Xavier), biases at zero.",
             "At a standard deviation of 1, 3 % of tanh's and 0.0 % of sigmoid's values saturate.",
             "nn.init.xavier_normal_(layer.weight); nn.init.zeros_(layer.bias)",
+            "weights",
         ),
-        Prescription(
-            "Put a normalisation layer between the weights and the activation.",
+        advice(
+            "Add a normalisation layer between the weights and the activation.",
             "It keeps the scale through training, whatever the weights do.",
+            changes="architecture",
         ),
-        Prescription("Use an activation that does not saturate on both sides, such as ReLU."),
+        advice(
+            "Replace the activation by one that does not saturate on both sides, such as ReLU.",
+            changes="architecture",
+        ),
     ),
 )
 
@@ -154,7 +162,7 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
         yield RULE.unjudged(layer, f"{few}; give {limit.values:.0f} or more")
         return
     before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    what = flow.role(snapshot, layer) if before & LEARNED else "input"
+    what = flow.role(snapshot, layer) if before & ops.WITH_WEIGHTS else "input"
     message = (
         f"{saturated:,} of {count:,} values ({number(share, 'share')}) are saturated: the slope of "
         f"{layer.op} is under 5 % of its maximum there."
@@ -186,26 +194,26 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
         summary=summary,
         severity="warning" if what == "hidden" else "note",
         against=("share" if share >= limit.share else "units", limit),
-        cures=(*_cures(snapshot, layer),) if what == "hidden" else RULE.cures,
+        fixes=(*_fixes(snapshot, layer),) if what == "hidden" else RULE.fixes,
         evidence={"share": share, "units": closed, "input_std": std},
     )
 
 
-def _cures(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
+def _fixes(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     makers = flow.makers(snapshot, layer)
-    weights = [row for row in makers if row.op in flow.LEARNED]
+    weights = [row for row in makers if row.op in ops.LEARNED]
     if any(_shifted(snapshot, row) for row in weights):
-        yield from prescribe.zero_biases(snapshot, weights)
-    yield from prescribe.reset_norms(snapshot, makers)
-    yield from prescribe.redraw(snapshot, weights, biases=True)
-    yield from prescribe.rescale(snapshot, weights)
-    yield from prescribe.lsuv(snapshot, weights)
-    yield from prescribe.restart(snapshot)
-    yield from prescribe.normalize(snapshot, weights)
-    yield from prescribe.swap(
+        yield from propose.zero_biases(snapshot, weights)
+    yield from propose.reset_norms(snapshot, makers)
+    yield from propose.redraw(snapshot, weights, biases=True)
+    yield from propose.rescale(snapshot, weights)
+    yield from propose.lsuv(snapshot, weights)
+    yield from propose.restart(snapshot)
+    yield from propose.normalize(snapshot, weights)
+    yield from propose.swap(
         snapshot,
         [layer],
-        "nn.ReLU()",
+        ("ReLU",),
         "F.relu(x)",
         "It does not saturate on the positive side (CS231n 2017 lecture 6 slide 24).",
         "slope 1 wherever the unit is active",
@@ -231,9 +239,9 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
         yield RULE.unjudged(layer, f"{few}; give {limit.values:.0f} or more")
         return
     users = {snapshot.nodes[n].op for n in flow.users(snapshot, layer.node)}
-    attention = layer.op not in SOFTMAXES or users & {"matmul", "einsum", "baddbmm"}
+    attention = layer.op not in ops.SOFTMAXES or users & ops.CONTRACTIONS
     # A softmax that is multiplied in is a gate, a random one is meant to pick.
-    hidden = (attention or users & flow.LEARNED) and layer.op != "gumbel_softmax"
+    hidden = (attention or users & ops.LEARNED) and layer.op != "gumbel_softmax"
     yield RULE.finding(
         layer,
         f"{one_hot:,.0f} of {rows:,.0f} {'attention ' if attention else ''}rows are one-hot: their "
@@ -242,16 +250,16 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
         f"{number(one_hot / rows, 'share')} of its rows are one-hot.",
         severity="warning" if hidden else "note",
         against=("share", limit),
-        cures=(*_softer(snapshot, layer), *SOFTMAX_CURES),
+        fixes=(*_softer(snapshot, layer), *SOFTMAX_FIXES),
         evidence={"share": one_hot / rows, "rows": rows},
     )
 
 
-def _softer(snapshot: Snapshot, layer: Layer) -> Iterator[Prescription]:
-    inside = layer.op in flow.LEARNED
+def _softer(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
+    inside = layer.op in ops.LEARNED
     projections = [layer] if inside else flow.makers(snapshot, layer)
-    yield from prescribe.rescale(snapshot, projections)
-    yield from prescribe.redraw(snapshot, projections, biases=True)
+    yield from propose.rescale(snapshot, projections)
+    yield from propose.redraw(snapshot, projections, biases=True)
 
 
 def _gates(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
@@ -278,10 +286,10 @@ def _gates(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]
         summary=summary,
         severity="warning" if name in CANDIDATES else "note",
         against=("share", limit),
-        cures=(
-            *prescribe.zero_biases(snapshot, [layer]),
-            *prescribe.redraw(snapshot, [layer], biases=True),
+        fixes=(
+            *propose.zero_biases(snapshot, [layer]),
+            *propose.redraw(snapshot, [layer], biases=True),
         )
-        or RULE.cures,
+        or RULE.fixes,
         evidence={"share": shares[name], **{f"{n}_saturated": s for n, s in shares.items()}},
     )

@@ -48,9 +48,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, prescribe
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
+from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot, TensorStats
 
 # Samples that differ by less are equal: in float64 the mean of equal values is off by rounding.
@@ -94,13 +96,16 @@ RULE = Rule(
         "saturation",
         "covariate-shift",
     ),
-    cures=(
-        Prescription(
-            "Put normalisation layers between: BatchNorm brings each unit's variation back to one."
+    fixes=(
+        advice(
+            "Add normalisation layers between the weights and the activations.",
+            "BatchNorm brings each unit's variation back to one.",
+            changes="architecture",
         ),
-        Prescription(
-            "Use a zero-centred activation and its matching init; residual connections keep "
-            "the input.",
+        advice(
+            "Use a zero-centred activation with its matching init, or residual connections.",
+            "Residual connections keep the input.",
+            changes="architecture",
         ),
     ),
 )
@@ -119,7 +124,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         return
     collapsed: list[tuple[Layer, float]] = []
     for layer in snapshot.layers:
-        if not (layer.op in flow.LEARNED or flow.is_activation(layer)):
+        if not (layer.op in ops.LEARNED or flow.is_activation(layer)):
             continue
         share = _share(layer.output)
         if share is None or not flow.inputs_before(snapshot, layer.node) & set(varying):
@@ -160,7 +165,7 @@ def _finding(snapshot: Snapshot, collapsed: list[tuple[Layer, float]], limit: Li
         f"variation at {layer.name} is between samples.",
         severity=severity,
         against=("share", limit),
-        cures=(*_cures(snapshot, [layer for layer, _ in collapsed]), *RULE.cures[-1:]),
+        fixes=(*_fixes(snapshot, [layer for layer, _ in collapsed]), *RULE.fixes[-1:]),
         evidence={
             "share": share,
             "least_share": least,
@@ -171,18 +176,18 @@ def _finding(snapshot: Snapshot, collapsed: list[tuple[Layer, float]], limit: Li
     )
 
 
-def _cures(snapshot: Snapshot, collapsed: list[Layer]) -> Iterator[Prescription]:
+def _fixes(snapshot: Snapshot, collapsed: list[Layer]) -> Iterator[Fix]:
     weights = [
         row
         for layer in collapsed
-        for row in ((layer,) if layer.op in flow.LEARNED else flow.makers(snapshot, layer))
+        for row in ((layer,) if layer.op in ops.LEARNED else flow.makers(snapshot, layer))
     ]
     drowned = [row for row in weights if _bias_over_signal(snapshot, row)]
-    yield from prescribe.zero_biases(snapshot, drowned)
-    yield from prescribe.reset_norms(snapshot, weights)
-    yield from prescribe.redraw(snapshot, weights, biases=True)
-    yield from prescribe.restart(snapshot)
-    yield from prescribe.normalize(snapshot, weights)
+    yield from propose.zero_biases(snapshot, drowned)
+    yield from propose.reset_norms(snapshot, weights)
+    yield from propose.redraw(snapshot, weights, biases=True)
+    yield from propose.restart(snapshot)
+    yield from propose.normalize(snapshot, weights)
 
 
 def _bias_over_signal(snapshot: Snapshot, layer: Layer) -> bool:

@@ -48,8 +48,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, prescribe
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold
+from nndiag import flow, ops
+from nndiag.fixes import propose
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
 from nndiag.stats import Layer, Parameter, Snapshot
 
 RULE = Rule(
@@ -64,11 +66,12 @@ RULE = Rule(
         ),
     },
     caused_by=("non-finite", "symmetry"),
-    cures=(
-        Prescription(
-            "Draw the weights at random; only biases may start equal.",
+    fixes=(
+        advice(
+            "Re-initialise the weights at random; only biases may start equal.",
             "",
             "nn.init.kaiming_normal_(layer.weight)",
+            "weights",
         ),
     ),
 )
@@ -90,12 +93,12 @@ def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     for layer in snapshot.layers:
         name = layer.weight.name if layer.weight is not None else layer.name.partition("@")[0]
         tokens = layer.op.startswith("embedding")
-        if name in seen or not (tokens or layer.op in flow.LEARNED):
+        if name in seen or not (tokens or layer.op in ops.LEARNED):
             continue
         seen.add(name)
         if tokens:
             yield from _tokens(snapshot, layer, limit)
-        elif layer.op not in flow.WEIGHTED:
+        elif layer.op not in ops.WEIGHTED:
             yield from _inside(snapshot, layer, limit)
         elif (p := snapshot.parameter.get(name)) is not None:
             yield from _weights(snapshot, layer, p, limit)
@@ -205,7 +208,7 @@ def _finding(
         summary=summary,
         severity=severity,
         against=("share", limit),
-        cures=RULE.cures if severity == "note" else (*prescribe.redraw(snapshot, [layer]),),
+        fixes=RULE.fixes if severity == "note" else (*propose.redraw(snapshot, [layer]),),
         evidence={
             "share": same / units,
             "equal_units": same,
@@ -228,7 +231,7 @@ def _ends_branch(snapshot: Snapshot, layer: Layer) -> bool:
         following = snapshot.consumers[todo.pop()]
         if node.op == "add" and len(node.inputs) > 1:
             return True
-        if len(node.inputs) == 1 and node.op not in flow.LEARNED:
+        if len(node.inputs) == 1 and node.op not in ops.LEARNED:
             todo += following
     return False
 

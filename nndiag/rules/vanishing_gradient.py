@@ -54,24 +54,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, gradient_flow, prescribe
+from nndiag import flow, gradient_flow
+from nndiag.fixes import propose
+from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Prescription, Rule, Severity, Threshold, Unjudged
+from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Snapshot
 
 # IEEE 754-2019, table 3.5 (bfloat16 by its 8 bits of exponent and 7 of fraction).
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
-LOSS_SCALE = Prescription(
+LOSS_SCALE = advice(
     "Scale the loss before backward and the gradients back after it, or use bfloat16.",
     "The ratio between layers stays, and nothing is rounded to zero.",
     "scaler = torch.amp.GradScaler(); scaler.scale(loss).backward()",
 )
 
-ANOTHER_WAY = Prescription(
-    "Give the gradient another way: residual connections.",
+ANOTHER_WAY = advice(
+    "Add residual connections: they give the gradient another way.",
     "Then it no longer is a product over all layers.",
     "x = x + block(x)",
-    changes="architecture",
+    "architecture",
 )
 
 RULE = Rule(
@@ -106,16 +108,18 @@ RULE = Rule(
         ),
     },
     caused_by=("non-finite", "symmetry", "init-scale", "saturation", "dead-relu"),
-    cures=(
-        Prescription(
-            "Use an activation with slope 1 where it is active (ReLU, ELU) and its matching "
-            "init (He).",
-            "A sigmoid's slope is at most 0.25: no usual init makes up for it.",
+    fixes=(
+        advice(
+            "Replace saturating activations by ReLU, with He weights.",
+            "ReLU's slope is 1 where it is active; a sigmoid's is at most 0.25, and no usual init "
+            "makes up for it.",
             "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')",
+            "architecture",
         ),
-        Prescription(
-            "Give the gradient another way: residual connections or normalisation layers.",
-            "Then it no longer is a product over all layers.",
+        advice(
+            "Add residual connections or normalisation layers.",
+            "Then the gradient no longer is a product over all layers.",
+            changes="architecture",
         ),
     ),
 )
@@ -135,7 +139,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
             suspects=RULE.caused_by
             if path.slope_share < 0.5
             else tuple(s for s in RULE.caused_by if s != "init-scale"),
-            cures=RULE.cures if path.repeated else (*_cures(snapshot, path),),
+            fixes=RULE.fixes if path.repeated else (*_fixes(snapshot, path),),
             evidence={
                 "total": path.total,
                 "per_layer": path.per_layer,
@@ -149,7 +153,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         yield RULE.unjudged(first, why)
 
 
-def _cures(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Prescription]:
+def _fixes(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Fix]:
     layers = path.layers
     saturating = [
         row
@@ -159,21 +163,21 @@ def _cures(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Pre
         and act.family == "saturating"
     ]
     by_weights = [*gradient_flow.reweighted(snapshot, path)]
-    others = [
-        *prescribe.normalize(snapshot, layers),
-        *prescribe.swap(
+    by_layers = [
+        *propose.swap(
             snapshot,
             saturating,
-            "nn.ReLU()",
+            ("ReLU",),
             "F.relu(x)",
             "Its slope is 1 where it is active; a sigmoid's is at most 0.25, and no usual init "
             "makes up for it.",
             "with He weights the gradient keeps its size from layer to layer",
             redrawn=layers,
         ),
+        *propose.normalize(snapshot, layers),
     ]
     # Where the slopes do it, no weights make up for them for long.
-    yield from others + by_weights if path.slope_share >= 0.5 else by_weights + others
+    yield from by_layers + by_weights if path.slope_share >= 0.5 else by_weights + by_layers
     yield ANOTHER_WAY
 
 
@@ -233,6 +237,6 @@ def _rounded_away(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         f"the smallest number of {layer.dtype}.",
         against=("steps", limit),
         suspects=(*RULE.caused_by, RULE.name),
-        cures=(LOSS_SCALE,),
+        fixes=(LOSS_SCALE,),
         evidence={"steps": steps, "layers": len(close)},
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
+__all__ = ["FILE", "current", "published"]
+
 FILE = "report-1.json"
 
 
@@ -19,5 +21,6 @@ def published() -> str:
 def current() -> str:
     """The schema as the dataclasses would have it now."""
     from nndiag.render.json import schema
+    from nndiag.report import Report
 
-    return json.dumps(schema(), indent=2, sort_keys=True) + "\n"
+    return json.dumps(schema(Report), indent=2, sort_keys=True) + "\n"

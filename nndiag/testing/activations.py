@@ -24,6 +24,37 @@ if TYPE_CHECKING:
     import pytest
     import torch
 
+__all__ = [
+    "ACTIVATION",
+    "Activation",
+    "Factory",
+    "bounded",
+    "bounds",
+    "check_activation",
+    "compilable",
+    "dead_side",
+    "deterministic",
+    "device_kept",
+    "dtype_kept",
+    "elementwise",
+    "extremes",
+    "gradient",
+    "homogeneous",
+    "in_place",
+    "infinity",
+    "input_untouched",
+    "max_slope",
+    "mean",
+    "monotone",
+    "nan",
+    "parametrize_activations",
+    "saturates",
+    "scriptable",
+    "second_moment",
+    "shape_kept",
+    "zeros",
+]
+
 Factory = Callable[..., Any]
 
 _FLAT = 1e-3  # a slope of less than this, far out, is saturation (as the rule of that name has it)

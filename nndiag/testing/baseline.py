@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nndiag import compare, flow
-from nndiag.compare import Difference, Kind, Outline
+from nndiag import compare, flow, pairing
+from nndiag.compare import Difference
 from nndiag.errors import FindingsError, ModelError, ReportError, SettingsError
 from nndiag.numbers import Unit, number
+from nndiag.pairing import Kind, Outline
 from nndiag.settings import Settings
 from nndiag.stats import Snapshot, TensorStats
 
@@ -93,7 +94,7 @@ class Baseline:
         numbers: list[Difference] = []
         for group, seen in _described(snapshot).items():
             old = {entry.outline.name: entry for entry in getattr(self, group)}
-            pairs = compare.paired_outlines(
+            pairs = pairing.paired_outlines(
                 [entry.outline for entry in old.values()], [outline for outline, _ in seen]
             )
             found += compare.structure(group[:-1], pairs)
@@ -291,9 +292,9 @@ def look(
     from torch import nn
 
     from nndiag.api import stream_of
-    from nndiag.batch import LossMaker
     from nndiag.capture.untouched import seeded
     from nndiag.capture.watch import validate, watch
+    from nndiag.loss import LossMaker
 
     __tracebackhide__ = True  # what the user's functions raise is theirs
     if isinstance(build, nn.Module) or not callable(build):
@@ -387,7 +388,7 @@ def _described(snapshot: Snapshot) -> dict[str, list[tuple[Outline, dict[Number,
     inputs = [
         (Outline(name, {}), _numbers("input", stats)) for name, stats in snapshot.inputs.items()
     ]
-    parameters = [(compare.outline(p), _numbers("parameter", p.value)) for p in snapshot.parameters]
+    parameters = [(pairing.outline(p), _numbers("parameter", p.value)) for p in snapshot.parameters]
     layers = []
     for layer in snapshot.layers:
         numbers = _numbers("activation", layer.output)
@@ -399,7 +400,7 @@ def _described(snapshot: Snapshot) -> dict[str, list[tuple[Outline, dict[Number,
                 numbers["share", "of zeros"] = layer.flat.share
             elif act.family == "saturating":
                 numbers["share", "saturated"] = layer.flat.share
-        layers.append((compare.outline(layer), numbers))
+        layers.append((pairing.outline(layer), numbers))
     return {"inputs": inputs, "parameters": parameters, "layers": layers}
 
 

@@ -17,6 +17,20 @@ from nndiag.errors import FindingsError, SettingsError, did_you_mean
 if TYPE_CHECKING:
     import pytest
 
+__all__ = [
+    "Battery",
+    "NotApplicable",
+    "Property",
+    "PropertyCheck",
+    "Result",
+    "Status",
+    "battery",
+    "must",
+    "parametrized",
+    "raise_for",
+    "told",
+]
+
 Block = TypeVar("Block")
 Status = Literal["holds", "measured", "declared", "does not apply", "fails"]
 

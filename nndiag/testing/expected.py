@@ -13,6 +13,8 @@ from nndiag.report import Report
 from nndiag.rule import Finding, Outcome
 from nndiag.settings import FailOn
 
+__all__ = ["Verdict", "checked", "judged", "mapping"]
+
 
 @dataclass(frozen=True)
 class Verdict:

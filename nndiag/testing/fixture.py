@@ -22,6 +22,8 @@ from nndiag.testing import expected, session
 if TYPE_CHECKING:
     from nndiag.testing import baseline
 
+__all__ = ["Diagnose"]
+
 
 class Diagnose:
     """``diagnose(model, batch)``: a check that fails its test."""

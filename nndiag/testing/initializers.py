@@ -25,6 +25,29 @@ if TYPE_CHECKING:
     import pytest
     import torch
 
+__all__ = [
+    "INITIALIZER",
+    "RATE",
+    "Initializer",
+    "Law",
+    "Shape",
+    "check_initializer",
+    "draws",
+    "dtype_kept",
+    "finite",
+    "generator_honoured",
+    "in_place",
+    "independent",
+    "mean_zero",
+    "on_parameters",
+    "parametrize_initializers",
+    "rows_differ",
+    "scale_free_of_layout",
+    "seed_honoured",
+    "takes",
+    "variance_law",
+]
+
 Shape = tuple[int, ...]
 Law = Callable[[int, int], float]
 
@@ -631,8 +654,8 @@ def check_initializer(
     """Check a weight initialiser of your own, as scikit-learn's ``check_estimator`` does.
 
     Args:
-        fn: draws the weights of a tensor, (out, in, *kernel), in place, as torch.nn.init's do. It
-            may take ``generator=``, and raise a ValueError for shapes that it is not for.
+        fn: draws the weights of a tensor, ``(out, in, *kernel)``, in place, as torch.nn.init's do.
+            It may take ``generator=``, and raise a ValueError for shapes that it is not for.
         variance: which variance they are to have, ``lambda fan_in, fan_out: 2 / fan_in``. Without
             it, the law that they follow is a trait.
         declared: laws that do not hold and why, ``{"mean-zero": "a gain: it starts at one"}``. Once

@@ -16,6 +16,8 @@ from nndiag.settings import Settings
 from nndiag.testing import expected as known
 from nndiag.testing import session
 
+__all__ = ["ModelCheck", "parametrize_with_checks"]
+
 
 def parametrize_with_checks(
     models: Mapping[str, Any],
@@ -207,8 +209,10 @@ class ModelCheck:
         if item is not None:
             self._tell(item, verdict, outcome.status == "crashed")
         if outcome.status == "crashed":
+            home = rule.discover()[self.rule].__name__
+            whose = "nndiag" if home.startswith("nndiag.") else home
             pytest.fail(
-                f"{self.rule} crashed: {outcome.reason}. This is a fault in nndiag, not in your "
+                f"{self.rule} crashed: {outcome.reason}. This is a fault in {whose}, not in your "
                 "model. Please report it.",
                 pytrace=False,
             )

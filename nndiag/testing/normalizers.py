@@ -22,6 +22,30 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+__all__ = [
+    "LARGEST_EPS",
+    "NORMALIZER",
+    "SHAPE",
+    "Axes",
+    "Normalizer",
+    "axes",
+    "batch_of_one",
+    "check_normalizer",
+    "constant_input",
+    "deterministic",
+    "dtype_kept",
+    "evaluation_is_affine",
+    "evaluation_of_one",
+    "gradient",
+    "gradient_scales_inversely",
+    "large_mean",
+    "mean_zero",
+    "parametrize_normalizers",
+    "running_statistics",
+    "scale_invariant",
+    "variance_one",
+]
+
 Axes = Literal["batch", "sample", "group", "channel", "rms"]
 Value = TypeVar("Value")
 

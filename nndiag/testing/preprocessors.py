@@ -24,6 +24,29 @@ if TYPE_CHECKING:
     import pytest
     from numpy.typing import NDArray
 
+__all__ = [
+    "FEATURES",
+    "PREPROCESSOR",
+    "ROWS",
+    "Preprocessor",
+    "centred",
+    "check_preprocessor",
+    "constant_features",
+    "decorrelated",
+    "deterministic",
+    "fitted_on_training_data_only",
+    "input_untouched",
+    "inverse",
+    "missing_values",
+    "new_data_of_one_row",
+    "parametrize_preprocessors",
+    "refit_forgets",
+    "row_order",
+    "unit_variance",
+    "white",
+    "wrong_number_of_features",
+]
+
 Value = TypeVar("Value")
 
 ROWS, FEATURES = 200, 5

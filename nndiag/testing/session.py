@@ -22,13 +22,33 @@ from nndiag.errors import (
     NNDiagError,
     SettingsError,
 )
-from nndiag.pytest_plugin import DIAGNOSES
 from nndiag.render import story
 from nndiag.report import Report
 from nndiag.settings import Settings
 from nndiag.testing.expected import Verdict
 
+__all__ = [
+    "BASELINES",
+    "DIAGNOSES",
+    "FORMATS",
+    "MARKER",
+    "Diagnosis",
+    "as_config",
+    "baselines",
+    "command",
+    "file_name",
+    "keep",
+    "of_the_user",
+    "settings_for",
+    "settings_of",
+    "tell",
+    "tell_baseline",
+    "title_of",
+]
+
 MARKER = "nndiag"
+DIAGNOSES = pytest.StashKey[list[dict[str, Any]]]()
+"""What a test's models were found to have, until its report takes that along."""
 _MARKED = ("select", "ignore", "thresholds", "fail_on", "seed")
 _NAMES = ("report", "format", "fail_on", "select", "ignore", "baseline")
 _SETTINGS = pytest.StashKey[Settings]()

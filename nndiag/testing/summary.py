@@ -10,6 +10,8 @@ from typing import Any
 from nndiag.render import story
 from nndiag.testing import session
 
+__all__ = ["MOST", "MOST_LINES", "tell"]
+
 MOST, MOST_LINES = 20, 3
 
 

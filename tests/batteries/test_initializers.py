@@ -108,11 +108,13 @@ EXPECTED["dirac"] |= {"takes": "Conv1d, Conv2d, Conv3d", "draws": False}
 EXPECTED["zeros"] |= {"takes": "dense, Conv1d, Conv2d, Conv3d", "draws": False}
 
 
+@pytest.mark.one_in(11)
 @parametrize_initializers(ALL, declared=DECLARED, expect=EXPECTED)
 def test_torchs_and_ours(check):
     check()
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(("fn", "variance", "law"), CLAIMED.values(), ids=CLAIMED)
 def test_each_has_the_variance_that_its_paper_gives_it(fn, variance, law):
     result = INITIALIZER.result("variance-law", Initializer(fn, variance), {}, {})
@@ -120,6 +122,7 @@ def test_each_has_the_variance_that_its_paper_gives_it(fn, variance, law):
     assert (result.status, result.told) == ("holds", "")
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(("fn", "variance", "law"), CLAIMED.values(), ids=CLAIMED)
 def test_none_has_a_variance_that_is_a_tenth_more(fn, variance, law):
     def more(fan_in, fan_out):
@@ -297,6 +300,7 @@ BROKEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(("name", "fn", "message"), BROKEN)
 def test_what_breaks_a_law_fails(name, fn, message):
     with pytest.raises(errors.FindingsError, match=f"(?m)^  {name}: .*{message}"):
@@ -309,6 +313,7 @@ def he(tensor, root=True, swap=False, kernel=True, more=1.0):
     init.normal_(tensor, std=more * (math.sqrt(2 / fan) if root else 2 / fan))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -407,6 +412,7 @@ def test_an_error_that_is_no_refusal_is_a_failure():
 # -- what is left behind --------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("fn", [init.orthogonal_, with_numpy, reseeded, left_without_gradients])
 def test_the_process_is_as_it_was(fn):
     torch.manual_seed(3)

@@ -42,6 +42,7 @@ def failures(factory, shape=FLAT):
 # --- what the papers say -------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("layers", LAYERS, ids=LAYERS.values())
 @pytest.mark.parametrize(
     "options",
@@ -100,6 +101,7 @@ def test_layer_norm_is_bas(layers, of, shape, affine):
     assert measured == {"axes": "sample", "batch-of-one": "works"}
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("layers", LAYERS, ids=LAYERS.values())
 @pytest.mark.parametrize(
     ("groups", "axes"), [(1, "sample"), (2, "group"), (3, "group"), (6, "channel")]

@@ -59,8 +59,11 @@ def check(subject: Subject) -> Report:
     return nndiag.check(*subject, config=False)
 
 
-def verdict(case: Fault | Healthy, subject: Subject, curves: bool = True) -> Verdict:
-    report = check(subject)
+def verdict(case: Fault | Healthy, subject: Subject) -> Verdict:
+    return verdict_of(case, check(subject))
+
+
+def verdict_of(case: Fault | Healthy, report: Report, curves: bool = True) -> Verdict:
     rule = case.rule if isinstance(case, Fault) else ""
     own = next((f for f in report.findings if f.rule == rule), None)
     return Verdict(

@@ -23,6 +23,7 @@ from calibration import (
     faults_gradients,
     faults_values,
     faults_weights,
+    findings,
     judge,
     labels,
     labels_file,
@@ -31,6 +32,7 @@ from calibration import (
 )
 from calibration.cases import Fault, Subject
 from calibration.faults import FAULTS, KINDS, WHY
+from nndiag.report import Report
 from nndiag.rule import discover
 
 
@@ -55,16 +57,24 @@ def _wrong(case: Fault) -> bool:
 
 
 CASES = representative()
+WRONG = [*{case.kind: case for case in FAULTS if _wrong(case)}.values()]
 
 
 @pytest.fixture(scope="module")
-def judged() -> pd.DataFrame:
-    verdicts, measured = [], {}
+def checked() -> dict[str, tuple[Report, float]]:
+    """Each case's report, and its label."""
+    done = {}
     for case in CASES:
         subject = case.build()
-        verdicts.append(judge.verdict(case, subject, curves=False))
-        measured[case.name] = float(case.measure(subject))
-    return judge.table(CASES, verdicts, measured)
+        report = judge.check(subject)
+        done[case.name] = report, float(case.measure(subject))
+    return done
+
+
+@pytest.fixture(scope="module")
+def judged(checked) -> pd.DataFrame:
+    verdicts = [judge.verdict_of(case, checked[case.name][0], curves=False) for case in CASES]
+    return judge.table(CASES, verdicts, {name: label for name, (_, label) in checked.items()})
 
 
 # -- the corpus ------------------------------------------------------------------------------------
@@ -136,6 +146,7 @@ def test_the_network_that_faults_are_injected_into_had_learned():
 # -- judged ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_labels_are_what_they_were(judged):
     stored = labels_file.read()
     for row in judged.itertuples():
@@ -144,6 +155,7 @@ def test_labels_are_what_they_were(judged):
         assert row.label == pytest.approx(stored[row.case], rel=0.1), row.case
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("goal", list(page.GOALS))
 def test_faults_are_found_named_first_and_placed(judged, goal):
     sick = judged[judged["sick"]]
@@ -152,11 +164,22 @@ def test_faults_are_found_named_first_and_placed(judged, goal):
     assert 1 - len(missed) / len(sick) >= page.GOALS[goal], missed
 
 
+@pytest.mark.exhaustive
 def test_nothing_false_is_said(judged):
     false = judged[judged["false_alarms"] != ""]
     assert false[["case", "first_rule", "first_layer", "false_alarms"]].values.tolist() == []
 
 
+def test_what_is_said_of_each_is_what_is_written_down(checked):
+    """Of all cases: test_findings.py."""
+    was = findings.read()
+    now = {name: findings.rows(report) for name, (report, _) in checked.items()}
+    now |= findings.said_now(findings.Case("fault", case.name, case.build) for case in WRONG)
+    assert findings.differences({name: was[name] for name in now}, now) == []
+    assert {case.kind for case in (*CASES, *WRONG)} == set(KINDS)
+
+
+@pytest.mark.exhaustive
 def test_no_rule_crashes(judged):
     assert judged["crashed"].sum() == 0
 

@@ -153,7 +153,7 @@ def test_a_check_leaves_the_running_statistics_as_they_were():
 def test_a_batch_of_one_is_an_error_that_names_the_layer():
     model = nn.Sequential(nn.Linear(8, 4), normalization.BatchNorm1d(4))
 
-    with pytest.raises(nndiag.CaptureError, match=r"raised in 1 \(BatchNorm1d\)[\s\S]*CureError"):
+    with pytest.raises(nndiag.CaptureError, match=r"raised in 1 \(BatchNorm1d\)[\s\S]*FixError"):
         nndiag.check(model, torch.randn(1, 8), config=False)
 
 

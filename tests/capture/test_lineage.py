@@ -8,13 +8,14 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import look, row
 from torch import nn
 
 from nndiag.capture.lineage import RESHAPED, Trail, joined, reduced, reshaped, viewed
-from nndiag.measure import Axes
+from nndiag.layout import Axes
 
 N, C = 4, 6
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
@@ -48,7 +49,7 @@ def factorisations(total, most=4):
     ]
 
 
-@settings(deadline=None, max_examples=150)
+@tried(150)
 @given(old=shapes, data=st.data())
 def test_a_reshape_keeps_the_unit_axis_exactly_where_one_is_left(old, data):
     unit = data.draw(st.integers(0, len(old) - 1))
@@ -66,7 +67,7 @@ def test_a_reshape_keeps_the_unit_axis_exactly_where_one_is_left(old, data):
     assert trail.axes.unit is not None or trail.why_no_units == RESHAPED
 
 
-@settings(deadline=None, max_examples=150)
+@tried(150)
 @given(old=shapes, data=st.data())
 def test_a_reshape_keeps_the_samples_only_where_they_are_the_slowest_part_of_an_axis(old, data):
     batch = data.draw(st.integers(0, len(old) - 1))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import look, row
 from torch import nn
@@ -331,7 +332,7 @@ def test_recomputing_gates_and_rows_draws_no_random_number():
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch may copy the input
-@settings(deadline=None, max_examples=80)
+@tried(80)
 @given(
     size=st.integers(4, 9), kernel=st.integers(1, 4), stride=st.integers(1, 3),
     dilation=st.integers(1, 2), padding=st.integers(0, 3) | st.sampled_from(["same", "valid"]),

@@ -1,4 +1,4 @@
-"""On a CUDA device nndiag sees, judges and cures what it does on the CPU, and waits no oftener.
+"""On a CUDA device nndiag sees, judges and repairs what it does on the CPU, and waits no oftener.
 
 ``pytest tests/cuda`` on a machine that has one.
 """
@@ -149,7 +149,7 @@ class TwoHomes(nn.Module):
         return self.second(F.relu(self.first(x)).to(CUDA))
 
 
-def test_a_model_on_two_devices_is_seen_and_cured():
+def test_a_model_on_two_devices_is_seen_and_repaired():
     model, x = TwoHomes(), torch.randn(64, 6)
     with torch.no_grad():
         model.first.bias.fill_(-20.0)
@@ -208,11 +208,11 @@ def test_the_devices_generator_stands_where_it_stood(name):
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
-# -- cures ------------------------------------------------------------------------------------
+# -- repairs ----------------------------------------------------------------------------------
 
 
 @every_rule
-def test_what_is_cured_on_the_cpu_is_cured_on_the_device(name):
+def test_what_is_repaired_on_the_cpu_is_repaired_on_the_device(name):
     names = example(name, 0)
     arguments = {"allow": "all", "config": False, "loss_fn": names.get("loss_fn")}
     expected = nndiag.repair(names["model"], names["batch"], **arguments)
@@ -222,14 +222,12 @@ def test_what_is_cured_on_the_cpu_is_cured_on_the_device(name):
         repair = nndiag.repair(model, batch, **arguments)
 
     assert said(repair.after) == said(expected.after)
-    assert [s.prescription.name for s in repair.taken] == [
-        s.prescription.name for s in expected.taken
-    ]
+    assert [s.fix.kind for s in repair.taken] == [s.fix.kind for s in expected.taken]
     tensors = [*repair.model.parameters(), *repair.model.buffers()]
     assert {t.device.type for t in tensors} <= {"cuda"}
 
 
-def test_the_patch_makes_of_a_fresh_copy_the_cured_model():
+def test_the_patch_makes_of_a_fresh_copy_the_repaired_model():
     names = example("init-scale", 0)
     model, batch = there(names["model"]), there(names["batch"])
     repair = nndiag.repair(model, batch, loss_fn=names.get("loss_fn"), config=False)
@@ -237,8 +235,8 @@ def test_the_patch_makes_of_a_fresh_copy_the_cured_model():
 
     repair.apply(model, batch)
 
-    for mine, cured in zip(model.parameters(), repair.model.parameters(), strict=True):
-        assert torch.equal(mine, cured)
+    for mine, theirs in zip(model.parameters(), repair.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_a_trial_trains_on_the_device():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nndiag.errors import CureError
+from nndiag.errors import FixError
 from nndiag.fixes import activations as ours
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -191,7 +191,7 @@ def test_a_slope_for_each_unit_is_torchs(samples, units, rest, dtype, seed):
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (3, 2)], ids=str)
 def test_prelu_says_which_inputs_have_a_unit_for_each_slope(shape):
-    with pytest.raises(CureError, match=r"has 3 slopes but got f32\[.*needs an input \[N, 3, …\]"):
+    with pytest.raises(FixError, match=r"has 3 slopes but got f32\[.*needs an input \[N, 3, …\]"):
         ours.PReLU(3)(torch.zeros(shape))
 
 
@@ -395,22 +395,22 @@ class Doubled(nn.Linear):
 
 def test_maxout_says_what_it_can_be_made_of():
     with pytest.raises(
-        CureError, match=r"^Maxout\.of got a LSTM\. Legal are nn\.Linear, nn\.Conv1d"
+        FixError, match=r"^Maxout\.of got a LSTM\. Legal are nn\.Linear, nn\.Conv1d"
     ):
         ours.Maxout.of(nn.LSTM(3, 3))
-    with pytest.raises(CureError, match=r"^Maxout got a ReLU\. Legal are nn\.Linear"):
+    with pytest.raises(FixError, match=r"^Maxout got a ReLU\. Legal are nn\.Linear"):
         ours.Maxout(nn.ReLU(), 2)
-    with pytest.raises(CureError, match=r"^Maxout\.of got a Doubled\."):
+    with pytest.raises(FixError, match=r"^Maxout\.of got a Doubled\."):
         ours.Maxout.of(Doubled(3, 3))
     assert ours.Maxout(Doubled(3, 4), 2)(torch.zeros(1, 3)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("pieces", [0, -2, 3])
 def test_maxout_says_when_outputs_do_not_divide_into_pieces(pieces):
-    with pytest.raises(CureError, match=rf"pieces={pieces} for a Linear of 4 outputs: these must"):
+    with pytest.raises(FixError, match=rf"pieces={pieces} for a Linear of 4 outputs: these must"):
         ours.Maxout(nn.Linear(2, 4), pieces)
 
 
 def test_a_maximum_over_nothing_is_refused():
-    with pytest.raises(CureError, match="pieces=0: a maximum is over at least 1"):
+    with pytest.raises(FixError, match="pieces=0: a maximum is over at least 1"):
         ours.Maxout.of(nn.Linear(2, 4), 0)

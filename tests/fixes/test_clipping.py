@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nndiag.errors import CureError
+from nndiag.errors import FixError
 from nndiag.fixes.clipping import clip_grad_norm_, clip_grad_value_
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -110,7 +110,7 @@ def test_a_norm_that_is_no_number_changes_nothing_and_says_where(bad):
     grads = of(3.0, 4.0), of(1.0, bad, 2.0), of(bad)
     parameters = with_grads(*grads)
 
-    with pytest.raises(CureError) as caught:
+    with pytest.raises(FixError) as caught:
         clip_grad_norm_(parameters, 1.0)
 
     norm = "nan" if math.isnan(bad) else "inf"
@@ -133,7 +133,7 @@ def test_torch_spreads_a_nan_to_all_gradients_and_lets_an_infinity_erase_them():
 
 def test_a_norm_too_large_for_its_dtype_is_no_number_either():
     apart = with_grads(of(3e38), of(3e38))
-    with pytest.raises(CureError, match=r"norm of the gradients is inf\. Nothing was changed"):
+    with pytest.raises(FixError, match=r"norm of the gradients is inf\. Nothing was changed"):
         clip_grad_norm_(apart, 1.0, norm_type=1)
     assert [p.grad.item() for p in apart] == [of(3e38).item()] * 2
 
@@ -235,6 +235,6 @@ def test_thresholds_are_more_than_zero(value):
         "clip_grad_norm_ got norm_type": lambda: clip_grad_norm_(parameters, 1.0, value),
         "clip_grad_value_ got clip_value": lambda: clip_grad_value_(parameters, value),
     }.items():
-        with pytest.raises(CureError, match=f"^{name}={value}: legal is any number more than 0"):
+        with pytest.raises(FixError, match=f"^{name}={value}: legal is any number more than 0"):
             clip()
     assert parameters[0].grad.tolist() == [3.0, 4.0]

@@ -9,13 +9,14 @@ import bitwise
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import nndiag
-from nndiag.errors import BatchError, CureError
+from nndiag.errors import BatchError, FixError
 from nndiag.fixes.data_init import class_prior_bias_, data_bias_, lsuv_
 from nndiag.fixes.initialization import he_normal_, positive_bias_, small_normal_, unit_normal_
 
@@ -105,7 +106,7 @@ def as_written(model, batch, tolerance=0.1, attempts=10):
 
 @pytest.mark.parametrize("training", [True, False])
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=5)
+@tried(5)
 def test_one_pass_does_what_the_algorithm_does_in_many(seed, training):
     ours = residual(seed).train(training)
     positive_bias_(ours, 0.3)
@@ -125,7 +126,7 @@ def test_one_pass_does_what_the_algorithm_does_in_many(seed, training):
     orthogonal=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60)
+@tried(60)
 def test_every_layer_that_ran_gives_unit_variance(
     depth, width, activation, dtype, start, orthogonal, seed
 ):
@@ -383,9 +384,9 @@ def trained():
 
 
 @pytest.mark.parametrize(
-    "cure", [lambda m: lsuv_(m, images, orthogonal=False), lambda m: data_bias_(m, images)]
+    "fix", [lambda m: lsuv_(m, images, orthogonal=False), lambda m: data_bias_(m, images)]
 )
-def test_only_what_was_settled_differs_afterwards(cure):
+def test_only_what_was_settled_differs_afterwards(fix):
     model = trained()
     parameters = {id(p) for p in model.parameters()}
     buffers = {n: b.clone() for n, b in model.named_buffers()}
@@ -397,7 +398,7 @@ def test_only_what_was_settled_differs_afterwards(cure):
         for m in model.modules()
     ]
     with bitwise.untouched():  # the process: random generators, settings
-        cure(model)
+        fix(model)
     assert {id(p) for p in model.parameters()} == parameters
     assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
     assert all(a is b for a, b in zip([p.grad for p in model.parameters()], grads, strict=True))
@@ -453,7 +454,7 @@ def test_after_an_error_lsuv_leaves_everything_as_it_was(make, batch, message, o
     for drawn_by in (None, generator):
         with (
             bitwise.untouched(model, generator),
-            pytest.raises((CureError, RuntimeError), match=message),
+            pytest.raises((FixError, RuntimeError), match=message),
         ):
             lsuv_(model, batch, orthogonal=orthogonal, generator=drawn_by)
 
@@ -462,23 +463,23 @@ def test_after_an_error_lsuv_leaves_everything_as_it_was(make, batch, message, o
 def test_after_an_error_centring_leaves_everything_as_it_was(case):
     make, batch, message = FAULTS[case]
     model = make()
-    with bitwise.untouched(model), pytest.raises((CureError, RuntimeError), match=message):
+    with bitwise.untouched(model), pytest.raises((FixError, RuntimeError), match=message):
         data_bias_(model, batch)
 
 
 def test_a_parametrization_that_refuses_the_orthonormal_start_changes_nothing():
     model = trained()
     parametrizations.orthogonal(model.start, orthogonal_map="cayley", use_trivialization=False)
-    with bitwise.untouched(model), pytest.raises(CureError, match=r"start\.weight cannot be set"):
+    with bitwise.untouched(model), pytest.raises(FixError, match=r"start\.weight cannot be set"):
         lsuv_(model, images)
 
 
-@pytest.mark.parametrize("cure", [lsuv_, data_bias_])
-def test_a_batch_that_does_not_fit_changes_nothing(cure):
+@pytest.mark.parametrize("fix", [lsuv_, data_bias_])
+def test_a_batch_that_does_not_fit_changes_nothing(fix):
     model = trained()
     for batch in ((), torch.zeros(0, 3, 8, 8), {"y": images}, "images"):
         with bitwise.untouched(model), pytest.raises(BatchError):
-            cure(model, batch)
+            fix(model, batch)
 
 
 @pytest.mark.parametrize(
@@ -508,7 +509,7 @@ def test_a_batch_that_does_not_fit_changes_nothing(cure):
     ],
 )
 def test_what_cannot_be_settled_is_said(call, message):
-    with pytest.raises(CureError, match=message):
+    with pytest.raises(FixError, match=message):
         call()
 
 
@@ -520,7 +521,7 @@ def test_what_cannot_be_settled_is_said(call, message):
     training=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=20)
+@tried(20)
 def test_every_unit_is_centred_at_the_first_call_of_its_layer(dtype, training, seed):
     model = residual(seed).to(dtype).train(training)
     model.drop.eval()
@@ -628,7 +629,7 @@ def test_a_head_of_pixels_takes_labels_of_pixels():
 )
 def test_labels_that_do_not_fit_the_head_are_said(head, labels, options, message):
     before = copy.deepcopy(head.state_dict())
-    with pytest.raises(CureError, match=message):
+    with pytest.raises(FixError, match=message):
         class_prior_bias_(head, torch.tensor(labels), **options)
     for name, value in head.state_dict().items():
         assert torch.equal(value, before[name])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 
-from nndiag.errors import CureError
+from nndiag.errors import FixError
 from nndiag.fixes import normalization as ours
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -340,7 +340,7 @@ def test_a_batch_of_one_value_a_unit_is_refused_and_leaves_no_trace(name, dims, 
     x = torch.zeros((samples, 3, 1, 1, 1)[:dims])
 
     with pytest.raises(
-        CureError, match=rf"^{name}\(3\) got f32\[.* in training mode: with {samples} values a unit"
+        FixError, match=rf"^{name}\(3\) got f32\[.* in training mode: with {samples} values a unit"
     ):
         norm(x)
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
@@ -351,7 +351,7 @@ def test_a_batch_of_one_value_a_unit_is_refused_and_leaves_no_trace(name, dims, 
 
 
 def test_a_batch_of_one_is_refused_in_eval_mode_too_where_nothing_is_remembered():
-    with pytest.raises(CureError, match="in eval mode, without running statistics"):
+    with pytest.raises(FixError, match="in eval mode, without running statistics"):
         ours.BatchNorm1d(3, track_running_stats=False).eval()(torch.zeros(1, 3))
 
 
@@ -359,7 +359,7 @@ def test_a_batch_of_one_is_refused_in_eval_mode_too_where_nothing_is_remembered(
 def test_an_eps_of_nothing_is_refused_where_the_batch_is_used(eps):
     norm = ours.BatchNorm1d(3, eps=eps)
 
-    with pytest.raises(CureError, match=rf"^BatchNorm1d\(3\) has eps={eps}\. Legal is more than 0"):
+    with pytest.raises(FixError, match=rf"^BatchNorm1d\(3\) has eps={eps}\. Legal is more than 0"):
         norm(torch.ones(4, 3))
     assert norm.num_batches_tracked == 0
     if eps == 0:
@@ -378,7 +378,7 @@ def test_an_eps_of_nothing_is_refused_where_the_batch_is_used(eps):
     ],
 )
 def test_batch_norm_says_which_shapes_are_legal(name, shape, legal):
-    with pytest.raises(CureError, match=rf"^{name}\(3\) got f32\[.*\]\. Legal is {legal}\.$"):
+    with pytest.raises(FixError, match=rf"^{name}\(3\) got f32\[.*\]\. Legal is {legal}\.$"):
         getattr(ours, name)(3)(torch.zeros(shape))
 
 
@@ -455,18 +455,18 @@ def test_scale_and_shift_of_a_sample_do_not_matter(make, scale, shift, seed):
 
 
 def test_they_say_which_shapes_are_legal():
-    with pytest.raises(CureError, match=r"^LayerNorm\(4, 2\) got f32\[3, 2\]\. Legal is \[\*, 4"):
+    with pytest.raises(FixError, match=r"^LayerNorm\(4, 2\) got f32\[3, 2\]\. Legal is \[\*, 4"):
         ours.LayerNorm((4, 2))(torch.zeros(3, 2))
-    with pytest.raises(CureError, match=r"^LayerNorm\(4\) got f32\[\]\."):
+    with pytest.raises(FixError, match=r"^LayerNorm\(4\) got f32\[\]\."):
         ours.LayerNorm(4)(torch.tensor(0.0))
     for x in (torch.zeros(4), torch.zeros(2, 3)):
-        with pytest.raises(CureError, match=r"^GroupNorm\(2, 4\) got f32\[.* Legal is \[N, 4, …\]"):
+        with pytest.raises(FixError, match=r"^GroupNorm\(2, 4\) got f32\[.* Legal is \[N, 4, …\]"):
             ours.GroupNorm(2, 4)(x)
 
 
 @pytest.mark.parametrize("groups", [0, 3])
 def test_groups_divide_the_channels(groups):
-    with pytest.raises(CureError, match=f"num_groups={groups} for 4 channels: the groups are of"):
+    with pytest.raises(FixError, match=f"num_groups={groups} for 4 channels: the groups are of"):
         ours.GroupNorm(groups, 4)
 
 

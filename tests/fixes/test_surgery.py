@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import nndiag
-from nndiag.errors import BatchError, CureError
+from nndiag.errors import BatchError, FixError
 from nndiag.fixes import normalization
 from nndiag.fixes.surgery import insert_after, insert_before, recalibrate_, swap
 
@@ -340,7 +340,7 @@ def test_hooks_of_both_modules_are_refused_and_nothing_changes():
     old = model[1]
     old.register_forward_hook(lambda *a: log.append("old"))
     new.register_forward_hook(lambda *a: log.append("new"))
-    with pytest.raises(CureError, match="Register those afterwards"):
+    with pytest.raises(FixError, match="Register those afterwards"):
         swap(model, "1", new)
     model(torch.ones(2, 4))
 
@@ -397,7 +397,7 @@ class Own(nn.Module):
 def refused(function, name, new, message):
     model = Own()
     before = tensors(model), modes(model), list(model.named_modules())
-    with pytest.raises(CureError) as caught:
+    with pytest.raises(FixError) as caught:
         function(model, name, new)
     assert str(caught.value) == message
     assert (tensors(model), modes(model), list(model.named_modules())) == before
@@ -438,7 +438,7 @@ def test_a_module_with_parameters_or_buffers_is_not_exchanged(name, message):
 
 def test_a_module_with_a_buffer_only_is_not_exchanged():
     model = nn.Sequential(Frozen())
-    with pytest.raises(CureError, match="owns running_mean"):
+    with pytest.raises(FixError, match="owns running_mean"):
         swap(model, "0", nn.Tanh())
 
 
@@ -454,7 +454,7 @@ def test_what_is_no_module_is_refused(function):
 def test_a_circle_is_refused(function):
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU()))
     for new in (model, model[1], nn.Sequential(model[1])):
-        with pytest.raises(CureError, match="holds the place of"):
+        with pytest.raises(FixError, match="holds the place of"):
             function(model, "1.0", new)
     assert isinstance(model[1][0], nn.ReLU)
 
@@ -462,7 +462,7 @@ def test_a_circle_is_refused(function):
 @every_insertion
 def test_a_layer_is_not_inserted_into_itself(insert):
     model = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(CureError, match="holds the place of"):
+    with pytest.raises(FixError, match="holds the place of"):
         insert(model, "0", nn.Sequential(model[0]))
     assert [*model[0].children()] == []
 
@@ -483,7 +483,7 @@ def test_inserting_twice_is_refused(insert, name, affine):
     insert(model, name, nn.LayerNorm(4, elementwise_affine=affine))
     once = copy.deepcopy(model)
     with pytest.raises(
-        CureError, match=rf"^insert: {name} \((Linear|Filter|Sequential)\) (has a|holds)"
+        FixError, match=rf"^insert: {name} \((Linear|Filter|Sequential)\) (has a|holds)"
     ):
         insert(model, name, nn.LayerNorm(4))
 
@@ -506,7 +506,7 @@ def test_at_a_module_that_holds_others_nothing_is_inserted(insert, make, message
     """Its own forward may call all children, and would call one more."""
     model = nn.Sequential(make())
     before = str(model)
-    with pytest.raises(CureError) as caught:
+    with pytest.raises(FixError) as caught:
         insert(model, "0", nn.LayerNorm(4))
 
     assert str(caught.value).endswith(message)
@@ -1003,7 +1003,7 @@ def test_a_data_loader_with_targets_is_a_stream():
     ],
 )
 def test_without_running_statistics_there_is_nothing_to_estimate(model):
-    with pytest.raises(CureError, match="no layer of Sequential keeps running statistics"):
+    with pytest.raises(FixError, match="no layer of Sequential keeps running statistics"):
         recalibrate_(model, torch.ones(8, 4))
 
 
@@ -1045,6 +1045,7 @@ def looks_the_same(report, expected):
     assert story(report) == story(expected)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(32), lambda: nn.LayerNorm(32)])
 @pytest.mark.parametrize("std", [None, 0.003, 1.0])
 @pytest.mark.parametrize("how", ["after the layer", "before the activation"])

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,14 +48,7 @@ class Subject:
 
 
 SUBJECTS: dict[str, Subject] = {}
-# Looking harder than the suite has time for: NNDIAG_LAWS=10 tries ten times as many examples.
-TIMES = int(os.environ.get("NNDIAG_LAWS", "1"))
 seeds = st.integers(0, 3)
-
-
-def tried(examples: int) -> settings:
-    """How many examples of a law are looked at."""
-    return settings(max_examples=examples * TIMES)
 
 
 def any_subject(but: tuple[str, ...] = (), only: Callable[[Subject], bool] | None = None) -> Any:

@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from effort import tried
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from subjects import (
@@ -19,7 +20,6 @@ from subjects import (
     Residual,
     any_subject,
     check,
-    tried,
     usual,
 )
 from torch import nn
@@ -387,7 +387,7 @@ def rescaled(model, scales):
 
 
 # Whether all that enters a unit has one sign is no property of the function: turning units round is
-# the very cure. A collapse may begin one layer on, for the means that hid it have gone.
+# the very fix. A collapse may begin one layer on, for the means that hid it have gone.
 TURNED = {"non-zero-centered", "signal-collapse"}
 
 

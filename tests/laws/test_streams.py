@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import torch
 import torch.nn.functional as F
+from effort import tried
 from hypothesis import example, given
 from hypothesis import strategies as st
-from subjects import SUBJECTS, N, any_subject, check, tried
+from subjects import SUBJECTS, N, any_subject, check
 from torch import nn
 from verdict import found, leading, verdict
 

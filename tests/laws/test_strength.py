@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+from effort import tried
 from hypothesis import given
 from hypothesis import strategies as st
 from subjects import (
@@ -22,7 +23,6 @@ from subjects import (
     mlp,
     sequences,
     transformer,
-    tried,
     vectors,
 )
 from torch import nn

@@ -18,15 +18,24 @@ def seeded():
     torch.manual_seed(0)
 """
 
+# Workers are processes, which each load torch: ``make test`` has them in one test.
+WITH_WORKERS = ("-n", "2")
+both_quick = pytest.mark.parametrize(
+    "workers", [(), WITH_WORKERS], ids=["plain", "with workers"], indirect=True
+)
 both = pytest.mark.parametrize(
-    "workers", [(), ("-n", "2")], ids=["plain", "with workers"], indirect=True
+    "workers",
+    [(), pytest.param(WITH_WORKERS, marks=pytest.mark.exhaustive)],
+    ids=["plain", "with workers"],
+    indirect=True,
 )
 
 
 def cases(names: str, values: list[tuple[object, ...]]) -> pytest.MarkDecorator:
     """Each case in one process; the first one with workers, too."""
-    given = [(*value, ()) for value in values] + [(*values[0], ("-n", "2"))]
-    return pytest.mark.parametrize(f"{names},workers", given, indirect=["workers"])
+    plain = [(*value, ()) for value in values]
+    first = pytest.param(*values[0], WITH_WORKERS, marks=pytest.mark.exhaustive)
+    return pytest.mark.parametrize(f"{names},workers", [*plain, first], indirect=["workers"])
 
 
 SICK = "def test_sick(diagnose):\n    diagnose(sick(), batch(), loss_fn=F.cross_entropy)\n"

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -141,7 +142,7 @@ def test_how_large_a_weight_has_to_be_is_as_the_docstring_says(seeds, values):
 
 
 @given(seeds=st.integers(5, 50), count=st.integers(1, 5000))
-@settings(max_examples=50)
+@tried(50)
 def test_the_rate_of_a_run_is_shared_among_its_numbers(seeds, count):
     from scipy import stats
 

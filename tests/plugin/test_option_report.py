@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
-from plugin_parts import DEAD, HEAD, SICK, WELL, both
+from plugin_parts import DEAD, HEAD, SICK, WELL, both, both_quick
 
 from nndiag import Report
 
 
-@both
+@both_quick
 def test_every_report_is_there_and_one_index_lists_them(inner, saved, section, pytester):
     result = inner(SICK + WELL + DEAD, "--nndiag-report=out")
 

@@ -8,33 +8,35 @@ from typing import Any, cast
 import numpy as np
 import samples
 
-from nndiag.fixes.repair import Repair, Step
+from nndiag.fixes.actions import Action
+from nndiag.fixes.fix import Fix
+from nndiag.fixes.result import Repair, Step
 from nndiag.fixes.trial import Trial
 from nndiag.report import Report
-from nndiag.rule import Prescription
 from nndiag.stats import FlatStats, Node
 
 NO_MODEL = cast(Any, None)  # what renders a repair has no business with its model
 
-REDRAW = Prescription(
-    "Draw the weights of encoder.0 again, He.",
-    "They are 11.3 times as large as they should be.",
-    'nn.init.normal_(model.get_parameter("encoder.0.weight"), std=(2 / 4) ** 0.5)',
+REDRAW = Fix(
     "redraw",
+    "Re-initialise encoder.0 with He weights.",
+    "They are 11.3 times as large as they should be.",
     "each layer's output is as large as its input",
     "weights",
+    (Action("draw-normal", ("encoder.0.weight",), (2**0.5, 4)),),
 )
-NORMALIZE = Prescription(
-    "Put BatchNorm1d before encoder.2, and a ReLU in its place.",
-    code='from nndiag import fixes\n\nfixes.swap(model, "encoder.2", nn.ReLU())',
-    name="normalize",
+SWAP = Fix(
+    "swap-activation",
+    "Replace tanh by ReLU at encoder.2.",
     changes="architecture",
+    actions=(Action("swap", ("encoder.2",), ("ReLU",)),),
+    source="In __init__, replace nn.Tanh() by nn.ReLU().",
 )
 
 
 def step(
     rule: str = "init-scale",
-    cure: Prescription = REDRAW,
+    fix: Fix = REDRAW,
     reason: str = "init-scale is gone",
     *,
     taken: bool = True,
@@ -44,7 +46,7 @@ def step(
         rule,
         samples.RULES[rule].RULE.code,
         layers,
-        cure,
+        fix,
         taken,
         reason,
         not reason.startswith("not tried"),
@@ -105,15 +107,13 @@ def before() -> Report:
     return replace(report, snapshot=replace(report.snapshot, layers=tuple(layers)))
 
 
-def cured() -> Repair:
+def repaired() -> Repair:
     return repair(
         before(),
         after(),
-        step(taken=False, cure=samples.CURE, reason="init-scale stays as it is"),
+        step(taken=False, fix=samples.FIX, reason="init-scale stays as it is"),
         step(),
-        step(
-            "saturation", NORMALIZE, "saturation is gone", layers=("encoder.2", "encoder.4", "head")
-        ),
+        step("saturation", SWAP, "saturation is gone", layers=("encoder.2", "encoder.4", "head")),
         trial=trained_better(),
         held_out=(samples.sick(), samples.healthy()),
         notes=("make the optimiser again from the repaired model's parameters",),
@@ -133,14 +133,14 @@ def better() -> Repair:
 
 
 def safe() -> Repair:
-    """A trained model, and leave for nothing: three cures not tried, one of them at two places."""
+    """A trained model, and leave for nothing: three fixes not tried, one of them at two places."""
     trained = "not tried: the model looks trained (norm.weight is not the constant it starts as)"
     architecture = "not tried: it changes the architecture, which allow='all' permits"
     steps = (
         step(taken=False, reason=trained),
         step("dead-relu", REDRAW, trained, taken=False, layers=("encoder.1/relu", "encoder.3")),
         step("dead-relu", REDRAW, trained, taken=False, layers=("encoder.1/relu",)),
-        step("saturation", NORMALIZE, architecture, taken=False, layers=("encoder.2",)),
+        step("saturation", SWAP, architecture, taken=False, layers=("encoder.2",)),
     )
     return replace(repair(samples.sick(), samples.sick(), *steps), allow="safe")
 
@@ -159,7 +159,7 @@ def empty() -> Repair:
 
 
 def without_gradients() -> Repair:
-    made = cured()
+    made = repaired()
     bare = [
         replace(
             report,
@@ -177,8 +177,8 @@ def without_gradients() -> Repair:
 def hostile(name: str) -> Repair:
     """A repair in which everything that a model's author can name is called ``name``."""
     report = samples.hostile(name)
-    cure = Prescription(name, name, name, "redraw", name, "weights")
-    taken = Step(name, "ND1", (name,), cure, True, name)
+    fix = Fix("redraw", name, name, name, "weights", (Action("set-zeros", (name,)),), name)
+    taken = Step(name, "ND1", (name,), fix, True, name)
     refused = replace(taken, taken=False)
     return repair(
         report, report, taken, refused, trained=name, trial=tie(), held_out=(report, report),

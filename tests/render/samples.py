@@ -8,8 +8,9 @@ from types import ModuleType
 
 import numpy as np
 
+from nndiag.fixes.fix import advice
 from nndiag.report import Report
-from nndiag.rule import Finding, Outcome, Prescription, Rule, Threshold, Unjudged
+from nndiag.rule import Finding, Outcome, Rule, Threshold, Unjudged
 from nndiag.stats import (
     DirectionStats,
     Environment,
@@ -25,8 +26,8 @@ from nndiag.stats import (
     UnitStats,
 )
 
-CURE = Prescription(
-    "Start from Kaiming weights and zero bias.",
+FIX = advice(
+    "Re-initialise the weights (He), biases at zero.",
     "Half of a rectifier's input is dropped.",
     "nn.init.kaiming_normal_(layer.weight)",
 )
@@ -48,7 +49,7 @@ RULES = {
             "Units that no longer answer to their input.",
         ),
         rule_module(
-            Rule("ND103", "dead-relu", "warning", "activations", cures=(CURE,),
+            Rule("ND103", "dead-relu", "warning", "activations", fixes=(FIX,),
                  thresholds={
                      "share": Threshold(0.4, "measured: reports/calibration/dead-relu.md", 0, 1,
                                         "share"),
@@ -171,13 +172,13 @@ def sick() -> Report:
     root = Finding(
         "init-scale", "ND301", "error", "encoder.0.weight",
         "weights are 11.3 times as large as this layer needs", {"factor": 11.3}, 2.0, None, None,
-        (CURE,), measure="factor",
+        (FIX,), measure="factor",
         summary="Signals will blow up: the weights of encoder.0 are 11.3× too large.",
     )  # fmt: skip
     dead = [
         Finding(
             "dead-relu", "ND103", "warning", name, f"{n} of 256 units were zero on all 128 samples",
-            {"share": n / 256, "units": 256.0}, 0.4, "models/encoder.py:41", None, (CURE,),
+            {"share": n / 256, "units": 256.0}, 0.4, "models/encoder.py:41", None, (FIX,),
             measure="share",
         )
         for name, n in (("encoder.3.act", 110), ("encoder.1/relu", 156), ("encoder.5.act", 140))
@@ -236,7 +237,7 @@ def hostile(name: str) -> Report:
     """A report in which everything that a model's author can name is called ``name``."""
     finding = Finding(
         name, "ND103", "warning", name, name, {name: 1.0}, 0.5, f"{name}:3", None,
-        (Prescription(name, name, name),),
+        (advice(name, name, name),),
     )  # fmt: skip
     more = replace(finding, severity="error")
     after = replace(finding, cause=finding)
@@ -271,7 +272,7 @@ def large(layers: int = 200, units: int = 64) -> Report:
                    {"factor": 11.3}, 2.0, measure="factor")  # fmt: skip
     dead = [
         Finding("dead-relu", "ND103", "warning", r.name, f"{i} of 256 units were zero",
-                {"share": 0.4 + i / 1000}, 0.4, f"models/blocks.py:{i + 1}", None, (CURE,),
+                {"share": 0.4 + i / 1000}, 0.4, f"models/blocks.py:{i + 1}", None, (FIX,),
                 measure="share")
         for i, r in enumerate(rows)
     ]  # fmt: skip

@@ -38,11 +38,11 @@ TEXTS = {
     "sick.github.txt": lambda: lines.github(samples.sick()),
     "sick.concise.txt": lambda: lines.concise(samples.sick()),
     "findings.csv": lambda: csv.render(samples.sick())["findings.csv"],
-    "repair.txt": lambda: terminal.plain(repair.terminal(repairs.cured()), 100) + "\n",
+    "repair.txt": lambda: terminal.plain(repair.terminal(repairs.repaired()), 100) + "\n",
     "repair-safe.txt": lambda: terminal.plain(repair.terminal(repairs.safe()), 80) + "\n",
-    "repair.md": lambda: repair.markdown(repairs.cured()),
-    "repair.html": lambda: SCRIPT.sub("<script>…</script>", repair.html(repairs.cured())),
-    "repair-fragment.html": lambda: repair.fragment(repairs.cured()),
+    "repair.md": lambda: repair.markdown(repairs.repaired()),
+    "repair.html": lambda: SCRIPT.sub("<script>…</script>", repair.html(repairs.repaired())),
+    "repair-fragment.html": lambda: repair.fragment(repairs.repaired()),
 }
 
 

@@ -110,7 +110,7 @@ def test_everything_that_was_found_and_measured_is_on_the_page():
     for parameter in report.snapshot.parameters:
         assert parameter.name in text
     for words in (
-        "measured: reports/calibration/dead-relu.md", "Start from Kaiming weights", "head_aux",
+        "measured: reports/calibration/dead-relu.md", "Re-initialise the weights (He)", "head_aux",
         "encoder.lstm", "needs a virtual update", "ZeroDivisionError", "8 samples say little",
         "nndiag check net.py:net", "torch 2.13.0", "input-scale",
     ):  # fmt: skip

@@ -15,6 +15,7 @@ from nndiag import schema
 from nndiag.errors import ReportError
 from nndiag.render import csv, html, markdown, sarif, terminal
 from nndiag.render import json as saved
+from nndiag.report import Report
 from nndiag.rule import Finding
 
 REPORTS = {
@@ -32,7 +33,7 @@ def report(request):
 
 
 def again(report):
-    return saved.read(saved.render(report), "report.json")
+    return saved.read(Report, saved.render(report), "report.json")
 
 
 def strict(text):
@@ -137,7 +138,7 @@ def test_a_wrong_field_is_refused_by_reader_and_schema_alike(change, path):
     change(tree["report"])
 
     with pytest.raises(ReportError, match=rf"r\.json is no sound report: .*\b{path}"):
-        saved.read(json.dumps(tree), "r.json")
+        saved.read(Report, json.dumps(tree), "r.json")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(tree, json.loads(schema.published()))
 
@@ -146,26 +147,26 @@ def test_a_field_of_a_later_version_does_no_harm():
     tree = json.loads(saved.render(samples.sick()))
     tree["report"]["snapshot"]["layers"][0]["colour"] = "red"
 
-    same(samples.sick(), saved.read(json.dumps(tree), "r.json"))
+    same(samples.sick(), saved.read(Report, json.dumps(tree), "r.json"))
 
 
 @pytest.mark.parametrize("end", [0, 1, 20, 1000, -2])
 def test_a_file_that_was_cut_short_is_called_that(end):
     with pytest.raises(ReportError, match=r"r\.json is not JSON, or was cut short: .*to_json"):
-        saved.read(saved.render(samples.sick())[:end], "r.json")
+        saved.read(Report, saved.render(samples.sick())[:end], "r.json")
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{}", '{"schema": 1}'])
 def test_other_json_is_not_taken_for_a_report(text):
     with pytest.raises(ReportError, match=r"r\.json is JSON, but not a saved report"):
-        saved.read(text, "r.json")
+        saved.read(Report, text, "r.json")
 
 
 def test_a_form_of_the_future_names_the_version_that_reads_it():
     tree = {"schema": 2, "nndiag": "9.1", "report": {"anything": []}}
 
     with pytest.raises(ReportError, match=r"written by nndiag 9\.1 in form 2; .* reads form 1"):
-        saved.read(json.dumps(tree), "r.json")
+        saved.read(Report, json.dumps(tree), "r.json")
 
 
 @pytest.mark.parametrize("causes", [{0: 0}, {0: 1, 1: 0}, {0: 99}])
@@ -175,7 +176,7 @@ def test_causes_that_lead_nowhere_are_refused(causes):
         tree["report"]["findings"][index]["cause"] = cause
 
     with pytest.raises(ReportError, match="as its cause"):
-        saved.read(json.dumps(tree), "r.json")
+        saved.read(Report, json.dumps(tree), "r.json")
 
 
 def test_a_broken_packed_array_is_refused():
@@ -184,7 +185,7 @@ def test_a_broken_packed_array_is_refused():
     tree["report"]["snapshot"]["inputs"]["input"]["histogram"]["counts"]["deflate"] = "AAAA"
 
     with pytest.raises(ReportError, match=r"r\.json"):
-        saved.read(json.dumps(tree), "r.json")
+        saved.read(Report, json.dumps(tree), "r.json")
 
 
 def test_names_like_those_of_a_packed_array_are_not_taken_for_one():
@@ -213,7 +214,7 @@ SAVED = sorted(Path(__file__).with_name("saved").glob("report-*.json"))
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
 def test_what_an_older_version_saved_still_loads(path):
     """Files stay as the version wrote them that first had their form; none is ever remade."""
-    report = saved.read(path.read_text(encoding="utf-8"), str(path))
+    report = saved.read(Report, path.read_text(encoding="utf-8"), str(path))
 
     assert [f.layer for f in report.findings] == [f.layer for f in samples.sick().findings]
     assert report.snapshot.layers[0].output.mean == samples.sick().snapshot.layers[0].output.mean

@@ -69,7 +69,7 @@ def test_details_are_folded():
     text = markdown.render(samples.sick())
 
     assert text.count("<details>") == text.count("</details>") == 5
-    fix = text.index("fix: Start from Kaiming")
+    fix = text.index("fix: Re-initialise the weights")
     assert (
         text.rindex("<details>", 0, fix) > text.rindex("</details>", 0, fix)
         if ("</details>" in text[:fix])

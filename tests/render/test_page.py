@@ -280,7 +280,7 @@ def test_without_scripts_all_of_it_can_be_read(page):
 
 
 REPAIRS = {
-    "cured": repairs.cured,
+    "repaired": repairs.repaired,
     "better": repairs.better,
     "safe": repairs.safe,
     "hopeless": repairs.hopeless,
@@ -308,7 +308,7 @@ def test_a_repair_opens_and_fits(page, name, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["cured", "better", "safe", "empty"])
+@pytest.mark.parametrize("name", ["repaired", "better", "safe", "empty"])
 def test_axe_finds_nothing_about_a_repair(page, name, scheme):
     opened = page(REPAIRS[name](), color_scheme=scheme)
     opened.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
@@ -321,17 +321,17 @@ def boxes(opened: Any, selector: str) -> list[dict[str, float]]:
 
 
 def test_before_and_after_stand_side_by_side_and_on_a_phone_one_below_the_other(page):
-    old, new = boxes(page(repairs.cured(), width=1280), ".sides .figure")
+    old, new = boxes(page(repairs.repaired(), width=1280), ".sides .figure")
     assert old["y"] == new["y"]
     assert old["x"] + old["width"] <= new["x"]
 
-    old, new = boxes(page(repairs.cured(), width=390), ".sides .figure")
+    old, new = boxes(page(repairs.repaired(), width=390), ".sides .figure")
     assert old["x"] == new["x"]
     assert old["y"] + old["height"] <= new["y"]
 
 
 def test_a_layer_is_on_the_same_line_of_both_pictures_and_both_have_the_same_scales(page):
-    opened = page(repairs.cured())
+    opened = page(repairs.repaired())
     names, ticks = [], []
     for side in opened.locator(".sides .figure").all():
         assert side.locator("h4").all_inner_texts() == ["Layer", "Activations", "Gradients"]
@@ -349,7 +349,7 @@ def test_a_layer_is_on_the_same_line_of_both_pictures_and_both_have_the_same_sca
 
 
 def test_a_name_in_either_picture_leads_to_the_row_of_its_layer(page):
-    opened = page(repairs.cured())
+    opened = page(repairs.repaired())
 
     for side, name in ((0, "encoder.2 tanh"), (1, "encoder.2.1 relu")):
         link = opened.locator(".sides .figure").nth(side).locator("a", has_text=name)
@@ -359,7 +359,7 @@ def test_a_name_in_either_picture_leads_to_the_row_of_its_layer(page):
 
 
 def test_the_losses_are_drawn_a_thin_line_a_seed_and_a_thick_one_for_their_mean(page):
-    opened = page(repairs.cured())
+    opened = page(repairs.repaired())
 
     chart = opened.locator("#trial figure")
     widths = [line.get_attribute("stroke-width") for line in chart.locator("g.area").all()]
@@ -370,7 +370,7 @@ def test_the_losses_are_drawn_a_thin_line_a_seed_and_a_thick_one_for_their_mean(
 
 
 def test_a_run_that_diverged_is_drawn_as_far_as_it_went(page):
-    opened = page(replace(repairs.cured(), trial=repairs.diverged()))
+    opened = page(replace(repairs.repaired(), trial=repairs.diverged()))
 
     ends = [line.bounding_box() for line in opened.locator("#trial g.area path").all()]
 
@@ -381,12 +381,12 @@ def test_a_run_that_diverged_is_drawn_as_far_as_it_went(page):
 
 
 def test_without_scripts_all_of_a_repair_can_be_read(page):
-    repair = repairs.cured()
+    repair = repairs.repaired()
     opened = page(repair, scripts=False)
 
     told = opened.locator("body").inner_text()
     for step in repair.taken:
-        assert step.prescription.what in told
+        assert step.fix.what in told
     assert "scripts are off" in told
     assert repair.patch.strip() in opened.locator("#patch pre").inner_text()
     assert opened.locator("#trial tbody tr").count() == 2
@@ -396,7 +396,7 @@ def test_without_scripts_all_of_a_repair_can_be_read(page):
 
 def test_a_repair_prints_dark_or_light_on_white_paper_and_unfolded(page):
     for scheme in ("light", "dark"):
-        opened = page(repairs.cured(), color_scheme=scheme)
+        opened = page(repairs.repaired(), color_scheme=scheme)
         opened.emulate_media(media="print", color_scheme=scheme)
         assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == (
             "rgb(255, 255, 255)"
@@ -406,7 +406,7 @@ def test_a_repair_prints_dark_or_light_on_white_paper_and_unfolded(page):
 
 
 def test_the_patch_can_be_reached_by_keyboard(page):
-    opened = page(repairs.cured(), width=390)
+    opened = page(repairs.repaired(), width=390)
 
     for _ in range(100):
         opened.keyboard.press("Tab")

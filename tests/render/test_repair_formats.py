@@ -19,22 +19,23 @@ from rich.console import Console
 from test_html import SCRIPT, Page
 from test_robust import long_names, many_findings, not_finite, nothing, right_to_left
 
-from nndiag.compare import Pair
+from nndiag.fixes.actions import Action
 from nndiag.fixes.trial import Trial
+from nndiag.pairing import Pair
 from nndiag.render import html as pages
 from nndiag.render import losses, repair, side_by_side, terminal
 from nndiag.rule import Outcome
 from nndiag.stats import Node
 
 MADE = {
-    "cured": repairs.cured,
+    "repaired": repairs.repaired,
     "better": repairs.better,
     "safe": repairs.safe,
     "hopeless": repairs.hopeless,
     "healthy": repairs.healthy,
     "empty": repairs.empty,
     "without gradients": repairs.without_gradients,
-    "diverged": lambda: replace(repairs.cured(), trial=repairs.diverged()),
+    "diverged": lambda: replace(repairs.repaired(), trial=repairs.diverged()),
 }
 STRANGE = [many_findings, long_names, right_to_left, not_finite, nothing]
 every_repair = pytest.mark.parametrize("made", MADE.values(), ids=MADE)
@@ -59,12 +60,12 @@ every_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("cured", "Cured: 8 findings are gone, none is left."),
+        ("repaired", "Repaired: 8 findings are gone, none is left."),
         ("better", "Better: 7 findings are gone, 1 warning is left."),
         ("safe", "Nothing was tried: 1 error and 7 warnings are left."),
         ("hopeless", "Nothing helped: 1 error and 7 warnings are left."),
-        ("healthy", "Nothing to cure."),
-        ("empty", "Nothing was judged, so there is nothing to cure."),
+        ("healthy", "Nothing to fix."),
+        ("empty", "Nothing was judged, so there is nothing to fix."),
     ],
 )
 def test_the_verdict_is_one_sentence(name, told):
@@ -82,9 +83,9 @@ def only(*rules, severity="warning"):
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        (only("dead-relu"), samples.healthy(), "Cured: 1 finding is gone, none is left."),
+        (only("dead-relu"), samples.healthy(), "Repaired: 1 finding is gone, none is left."),
         (only("dead-relu"), only("dense-activation", severity="note"),
-         "Cured: 1 finding is gone, only 1 note is left."),
+         "Repaired: 1 finding is gone, only 1 note is left."),
         (only("dead-relu", severity="error"), only("dead-relu"),
          "Better: 1 error before, 1 warning now."),
         (only("dead-relu"), only("dead-relu"), "Better: 1 warning as before, but milder."),
@@ -107,7 +108,7 @@ def test_no_cure_and_no_health_is_claimed_where_a_rule_crashed():
     assert "green" not in str(repair._style(after))
     assert 'class="verdict fine"' not in repair.fragment(after)
     assert repair.verdict(repairs.repair(blind, blind)) == (
-        "Nothing to cure was found, but 1 rule crashed, so this is not the whole story."
+        "Nothing to fix was found, but 1 rule crashed, so this is not the whole story."
     )
 
 
@@ -115,13 +116,13 @@ def test_no_cure_and_no_health_is_claimed_where_a_rule_crashed():
 def test_what_safe_left_out_is_counted_and_the_way_to_it_named(form):
     told = form(repairs.safe())
 
-    assert '3 cures were not tried: allow="all" (--allow all) would try them.' in told
+    assert '3 fixes were not tried: allow="all" (--allow all) would try them.' in told
     assert "3 not tried" in told
-    assert "not tried" not in form(repairs.cured())
+    assert "not tried" not in form(repairs.repaired())
 
 
 @every_format
-def test_one_cure_at_several_places_and_at_each_is_told_once(form):
+def test_one_fix_at_several_places_and_at_each_is_told_once(form):
     told = form(repairs.safe())
 
     assert (
@@ -131,10 +132,10 @@ def test_one_cure_at_several_places_and_at_each_is_told_once(form):
 
 
 @every_format
-def test_a_cure_that_trains_worse_is_not_praised(form):
+def test_a_fix_that_trains_worse_is_not_praised(form):
     better = repairs.trained_better()
     worse = Trial(better.seeds, better.after, better.before)
-    made = replace(repairs.cured(), trial=worse)
+    made = replace(repairs.repaired(), trial=worse)
 
     assert "But in a training trial it did worse than before." in form(made)
     assert "Worse beyond chance" in form(made)
@@ -146,15 +147,15 @@ def test_a_cure_that_trains_worse_is_not_praised(form):
 
 @every_format
 def test_each_format_tells_the_same(form):
-    made = repairs.cured()
+    made = repairs.repaired()
     told = " ".join(form(made).split())
 
     for step in made.taken:
-        for text in (step.prescription.what, step.prescription.why, step.prescription.effect):
+        for text in (step.fix.what, step.fix.why, step.fix.effect, step.fix.source):
             assert text in told
         assert step.reason in told
     for step in made.refused:
-        assert step.prescription.what in told
+        assert step.fix.what in told
         assert step.reason in told
     assert losses.verdict(made.trial) in told
     assert all(line in told for line in (" ".join(x.split()) for x in made.patch.splitlines()))
@@ -169,7 +170,7 @@ def test_what_is_left_is_named(form):
     _, told = FORMATS[form](repairs.better()).rsplit("What is left", 1)
 
     assert "110 of 256 units were zero on all 128 samples" in told
-    assert "What is left" not in FORMATS["terminal"](repairs.cured())
+    assert "What is left" not in FORMATS["terminal"](repairs.repaired())
 
 
 @every_format
@@ -180,16 +181,16 @@ def test_where_nothing_was_done_there_is_no_patch(form):
 
 
 def test_the_order_is_the_readers():
-    parts = ["Cured", "before", "after", "layer", "Steps taken", "Not taken", "Training trial",
+    parts = ["Repaired", "before", "after", "layer", "Steps taken", "Not taken", "Training trial",
              "Patch", "On the held-out batch"]  # fmt: skip
-    text = on_terminal(repairs.cured())
+    text = on_terminal(repairs.repaired())
 
     places = [re.search(rf"^{part}", text, re.M).start() for part in parts]
     assert places == sorted(places)
 
 
 def test_the_patch_in_a_terminal_and_in_a_comment_is_python_and_the_repairs_own():
-    made = repairs.cured()
+    made = repairs.repaired()
     for text in (
         on_terminal(made).split("parameters\n  that it was given.\n\n")[1].split("\nnote:")[0],
         repair.markdown(made).split("```python\n")[1].split("```")[0],
@@ -213,7 +214,7 @@ def lined_up(made):
 
 
 def test_a_layer_that_moved_into_a_sequential_lines_up_with_what_it_was():
-    pairs = lined_up(repairs.cured())
+    pairs = lined_up(repairs.repaired())
 
     assert [(p.old.name if p.old else None, p.new.name if p.new else None) for p in pairs] == [
         ("encoder.0", "encoder.0"),
@@ -268,7 +269,7 @@ def test_what_changed_most_comes_first_and_what_is_new_or_gone_last():
 
 
 def test_shares_are_of_saturated_values_and_of_dead_units():
-    cells = {row.name: row for row in side_by_side.rows(lined_up(repairs.cured()))}
+    cells = {row.name: row for row in side_by_side.rows(lined_up(repairs.repaired()))}
 
     assert cells["encoder.1/relu"].before[2] == 0.25  # one of four units never open
     assert cells["encoder.2 → encoder.2.1"].before[2] == 24 / 32
@@ -466,13 +467,13 @@ def test_colour_adds_nothing_to_the_words():
     console = Console(
         file=out, force_terminal=True, color_system="truecolor", width=100, legacy_windows=False
     )
-    console.print(repair.terminal(repairs.cured()))
+    console.print(repair.terminal(repairs.repaired()))
     coloured = out.getvalue()
 
-    assert "\x1b[1;32mCured" in coloured
+    assert "\x1b[1;32mRepaired" in coloured
     assert re.search(r"\x1b\[\d+mfrom\x1b", coloured)  # the patch is highlighted
     plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
-    assert plain.rstrip("\n") == on_terminal(repairs.cured())
+    assert plain.rstrip("\n") == on_terminal(repairs.repaired())
 
 
 @pytest.mark.parametrize(
@@ -488,8 +489,8 @@ def test_a_page_is_not_large_and_a_comment_fits(layers, most):
 
 
 def test_a_comment_with_much_to_tell_is_cut_to_fit_and_says_so():
-    cures = [replace(repairs.REDRAW, name="", what=f"{i} {'<' * 600}") for i in range(200)]
-    steps = [repairs.step(cure=cure, taken=False) for cure in cures]
+    reasons = [f"{i} {'<' * 600}" for i in range(200)]
+    steps = [repairs.step(reason=reason, taken=False) for reason in reasons]
 
     text = repair.markdown(repairs.repair(samples.sick(), samples.sick(), *steps))
 
@@ -498,28 +499,29 @@ def test_a_comment_with_much_to_tell_is_cut_to_fit_and_says_so():
 
 
 def test_a_patch_too_long_for_a_comment_is_not_cut_but_left_to_the_page():
-    long = replace(repairs.REDRAW, code="\n".join(f"x = {i}" for i in range(20_000)))
-    made = repairs.repair(samples.sick(), samples.healthy(), repairs.step(cure=long))
+    many = Action("set-zeros", tuple(f"x{i * i}" for i in range(20_000)))
+    long = replace(repairs.REDRAW, actions=(many,))
+    made = repairs.repair(samples.sick(), samples.healthy(), repairs.step(fix=long))
 
     text = repair.markdown(made)
     assert len(text.encode()) <= 60_000
     assert "print(repair.patch)" in text
-    assert "x = 1" not in text
-    assert "x = 19999" in repair.html(made)
+    assert "x361" not in text
+    assert f"x{19_999**2}" in repair.html(made)
 
 
 def test_every_script_of_the_page_is_ours_or_one_that_we_ship():
     shipped = [pages._script(n) for n in ("vendor/plot.js", "vendor/tablesort.js", "page.js")]
-    text = repair.html(repairs.cured())
+    text = repair.html(repairs.repaired())
 
     assert [body for kind, body in SCRIPT.findall(text) if not kind] == shipped
-    assert "<script" not in repair.fragment(repairs.cured())
+    assert "<script" not in repair.fragment(repairs.repaired())
 
 
 def test_both_pictures_are_on_the_same_scales():
     import json
 
-    made = repairs.cured()
+    made = repairs.repaired()
     data = [json.loads(body) for kind, body in SCRIPT.findall(repair.html(made)) if kind]
     before, after = data[:2]
 

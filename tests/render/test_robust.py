@@ -113,6 +113,6 @@ def test_each_renders_in_every_format(made, make, name):
 def test_each_is_read_back_as_it_was_saved(made, make):
     report = made[make] = made[make] or make()
 
-    again = json.read(json.render(report), "here")
+    again = json.read(Report, json.render(report), "here")
 
     assert json.render(again) == json.render(report)

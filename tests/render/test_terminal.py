@@ -29,7 +29,7 @@ def test_the_worst_of_many_layers_speaks_for_them_and_the_others_are_named():
         "  --> encoder.1/relu   function   models/encoder.py:41",
         "   |  156 of 256 units were zero on all 128 samples",
         "   |  share 60.9 %, threshold 40 %",
-        "   = fix: Start from Kaiming weights and zero bias.",
+        "   = fix: Re-initialise the weights (He), biases at zero.",
         "   = 2 more like it: encoder.5.act 54.7 % and encoder.3.act 43 %",
     ]
 

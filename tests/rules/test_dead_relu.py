@@ -92,6 +92,7 @@ def digits(n=None):
 
 
 class TestUnits:
+    @pytest.mark.one_in(5)
     @pytest.mark.parametrize("name", FLAT_SIDED)
     def test_whatever_has_a_flat_side_is_judged_unit_by_unit(self, name):
         torch.manual_seed(0)
@@ -326,6 +327,7 @@ class TestSeverity:
 class TestHealthyNull:
     """Random networks have never-active units; the deeper, the more."""
 
+    @pytest.mark.one_in(11)
     @pytest.mark.parametrize("samples", [64, 128, 512])
     @pytest.mark.parametrize("seed", range(2))
     @pytest.mark.parametrize(
@@ -496,6 +498,7 @@ class TestTraining:
 
 
 class TestCauses:
+    @pytest.mark.one_in(5)
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("dead", [60, 100])
     def test_a_fault_in_the_middle_is_found_there_and_leads(self, seed, dead):

@@ -94,6 +94,7 @@ class TestValues:
         assert found.evidence["input_std"] == pytest.approx((scale * x).std().item(), rel=1e-3)
         assert f"({number(found.evidence['share'], 'share')})" in found.message
 
+    @pytest.mark.one_in(3)
     @pytest.mark.parametrize("name", TWO_SIDED)
     def test_at_unit_scale_none_of_them_is_reported(self, name):
         _, call, _ = TWO_SIDED[name]
@@ -137,6 +138,7 @@ class TestValues:
             "28 values are too few; give 32 or more",
         )
 
+    @pytest.mark.one_in(5)
     @pytest.mark.parametrize("activation", SMOOTH, ids=lambda a: type(a).__name__)
     @pytest.mark.parametrize("shift", [-30.0, 30.0])
     def test_smooth_one_sided_activations_are_never_saturated(self, activation, shift):
@@ -687,6 +689,7 @@ class TestACellWrittenOut:
 
 
 class TestHealth:
+    @pytest.mark.one_in(7)
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
     @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign])

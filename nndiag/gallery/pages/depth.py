@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nndiag import theory
+from nndiag import activations, theory
 from nndiag.gallery import lab as data
 from nndiag.gallery.lab import Lab, mlp, normal
 from nndiag.gallery.page import Frames, Judged, Page, claim, where
@@ -163,7 +163,7 @@ def _norm(gradient: Tensor | None) -> float:
 def predicted(case: str, depth: int) -> float:
     """δ at layer 1 over δ at the last hidden layer, at infinite width."""
     activation, _, gain, bias = CASES[case]
-    act = theory.activation(
+    act = activations.named(
         {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}[activation]  # type: ignore[index]
     )
     assert act is not None

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nndiag import theory
+from nndiag import activations, theory
 from nndiag.gallery.lab import Lab, mlp, normal
 from nndiag.gallery.page import Frames, Judged, Page, claim, where
 from nndiag.gallery.render import number, spread
@@ -165,7 +165,7 @@ def _histogram(name: str, layer: int, y: Tensor) -> pd.DataFrame:
 def predicted(name: str) -> tuple[tuple[float, float], ...]:
     """Mean and standard deviation of each layer's outputs at infinite width."""
     case = CASES[name]
-    act = theory.activation("tanh" if case.activation is nn.Tanh else "relu")
+    act = activations.named("tanh" if case.activation is nn.Tanh else "relu")
     assert act is not None
     rows = theory.recursion(act, case.std * math.sqrt(WIDTH), DEPTH)
     return tuple((row.output.mean, row.output.std) for row in rows)

@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nndiag import theory
+from nndiag import activations, theory
 from nndiag.gallery.lab import Lab, digits, mlp, normal, table, train
 from nndiag.gallery.page import Frames, Judged, Page, claim, where
 from nndiag.gallery.plots import BAD, COLORS, GOOD, QUIET
@@ -92,7 +92,7 @@ def ratio(name: str) -> float:
     """|mean| / std of an input."""
     if name == "pixels":
         return math.sqrt(3)
-    act = theory.activation(name.lower())
+    act = activations.named(name.lower())
     assert act is not None
     found = theory.moments(act, 1.0)
     return round(abs(found.mean) / found.std, 12)

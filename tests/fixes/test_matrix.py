@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from nndiag.capture.weights import use_of
-from nndiag.errors import CureError
+from nndiag.errors import FixError
 from nndiag.fixes.initialization import (
     he_normal_,
     orthogonal_,
     positive_bias_,
     small_normal_,
 )
-from nndiag.fixes.matrices import matrices, write
+from nndiag.fixes.matrix import matrices, write
 
 # One of each layer: all that hold weights, in their awkward forms.
 LAYERS = {
@@ -240,7 +240,7 @@ OPS = {
 
 
 @pytest.mark.parametrize(("op", "layer", "bound"), OPS.values(), ids=OPS)
-def test_what_is_prescribed_has_the_fan_in_that_is_diagnosed(op, layer, bound):
+def test_what_is_proposed_has_the_fan_in_that_is_diagnosed(op, layer, bound):
     x = torch.zeros(2, 4, 8, 8)
     use = use_of(op, x, layer.weight, layer.weight, "weight", None, bound)
     [found] = matrices(layer)
@@ -331,7 +331,7 @@ def test_a_refusing_parametrization_leaves_everything_as_it_was():
     parametrize.register_parametrization(model[2], "weight", Positive())
     before = {n: p.clone() for n, p in model.named_parameters()}
 
-    with pytest.raises(CureError, match=r"2\.weight cannot be set: .*Positive refused .*positive"):
+    with pytest.raises(FixError, match=r"2\.weight cannot be set: .*Positive refused .*positive"):
         he_normal_(model)
 
     for name, parameter in model.named_parameters():
@@ -341,7 +341,7 @@ def test_a_refusing_parametrization_leaves_everything_as_it_was():
 def test_a_parametrization_that_cannot_be_assigned_is_said():
     layer = nn.Linear(4, 4)
     parametrize.register_parametrization(layer, "weight", OneWay())
-    with pytest.raises(CureError, match=r"weight is made by the parametrization OneWay, which has"):
+    with pytest.raises(FixError, match=r"weight is made by the parametrization OneWay, which has"):
         matrices(layer)
 
 
@@ -350,7 +350,7 @@ def test_a_bias_that_cannot_be_written_is_no_obstacle_to_drawing_the_weight():
     prune.random_unstructured(layer, "bias", 0.5)
     before = layer.weight.clone()
     assert not torch.equal(he_normal_(layer).weight, before)
-    with pytest.raises(CureError, match=r"bias .* is no parameter"):
+    with pytest.raises(FixError, match=r"bias .* is no parameter"):
         positive_bias_(layer)
 
 
@@ -427,7 +427,7 @@ def hooked(how):
     ],
 )
 def test_what_cannot_be_drawn_is_said_by_name(make, message):
-    with pytest.raises(CureError, match=message):
+    with pytest.raises(FixError, match=message):
         matrices(make())
 
 
@@ -435,7 +435,7 @@ def test_what_cannot_be_drawn_is_said_by_name(make, message):
 def test_nothing_is_drawn_if_one_layer_cannot_be(draw):
     model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4))
     before, state = model[0].weight.clone(), torch.get_rng_state()
-    with pytest.raises(CureError, match=r"1\.weight"):
+    with pytest.raises(FixError, match=r"1\.weight"):
         draw(model)
     assert torch.equal(model[0].weight, before)
     assert torch.equal(torch.get_rng_state(), state)

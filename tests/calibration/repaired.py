@@ -1,4 +1,4 @@
-"""Every labelled fault cured, and trained before and after.
+"""Every labelled fault repaired, and trained before and after.
 
 A case counts as repaired if, after :func:`nndiag.repair` with ``allow="all"``, the fault's rule has
 no error and no warning and no other rule has one that it had not before. The trial trains the
@@ -51,12 +51,12 @@ IN_FORWARD = frozenset(
 )
 
 
-def curable() -> list[Fault]:
+def mendable() -> list[Fault]:
     return [case for case in FAULTS if case.sick and case.kind not in ELSEWHERE]
 
 
 def row(name: str) -> dict[str, Any]:
-    """One case, cured and tried."""
+    """One case, repaired and tried."""
     torch.set_num_threads(1)
     case = next(case for case in FAULTS if case.name == name)
     subject = case.build()
@@ -82,8 +82,8 @@ def row(name: str) -> dict[str, Any]:
         "silent": case.rule not in after,
         "new": " ".join(sorted(after - before)),
         "left": " ".join(sorted(after & before)),
-        "steps": " ".join(step.prescription.name for step in repair.taken),
-        "refused": " ".join(step.prescription.name for step in repair.refused),
+        "steps": " ".join(step.fix.kind for step in repair.taken),
+        "refused": " ".join(step.fix.kind for step in repair.refused),
         "trial": tried.verdict,
         "loss_before": _typical(tried.final_before),
         "loss_after": _typical(tried.final_after),
@@ -106,15 +106,15 @@ def _typical(losses: Any) -> float:
 def summary(table: pd.DataFrame) -> dict[str, Any]:
     """What the page says of all cases."""
     good = table["silent"] & (table["new"] == "")
-    cured = table[good]
+    repaired = table[good]
     return {
         "cases": len(table),
         "repaired": int(good.sum()),
         "worse": int((table["new"] != "").sum()),
-        "tried": len(cured),
-        "better": int((cured["trial"] == "better").sum()),
-        "ties": int((cured["trial"] == "tie").sum()),
-        "trained_worse": int((cured["trial"] == "worse").sum()),
+        "tried": len(repaired),
+        "better": int((repaired["trial"] == "better").sum()),
+        "ties": int((repaired["trial"] == "tie").sum()),
+        "trained_worse": int((repaired["trial"] == "worse").sum()),
     }
 
 

@@ -19,7 +19,22 @@ from torch.nn.utils import parametrize
 
 from nndiag.batch import describe
 from nndiag.capture.untouched import Kept, untouched
-from nndiag.errors import CureError
+from nndiag.errors import FixError
+
+__all__ = [
+    "CONVOLUTIONS",
+    "DTYPES",
+    "TRANSPOSED",
+    "Matrix",
+    "Parametrized",
+    "assign",
+    "bias_of",
+    "layer_matrices",
+    "layers",
+    "matrices",
+    "recurrences",
+    "write",
+]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -44,7 +59,7 @@ class Matrix:
     """The parameter's, and which part of it: ``decoder.lstm.weight_ih_l0[f]``."""
     value: torch.Tensor
     """A view: to write here is to write the parameter. Of a parametrized weight, a view of a copy,
-    which :func:`write` assigns."""
+    which ``write`` assigns."""
     fan_in: int
     """How many inputs one unit sums."""
     fan_out: int
@@ -76,11 +91,11 @@ class Matrix:
 def matrices(target: torch.Tensor | nn.Module) -> tuple[Matrix, ...]:
     """Every linear map that ``target`` holds, in order of ``named_modules()``.
 
-    A tensor is the weight of a linear layer or an ungrouped convolution, (out, in, *kernel). Of a
-    module, all layers in it count: linear, bilinear, convolutions, embeddings, recurrent layers and
-    cells (a matrix for each gate), attention (one for each projection). Normalisations, biases and
-    parameters of other classes are passed over. A tied weight appears once, as what the first layer
-    that holds it makes of it.
+    A tensor is the weight of a linear layer or an ungrouped convolution, ``(out, in, *kernel)``. Of
+    a module, all layers in it count: linear, bilinear, convolutions, embeddings, recurrent layers
+    and cells (a matrix for each gate), attention (one for each projection). Normalisations, biases
+    and parameters of other classes are passed over. A tied weight appears once, as what the first
+    layer that holds it makes of it.
 
     Fans (He et al. 2015 section 2.2: n = k² c and n̂ = k² d for a k×k kernel, c channels in and d
     out): of a convolution, channels of the group times taps, whatever the stride.
@@ -89,7 +104,7 @@ def matrices(target: torch.Tensor | nn.Module) -> tuple[Matrix, ...]:
     1, as one row is looked up.
 
     Raises:
-        CureError: no weight there; or one that is empty, 1-D, lazy, meta, sparse, not floating
+        FixError: no weight there; or one that is empty, 1-D, lazy, meta, sparse, not floating
             point, computed by a hook, or parametrized without a ``right_inverse``.
     """
     if isinstance(target, torch.Tensor):
@@ -100,7 +115,7 @@ def matrices(target: torch.Tensor | nn.Module) -> tuple[Matrix, ...]:
     found = [m for name, layer in layers(target) for m in layer_matrices(name, layer)]
     if not found:
         kinds = sorted({type(module).__name__ for module in target.modules()})
-        raise CureError(
+        raise FixError(
             f"{type(target).__name__} holds no weight of a layer, only {', '.join(kinds[:6])}. "
             "Linear, bilinear, convolution, embedding, recurrent and attention layers have some; "
             "give any other weight as a tensor, (out, in, *kernel)."
@@ -115,10 +130,10 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules with their names, without those that only make other modules' parameters.
 
     Raises:
-        CureError: ``model`` is no module.
+        FixError: ``model`` is no module.
     """
     if not isinstance(model, nn.Module):
-        raise CureError(
+        raise FixError(
             f"weights are drawn for a torch tensor, a layer or a model, not for {describe(model)}."
         )
     for name, module in model.named_modules():
@@ -130,7 +145,7 @@ def layer_matrices(name: str, layer: nn.Module) -> Iterator[Matrix]:
     """The matrices in the parameters of one layer; none in what is not a layer.
 
     Raises:
-        CureError: as :func:`matrices`.
+        FixError: as :func:`matrices`.
     """
     if isinstance(layer, nn.Linear):
         yield from _stacked(name, layer, "weight", "bias")
@@ -227,7 +242,7 @@ def _weight(
     assert isinstance(chain, parametrize.ParametrizationList)
     one_way = [type(p).__name__ for p in chain if not hasattr(p, "right_inverse")]
     if one_way:
-        raise CureError(
+        raise FixError(
             f"{label} is made by the parametrization {one_way[0]}, which has no right_inverse: it "
             "cannot be assigned to. Give it one, or draw the weight before parametrizing it."
         )
@@ -248,7 +263,7 @@ def bias_of(name: str, layer: nn.Module, attribute: str = "bias") -> torch.Tenso
     """A view of the bias, to be written to.
 
     Raises:
-        CureError: it is lazy, meta, not floating point, or made by a hook or a parametrization.
+        FixError: it is lazy, meta, not floating point, or made by a hook or a parametrization.
     """
     value = getattr(layer, attribute, None)
     if value is None:
@@ -264,32 +279,32 @@ def _named(name: str, attribute: str) -> str:
 def _check(label: str, value: torch.Tensor, least: int, parameter: bool = False) -> None:
     """Whether a tensor can be drawn at all; ``least`` is how many axes it must have."""
     if is_lazy(value):
-        raise CureError(
+        raise FixError(
             f"{label} is not initialised yet: its layer is lazy. Run one forward with a real batch "
             "first."
         )
     what = f"{label} ({describe(value)})"
     if parameter and not isinstance(value, nn.Parameter):
-        raise CureError(
+        raise FixError(
             f"{what} is no parameter but computed anew at each call, as by the hooks of the old "
             "weight_norm, spectral_norm or pruning of torch.nn.utils: what is written there is "
             "lost. Use torch.nn.utils.parametrizations, or draw the weight before the hook."
         )
     if value.is_meta:
-        raise CureError(
+        raise FixError(
             f"{what} is on the meta device: it has a shape but no values. Materialise the model "
             "first, for example with model.to_empty(device='cpu')."
         )
     if value.dtype not in DTYPES or value.layout != torch.strided:
         kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise CureError(f"{what} cannot be drawn: a weight is a dense tensor of {kinds}.")
+        raise FixError(f"{what} cannot be drawn: a weight is a dense tensor of {kinds}.")
     if value.dim() < least:
-        raise CureError(
+        raise FixError(
             f"{what} has no fans: a weight has at least two axes, (out, in, *kernel). Biases are "
             "set by positive_bias_, forget_bias_, class_prior_bias_ and data_bias_."
         )
     if value.numel() == 0:
-        raise CureError(f"{what} is empty: there is nothing to draw. Give every axis a size.")
+        raise FixError(f"{what} is empty: there is nothing to draw. Give every axis a size.")
 
 
 @torch.no_grad()
@@ -297,7 +312,7 @@ def write(found: Sequence[Matrix], values: Callable[[Matrix], torch.Tensor]) -> 
     """Set each matrix to its values, all of them or, if a parametrization refuses, none.
 
     Raises:
-        CureError: a parametrization refused the values.
+        FixError: a parametrization refused the values.
     """
     made = [m for m in found if m.parametrized is not None]
     for matrix in made:
@@ -319,7 +334,7 @@ def assign(found: Sequence[Matrix]) -> None:
     """Hand to the parametrizations what was written to the copies of their weights.
 
     Raises:
-        CureError: one of them refused; all are as before then.
+        FixError: one of them refused; all are as before then.
     """
     weights = {id(m.parametrized): m.parametrized for m in found if m.parametrized is not None}
     if not weights:
@@ -331,7 +346,7 @@ def assign(found: Sequence[Matrix]) -> None:
         except Exception as error:
             before.restore()
             kinds = ", ".join(type(p).__name__ for p in weight.chain)
-            raise CureError(
+            raise FixError(
                 f"{weight.name} cannot be set: its parametrization {kinds} refused the values "
                 f"({error}). Nothing was written; draw the weight before parametrizing it."
             ) from error

@@ -1,0 +1,451 @@
+"""Which fixes to propose for which layers of a snapshot: rules hand them out.
+
+Each function yields what fits the layers it is given, or nothing. None needs the model itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from nndiag import flow, ops, theory
+from nndiag.fixes import facts, places
+from nndiag.fixes.actions import Action, Argument, grouped, written_module
+from nndiag.fixes.fix import Fix
+from nndiag.stats import Layer, Parameter, Snapshot
+
+MOST_CODE = 10_000
+"""Characters of code for a whole network beyond which nobody reads it; each finding holds it."""
+FILLED = 0.1
+"""Of a parameter's values that can be made up without making up the parameter."""
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def redraw(snapshot: Snapshot, layers: Iterable[Layer], biases: bool = False) -> Iterator[Fix]:
+    """Weights drawn again at the scale their fan-in and activation ask for.
+
+    ``biases``: to zero, too.
+    """
+    drawn, actions, schemes = _drawn(snapshot, layers, biases)
+    if not drawn:
+        return
+    yield Fix(
+        "redraw",
+        f"Re-initialise {facts.names(drawn)} with {' and '.join(schemes)} weights"
+        + (" and zero biases." if any(a.verb == "set-zeros" for a in actions) else "."),
+        "Then pre-activations keep their scale from layer to layer.",
+        f"what {flow.plural(len(drawn), 'layer')} learned is lost; pre-activations start with a "
+        "standard deviation near 1",
+        "weights",
+        actions,
+    )
+
+
+def _drawn(
+    snapshot: Snapshot, layers: Iterable[Layer], biases: bool, relu: bool = False
+) -> tuple[list[Layer], tuple[Action, ...], tuple[str, ...]]:
+    """The layers whose weights can be drawn, how, and by whose schemes.
+
+    ``relu``: for the ReLU that takes the activation's place.
+    """
+    drawn: list[Layer] = []
+    actions: list[Action] = []
+    schemes: dict[str, None] = {}
+    for layer in facts.once(layers):
+        act = facts.activation(snapshot, layer, relu)
+        scheme = theory.reference_name(act)
+        if facts.is_opaque(layer):
+            actions.append(Action("draw-xavier", (flow.owner(snapshot, layer),)))
+            scheme = "Xavier"
+        elif layer.weight is None or facts.weight(snapshot, layer) is None:
+            continue
+        elif layer.op.startswith("embedding") and flow.is_module(layer):
+            # It leaves the row for padding at zero.
+            actions.append(Action("draw-lecun", (flow.owner(snapshot, layer),)))
+            scheme = "LeCun"
+        else:
+            scale = facts.gain(act), layer.weight.fan_in
+            actions.append(Action("draw-normal", (layer.weight.name,), scale))
+        schemes[scheme] = None
+        drawn.append(layer)
+    if biases:
+        actions += _on("set-zeros", facts.biases(snapshot, drawn))
+    return drawn, grouped(actions), tuple(schemes)
+
+
+@flow.once
+def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
+    """The whole model as a good initialisation would have it: nothing that was learned stays."""
+    rows = [row for row in snapshot.layers if row.op in ops.LEARNED and row.op not in ops.NORMS]
+    drawn, actions, _ = _drawn(snapshot, rows, biases=True)
+    if not drawn or len(facts.once(rows)) < 2:
+        return ()
+    norms = [action for fix in reset_norms(snapshot, snapshot.layers) for action in fix.actions]
+    fix = Fix(
+        "restart",
+        "Re-initialise the whole network: He before ReLU, Xavier elsewhere, biases at zero.",
+        "Layers that were trained on what the fault made of their inputs do not fit a repaired "
+        "one.",
+        "all that was learned is lost; it trains as a new network does",
+        "weights",
+        (*actions, *norms),
+    )
+    return (fix,) if len(fix.code()) <= MOST_CODE else ()
+
+
+def rescale(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
+    """Weights brought to the scale of their reference, their directions kept."""
+    scaled: list[Layer] = []
+    actions: list[Action] = []
+    gains: set[float] = set()
+    for layer in facts.once(layers):
+        weight = facts.weight(snapshot, layer)
+        if weight is not None and layer.weight is not None and _has_scale(weight):
+            gain = facts.gain(facts.activation(snapshot, layer))
+            actions.append(Action("rescale", (weight.name,), (gain, layer.weight.fan_in)))
+            gains.add(gain)
+            scaled.append(layer)
+    if scaled:
+        yield Fix(
+            "rescale",
+            f"Rescale the weights of {facts.names(scaled)} to std {_reference_std(gains)}.",
+            "The directions they have learned stay.",
+            "weights have the standard deviation of their reference initialisation",
+            "scale",
+            grouped(actions),
+        )
+
+
+def _reference_std(gains: set[float]) -> str:
+    if len(gains) > 1:
+        return "gain/√fan_in"
+    [gain] = gains
+    return (
+        "1/√fan_in" if gain == 1 else "√(2/fan_in)" if gain == facts.HE else f"{gain:.3g}/√fan_in"
+    )
+
+
+def _has_scale(weight: Parameter) -> bool:
+    """Whether it is real, and its square a number of float32 (1e-38 to 1e38)."""
+    return "complex" not in weight.dtype and 1e-15 < weight.value.rms < 1e15
+
+
+def lsuv(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
+    """Weights scaled by what comes out (Mishkin & Matas 2015)."""
+    scaled = [
+        layer
+        for layer in layers
+        if (weight := facts.weight(snapshot, layer)) is not None
+        and _has_scale(weight)
+        and facts.is_named(layer)
+        and (layer.op == "linear" or layer.op.startswith("conv"))
+        and layer.output.variance > 0  # what is constant has no scale
+    ]
+    if scaled:
+        names = list(dict.fromkeys(flow.owner(snapshot, layer) for layer in scaled))
+        yield Fix(
+            "lsuv",
+            f"Rescale the weights of {facts.listing(names)} until outputs have variance 1 (LSUV).",
+            "It is measured on a batch, so it allows for whatever else scales the signal.",
+            "every pre-activation of these layers has a variance of 1 on this batch",
+            "scale",
+            (Action("lsuv", tuple(names)),),
+        )
+
+
+# -- biases and normalisation layers ---------------------------------------------------------------
+
+
+def zero_biases(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
+    """The biases of these layers at zero."""
+    layers = facts.once(layers)
+    if actions := _on("set-zeros", facts.biases(snapshot, layers)):
+        yield Fix(
+            "reset-bias",
+            f"Set the biases of {facts.names(layers)} to zero.",
+            "The weights stay as they are.",
+            "pre-activations vary around zero again",
+            "scale",
+            actions,
+        )
+
+
+def reset_norms(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
+    """Scale 1 and shift 0 for normalisation layers."""
+    norms = [
+        layer for layer in facts.once(layers) if layer.op in ops.NORMS and facts.is_named(layer)
+    ]
+    names = [flow.owner(snapshot, layer) for layer in norms]
+    scales = [f"{name}.weight" for name in names if f"{name}.weight" in snapshot.parameter]
+    shifts = [f"{name}.bias" for name in names if f"{name}.bias" in snapshot.parameter]
+    if actions := (*_on("set-ones", scales), *_on("set-zeros", shifts)):
+        yield Fix(
+            "reset-norm",
+            f"Set the scale of {facts.names(norms)} to 1 and the shift to 0.",
+            "Its output has mean 0 and standard deviation 1 in each unit again.",
+            "half of a ReLU's inputs are positive again",
+            "weights",
+            actions,
+        )
+
+
+def recalibrate() -> Iterator[Fix]:
+    """Running statistics as the data have them."""
+    yield Fix(
+        "recalibrate",
+        "Re-estimate the running statistics on training data.",
+        "",
+        "evaluation mode normalises by what the data are like",
+        "scale",
+        (Action("recalibrate"),),
+    )
+
+
+# -- architecture ----------------------------------------------------------------------------------
+
+
+def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
+    """A normalisation layer between each of these weight layers and its activation."""
+    actions: list[Action] = []
+    treated: list[Layer] = []
+    norms: list[places.Norm] = []
+    biases = 0
+    for layer in facts.once(layers):
+        place = places.after_weights(snapshot, layer)
+        if place is None:
+            continue
+        verb, name, norm = place
+        actions.append(Action(verb, (name,), norm))
+        treated.append(layer)
+        norms.append(norm)
+        biases += _is_over_batch(norm) and layer.weight is not None and bool(layer.weight.bias)
+    if not treated:
+        return
+    over = {"unit" if _is_over_batch(norm) else "sample" for norm in norms}
+    effect = (
+        "pre-activations have mean 0 and standard deviation 1 in each "
+        f"{' or '.join(sorted(over, reverse=True))}, at every step"
+    )
+    if biases:
+        which, have, them = (
+            ("bias", "has", "it") if biases == 1 else (f"{biases} biases", "have", "them")
+        )
+        effect += f"; the {which} before it {have} no effect any more: drop {them} (bias=False)"
+    yield Fix(
+        "normalize",
+        f"After {facts.each(treated)}, add {_kinds(norms)}.",
+        "It keeps the scale through training, whatever the weights do.",
+        effect,
+        "architecture",
+        grouped(actions),
+        f"In __init__, make {_written(norms)}; in forward, call it between the layer and its "
+        "activation.",
+    )
+
+
+def center(snapshot: Snapshot, activations: Iterable[Layer]) -> Iterator[Fix]:
+    """A normalisation layer behind each of these activations, before the next weights."""
+    actions: list[Action] = []
+    treated: list[Layer] = []
+    norms: list[places.Norm] = []
+    for activation in facts.once(activations):
+        place = places.after_activation(snapshot, activation)
+        if place is not None:
+            verb, name, norm = place
+            actions.append(Action(verb, (name,), norm))
+            treated.append(activation)
+            norms.append(norm)
+    if treated:
+        yield Fix(
+            "center",
+            f"After {facts.each(treated)}, add {_kinds(norms)}.",
+            "It takes the mean out of each unit.",
+            "the next weights' gradients no longer share one sign",
+            "architecture",
+            grouped(actions),
+            f"In __init__, make {_written(norms)}; in forward, call it between the activation and "
+            "the next layer.",
+        )
+
+
+def _is_over_batch(norm: places.Norm) -> bool:
+    return str(norm[0]).startswith("Batch")
+
+
+def _kinds(norms: Sequence[places.Norm]) -> str:
+    return " or ".join(dict.fromkeys(str(norm[0]) for norm in norms))
+
+
+def _written(norms: Sequence[places.Norm]) -> str:
+    """``nn.BatchNorm1d(64)``; of several widths the one that each layer has."""
+    different = list(dict.fromkeys(norms))
+    if len(different) == 1:
+        return written_module(different[0])
+    return " or ".join(dict.fromkeys(f"nn.{norm[0]}(its width)" for norm in different))
+
+
+def swap(
+    snapshot: Snapshot,
+    activations: Iterable[Layer],
+    new: tuple[Argument, ...],
+    function: str,
+    why: str,
+    effect: str,
+    redrawn: Iterable[Layer] = (),
+) -> Iterator[Fix]:
+    """Another activation: made where it is a module, told as a change of the source for a call.
+
+    A module is left alone if it is a gate or the model's output at another of its places.
+
+    Args:
+        new: a class of torch.nn and what it takes, ``("LeakyReLU", 0.01)``.
+        function: the same as a call, ``F.leaky_relu(x, 0.01)``.
+        redrawn: layers to initialise for the new activation, a ReLU.
+    """
+    activations = facts.once(activations)
+    modules = [
+        a
+        for a in activations
+        if facts.is_named(a) and facts.is_hidden(snapshot, a) and not facts.parameters(snapshot, a)
+    ]
+    calls = [a for a in activations if not flow.is_module(a)]
+    if modules:
+        swapped = _on("swap", [flow.owner(snapshot, a) for a in modules], *new)
+        every = len(modules) == len(activations)
+        drawn, actions, _ = _drawn(snapshot, redrawn if every else (), biases=True, relu=True)
+        old = " and ".join(dict.fromkeys(map(_class, modules)))
+        yield Fix(
+            "swap-activation",
+            f"Replace {_ops(modules)} by {new[0]} at {facts.names(modules)}{_drawn_for(drawn)}.",
+            why,
+            effect,
+            "architecture",
+            (*swapped, *actions),
+            f"In __init__, replace {old} by {written_module(new)}.{_written_init(drawn)}",
+        )
+    if calls:
+        every = len(calls) == len(activations)
+        drawn, _, _ = _drawn(snapshot, redrawn if every else (), biases=True, relu=True)
+        where = _locations(calls)
+        yield Fix(
+            "advice",
+            f"Replace {_ops(calls)} by {new[0]}{where}{_drawn_for(drawn)}.",
+            why,
+            effect,
+            "architecture",
+            source=f"In forward, write {function} in place of {_ops(calls)}.{_written_init(drawn)}",
+        )
+
+
+def _drawn_for(layers: Sequence[Layer]) -> str:
+    return ", with He weights and zero biases" if layers else ""
+
+
+def _written_init(layers: Sequence[Layer]) -> str:
+    """How to initialise layers before a ReLU, as a second line of a change of the source."""
+    if not layers:
+        return ""
+    return (
+        "\nFor each layer before it: "
+        'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"); nn.init.zeros_(layer.bias)'
+    )
+
+
+def _ops(activations: Sequence[Layer]) -> str:
+    return " and ".join(dict.fromkeys(a.op for a in activations))
+
+
+def _class(activation: Layer) -> str:
+    """``nn.Sigmoid()``; a class that is not torch's own has another name than the op."""
+    own = activation.kind.lower() != activation.op.replace("_", "")
+    return activation.kind if own else f"nn.{activation.kind}()"
+
+
+def _locations(calls: Sequence[Layer]) -> str:
+    """`` (example.py:15)``: the lines where they are written."""
+    lines = list(dict.fromkeys(a.location for a in calls if a.location))
+    shown = lines[: facts.MOST_NAMES]
+    more = [f"{len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
+    return f" ({', '.join([*shown, *more])})" if lines else ""
+
+
+# -- parameters ------------------------------------------------------------------------------------
+
+
+def unfreeze(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
+    """What is frozen in these layers is let train, as whole modules where it can be."""
+    frozen = [
+        p.name
+        for layer in facts.once(layers)
+        for p in facts.parameters(snapshot, layer)
+        if not p.trainable
+    ]
+    if frozen:
+        modules, parameters = facts.gathered(snapshot, frozen)
+        told = [name or "the whole model" for name in [*modules, *parameters]]
+        yield Fix(
+            "unfreeze",
+            f"Let {facts.listing(told)} train.",
+            "",
+            "gets a gradient; the function it computes stays",
+            "nothing",
+            (*_on("unfreeze-module", modules), *_on("unfreeze-parameter", parameters)),
+        )
+
+
+def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Fix]:
+    """These parameters as they would start: weights drawn anew, scales one, all else zero."""
+    # A norm of one's own has a row for the call in its forward only: "norm/layer_norm".
+    norms = [
+        flow.owner(snapshot, row) if flow.is_module(row) else row.name.rpartition("/")[0]
+        for row in snapshot.layers
+        if row.op in ops.NORMS
+    ]
+    scales = {f"{name}.weight" for name in norms} | {node.parameter for node in snapshot.nodes}
+    shifts = {f"{name}.bias" for name in norms}
+    users = {row.weight.name: row for row in snapshot.layers if row.weight is not None}
+    actions: list[Action] = []
+    for p in parameters:
+        if p.name in scales:
+            actions.append(Action("set-ones", (p.name,)))
+        elif len(p.shape) < 2 or p.name in shifts:
+            actions.append(Action("set-zeros", (p.name,)))
+        else:
+            row = users.get(p.name)
+            gain = 1.0 if row is None else facts.gain(facts.activation(snapshot, row))
+            fan_in = row.weight.fan_in if row and row.weight else math.prod(p.shape[1:])
+            actions.append(Action("draw-normal", (p.name,), (gain, fan_in)))
+    whole = grouped(actions)
+    names = [name for action in whole for name in action.targets]
+    if names:
+        yield Fix(
+            "reset",
+            f"Re-initialise {facts.listing(names)}.",
+            "What is not a number stays so, whatever is trained.",
+            "all parameters are finite",
+            "weights",
+            whole,
+        )
+
+
+def fill_in(parameters: Iterable[Parameter]) -> Iterator[Fix]:
+    """Zeros for what is not finite, where that is little: the rest is kept."""
+    parameters = list(parameters)
+    names = [p.name for p in parameters]
+    if names and all(p.value.nonfinite <= FILLED * p.value.total for p in parameters):
+        yield Fix(
+            "fill-in",
+            f"Set NaN and infinity in {facts.listing(names)} to zero.",
+            "All other values stay: sensible where a few were damaged, not where a run diverged.",
+            "all parameters are finite",
+            "scale",
+            (Action("zero-nonfinite", tuple(names)),),
+        )
+
+
+def _on(verb: str, names: Iterable[str], *arguments: Argument) -> tuple[Action, ...]:
+    """One action, or none where there is nothing to do it to."""
+    targets = tuple(dict.fromkeys(names))
+    return (Action(verb, targets, arguments),) if targets else ()

@@ -1,0 +1,170 @@
+"""What a repair is: the repaired copy, the steps that led there, the patch that repeats them."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from nndiag.capture.untouched import untouched
+from nndiag.errors import FixError
+from nndiag.fixes import code
+from nndiag.fixes.fix import Fix, uses
+from nndiag.fixes.trial import Trial
+from nndiag.render.formats import Document, Kind, PathLike
+from nndiag.report import Report
+
+if TYPE_CHECKING:
+    from nndiag.compare import Comparison
+
+Allow = Literal["safe", "all"]
+
+ENDINGS = (".pt", ".py", ".html", ".md")
+"""Of the files that a repair is saved as."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One fix that was tried, or not allowed: for which finding, at which places, what came.
+
+    ``tried`` is False where ``allow`` forbade even that.
+    """
+
+    rule: str
+    code: str  # of the rule: "ND301"
+    layers: tuple[str, ...]
+    fix: Fix
+    taken: bool
+    reason: str
+    tried: bool = True
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Repair(Document):
+    """A repaired copy of a model, and how it came about. ``print`` it, or write it as a page.
+
+    ``model`` is a deep copy of what was given, as ``steps`` that were ``taken`` left it, without
+    gradients; ``before`` and ``after`` are reports on the same batch, ``held_out`` the two on the
+    other one, if one was given. ``trial`` holds the losses of the training trial, if one was run.
+    """
+
+    _kind: ClassVar[Kind] = "repair"
+
+    model: nn.Module
+    before: Report
+    after: Report
+    steps: tuple[Step, ...]
+    trained: str  # what shows that the model was trained before; "" for a fresh one
+    allow: Allow
+    seed: int
+    held_out: tuple[Report, Report] | None = None
+    trial: Trial | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """The repaired model has no error and no warning."""
+        return self.after.ok
+
+    @property
+    def taken(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.taken)
+
+    @property
+    def refused(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if not step.taken)
+
+    @property
+    def patch(self) -> str:
+        """Python that makes ``model`` what this repair's model is, run on one as it was before."""
+        return patch(self.taken, self.before.snapshot.model, self.seed)
+
+    def apply(self, model: nn.Module, batch: Any = None, seed: int | None = None) -> None:
+        """Take the same steps on another model of this kind, in place.
+
+        With the seed of the repair (None) and a model as the one it was made for, the result is
+        what ``self.model`` is; another seed draws other weights. ``batch``: for steps that look at
+        data (LSUV, running statistics).
+
+        Raises:
+            FixError: a step needs a batch and there is none.
+        """
+        apply(self.taken, model, batch, self.seed if seed is None else seed)
+
+    def save(self, folder: PathLike, name: str = "repair", *, force: bool = False) -> list[Path]:
+        """``name.pt`` (the repaired state dict), ``name.py`` (the patch) and the pages.
+
+        All or none. Nothing that exists is overwritten without ``force``.
+
+        Raises:
+            OutputError: one of them exists, or cannot be written.
+        """
+        from nndiag.render import files
+        from nndiag.render import repair as page
+
+        folder = Path(folder)
+        files.free([folder / f"{name}{ending}" for ending in ENDINGS], force)
+        state = io.BytesIO()
+        torch.save(self.model.state_dict(), state)
+        contents: dict[Path, str | bytes] = {
+            folder / f"{name}.pt": state.getvalue(),
+            folder / f"{name}.py": self.patch,
+            folder / f"{name}.html": page.html(self),
+            folder / f"{name}.md": page.markdown(self),
+        }
+        files.write(contents)
+        return list(contents)
+
+    @property
+    def comparison(self) -> Comparison:
+        """What differs between before and after by more than chance."""
+        return self.before.compare(self.after)
+
+
+def patch(steps: Sequence[Step], model: str, seed: int) -> str:
+    """The lines of these steps, one after another, as a script that finds ``model`` there."""
+    if not steps:
+        return "# Nothing to change.\n"
+    lines = [
+        f"# What nndiag.repair did to {' '.join(model.split())}.",
+        "# Run it on the model, before its optimiser is made.",
+        "import torch",
+    ]
+    needed = uses(step.fix for step in steps)
+    lines += ["from torch import nn"] if "nn" in needed else []
+    lines += ["", "from nndiag import fixes"] if "fixes" in needed else []
+    lines.append("")
+    for number, step in enumerate(steps):
+        told = f"{number + 1}. {step.rule} at {_some(step.layers)}: {step.fix.what}"
+        lines += textwrap.wrap(told, code.WIDE, initial_indent="# ", subsequent_indent="#    ")
+        lines += [f"torch.manual_seed({seed + number})", step.fix.code(imports=False), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def apply(steps: Sequence[Step], model: nn.Module, batch: Any, seed: int) -> None:
+    """Make the changes of these steps, each from the seed that the patch sets for it."""
+    for number, step in enumerate(steps):
+        if batch is None and step.fix.needs_batch:
+            raise FixError(
+                f"step {number + 1} ({step.fix.kind}) looks at data: give the batch, "
+                "apply(model, batch)."
+            )
+    for number, step in enumerate(steps):
+        run(step.fix, model, batch, seed + number)
+
+
+def run(fix: Fix, model: nn.Module, batch: Any, seed: int) -> None:
+    """Apply a fix from a seed; random generators are as before afterwards."""
+    with untouched(None):
+        torch.manual_seed(seed)
+        fix.apply(model, batch)
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,102 @@
+"""What is public says so: ``__all__`` in each module, and a leading underscore elsewhere."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import nndiag
+
+PACKAGE = Path(nndiag.__file__).parent
+# Modules that have no __all__ yet: this list only gets shorter.
+WITHOUT: set[str] = {
+    "nndiag.api", "nndiag.batch", "nndiag.capture.calls", "nndiag.capture.handlers",
+    "nndiag.capture.lineage", "nndiag.capture.opaque", "nndiag.capture.parameters",
+    "nndiag.capture.recorder", "nndiag.capture.watch", "nndiag.capture.weights", "nndiag.cli",
+    "nndiag.compare", "nndiag.demo", "nndiag.errors", "nndiag.fixes.activations",
+    "nndiag.fixes.clipping", "nndiag.fixes.data_init", "nndiag.fixes.normalization",
+    "nndiag.fixes.repair", "nndiag.fixes.surgery", "nndiag.fixes.trial", "nndiag.flow",
+    "nndiag.gallery", "nndiag.gallery.explain", "nndiag.gallery.kept", "nndiag.gallery.lab",
+    "nndiag.gallery.page", "nndiag.gallery.pages", "nndiag.gallery.pages.activations",
+    "nndiag.gallery.pages.babysitting", "nndiag.gallery.pages.batch_norm",
+    "nndiag.gallery.pages.dead_relu", "nndiag.gallery.pages.depth",
+    "nndiag.gallery.pages.maxout", "nndiag.gallery.pages.preprocessing",
+    "nndiag.gallery.pages.regularization", "nndiag.gallery.pages.robustness",
+    "nndiag.gallery.pages.weight_init", "nndiag.gallery.pages.zigzag", "nndiag.gallery.plots",
+    "nndiag.gallery.render", "nndiag.gallery.run", "nndiag.gradient_flow", "nndiag.languages",
+    "nndiag.measure", "nndiag.prescribe", "nndiag.render.comparison", "nndiag.render.markdown",
+    "nndiag.render.page", "nndiag.render.picture", "nndiag.render.repair",
+    "nndiag.render.sarif", "nndiag.render.side_by_side", "nndiag.render.story",
+    "nndiag.render.tables", "nndiag.render.terminal", "nndiag.report", "nndiag.rule",
+    "nndiag.rules.costly_activation", "nndiag.rules.covariate_shift", "nndiag.rules.dead_relu",
+    "nndiag.rules.dense_activation", "nndiag.rules.exploding_gradient",
+    "nndiag.rules.frozen_layer", "nndiag.rules.init_scale", "nndiag.rules.no_gradient",
+    "nndiag.rules.non_finite", "nndiag.rules.non_zero_centered", "nndiag.rules.saturation",
+    "nndiag.rules.signal_collapse", "nndiag.rules.symmetry", "nndiag.rules.vanishing_gradient",
+    "nndiag.stats", "nndiag.testing.baseline", "nndiag.theory",
+}  # fmt: skip
+
+
+def modules():
+    """By dotted name, those without a leading underscore."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if not any(part.startswith("_") for part in name.split(".")):
+            found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def listed(tree):
+    """The names in ``__all__``; None where there is none."""
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == "__all__":
+            return ast.literal_eval(node.value)
+    return None
+
+
+def defined(tree):
+    """The names that a module's own functions, classes and values have."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "TypeVar":
+                continue
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                stored = (part for part in ast.walk(target) if isinstance(part, ast.Name))
+                names |= {part.id for part in stored if isinstance(part.ctx, ast.Store)}
+    return names
+
+
+def imported(tree):
+    return {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - WITHOUT))
+def test_a_module_lists_what_it_offers_and_hides_the_rest(name):
+    tree = MODULES[name]
+    names = listed(tree)
+
+    assert names is not None, "it has no __all__"
+    assert len(set(names)) == len(names)
+    assert set(names) <= defined(tree) | imported(tree)
+    assert {n for n in defined(tree) if not n.startswith("_")} <= set(names)
+    assert [n for n in names if n.startswith("_")] == []
+
+
+def test_the_list_of_those_that_wait_is_true():
+    assert {name for name in WITHOUT if name not in MODULES or listed(MODULES[name])} == set()
