@@ -391,7 +391,7 @@ def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
     if threshold is None:
         return False
     chance = 0.0
-    if threshold.high == 1:  # a share, and of few it is what chance makes of it
+    if threshold.unit == "share":  # of few it is what chance makes of it
         chance = CHANCE * math.sqrt(2 * limit * (1 - limit) / _share_of(finding))
     lower = min(limit / SLACK_OF_FINDINGS, limit - chance)
     upper = max(limit * SLACK_OF_FINDINGS, limit + chance)

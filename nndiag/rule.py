@@ -21,6 +21,7 @@ from typing import Literal
 from nndiag.causes import explain
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
 from nndiag.fixes.fix import Fix
+from nndiag.numbers import Unit
 from nndiag.stats import Layer, Parameter, Snapshot
 
 Severity = Literal["error", "warning", "note"]
@@ -33,13 +34,15 @@ class Threshold:
     """A number a verdict hangs on, and where it comes from.
 
     ``source`` begins with ``derived:`` (arithmetic the reader can redo), ``cited:`` (a paper or
-    standard, with the place in it) or ``measured:`` (a file under ``reports/``).
+    standard, with the place in it) or ``measured:`` (a file under ``reports/``). ``unit`` says how
+    it and what is held against it are written: as a "share" (75 %), as a "factor" (16×), or plain.
     """
 
     value: float
     source: str
     low: float = 0.0
     high: float = math.inf
+    unit: Unit = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Finding:
     ``evidence`` maps names to numbers; ``threshold`` is the limit that the one called ``measure``
     (the name of the threshold, too) was held against;
     ``cause`` the finding that explains this one, or None for a root; ``suspects`` the rules whose
-    findings can explain it.
+    findings can explain it; ``summary`` one sentence that says what will happen because of it.
     """
 
     rule: str
@@ -64,6 +67,7 @@ class Finding:
     fixes: tuple[Fix, ...] = ()
     suspects: tuple[str, ...] = ()
     measure: str = ""
+    summary: str = ""
 
     @property
     def root(self) -> Finding:
@@ -103,6 +107,7 @@ class Rule:
         where: Layer | Parameter | str,
         message: str,
         *,
+        summary: str = "",
         evidence: Mapping[str, float] | None = None,
         severity: Severity | None = None,
         against: tuple[str, Limits] | None = None,
@@ -112,8 +117,9 @@ class Rule:
     ) -> Finding:
         """A finding of this rule at a layer, a parameter or a named place.
 
-        ``against``: the name of the threshold, and of the evidence held against it, and the limits
-        in force.
+        ``message`` says what was measured there; ``summary`` what will happen because of it, in one
+        sentence for the first line of a report. ``against``: the name of the threshold, and of the
+        evidence held against it, and the limits in force.
         """
         measure, limit = against or ("", None)
         return Finding(
@@ -125,6 +131,7 @@ class Rule:
             evidence={key: float(value) for key, value in (evidence or {}).items()},
             threshold=None if limit is None else getattr(limit, measure),
             measure=measure,
+            summary=summary,
             location=where.location if isinstance(where, Layer) else location,
             fixes=self.fixes if fixes is None else fixes,
             suspects=self.caused_by if suspects is None else suspects,
@@ -320,7 +327,11 @@ def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SettingsError(f"threshold {key} = {value!r}: give a number.")
         if not t.low <= value <= t.high:
-            hint = f" For {value:g} %, write {value / 100:g}." if t.high == 1 < value <= 100 else ""
+            hint = (
+                f" For {value:g} %, write {value / 100:g}."
+                if t.unit == "share" and 1 < value <= 100
+                else ""
+            )
             raise SettingsError(
                 f"threshold {key} = {value:g}: it lies between {t.low:g} and {t.high:g}.{hint}"
             )
@@ -346,7 +357,7 @@ def judge(
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
     unjudged: list[Unjudged] = []
-    sick = sum(layer.output.nonfinite > 0 for layer in snapshot.layers)
+    nonfinite = sum(layer.output.nonfinite > 0 for layer in snapshot.layers)
     for name, module in discover().items():
         rule: Rule = module.RULE
         if name not in modules:
@@ -368,14 +379,14 @@ def judge(
             reason = f"check yielded a {type(wrong[0]).__name__}: yield RULE.finding(...)"
             outcomes.append(Outcome(name, rule.code, "crashed", reason))
             continue
-        found = [r for r in results if isinstance(r, Finding)]
+        own = [r for r in results if isinstance(r, Finding)]
         unjudged += [r for r in results if isinstance(r, Unjudged)]
-        if not found and sick and rule.name != "non-finite" and rule.about in _OF_VALUES:
-            reason = f"{sick} of {len(snapshot.layers)} layers hold NaN or infinity"
+        if not own and nonfinite and rule.name != "non-finite" and rule.about in _OF_VALUES:
+            reason = f"{nonfinite} of {len(snapshot.layers)} layers hold NaN or infinity"
             outcomes.append(Outcome(name, rule.code, "skipped", reason))
             continue
-        findings += found
-        outcomes.append(Outcome(name, rule.code, "found" if found else "passed"))
+        findings += own
+        outcomes.append(Outcome(name, rule.code, "found" if own else "passed"))
     for name, reason in not_loaded().items():
         if name in named:
             outcomes.append(Outcome(name, "", "crashed", reason))

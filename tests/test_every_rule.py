@@ -206,6 +206,28 @@ def test_its_findings_carry_what_the_contract_says(module, examples):
         assert all(isinstance(v, float) for v in finding.evidence.values())
 
 
+@every_rule
+def test_each_of_its_findings_has_a_summary_and_messages_are_sentences(module, examples):
+    for snapshot in examples[module.RULE.name]:
+        for finding in rule.judge(snapshot).findings:
+            assert finding.summary
+            assert finding.summary.endswith(".")
+            assert len(finding.summary) <= 160
+            assert finding.message.endswith(".")
+            for text in (finding.summary, finding.message):
+                assert not text[0].islower() or text.startswith((finding.layer, "relu", "mish"))
+                assert finding.rule not in text
+                assert "\n" not in text
+                assert "  " not in text
+
+
+@every_rule
+def test_shares_and_factors_say_what_they_are(module):
+    for name, threshold in module.RULE.thresholds.items():
+        assert (threshold.high == 1) == (threshold.unit == "share"), name
+        assert threshold.unit != "factor" or threshold.low == 1, name
+
+
 def test_codes_and_names_are_unique_and_there_are_fourteen():
     codes = [m.RULE.code for m in RULES.values()]
     assert len(set(codes)) == len(codes) == len(RULES) == 14

@@ -15,8 +15,9 @@ from typing import Any
 from rich.cells import cell_len
 
 from nndiag.languages import ENGLISH, words
+from nndiag.numbers import number
 from nndiag.render import story
-from nndiag.rule import Rule, discover
+from nndiag.rule import Rule, Threshold, discover
 
 HEADINGS = ("What it does", "Why it matters", "When it is no fault")
 """Those that each rule's docstring has, in this order."""
@@ -49,7 +50,7 @@ def sections(module: ModuleType) -> dict[str, str]:
     found |= dict(zip(parts[::2], parts[1::2], strict=True))
     found["Example"] = f"Sick::\n{example}" if example else ""
     found["Thresholds"] = "\n".join(
-        f"- {name} = {story.number(t.value)}\n{textwrap.indent(t.source, '    ')}"
+        f"- {_value(name, t)}\n{textwrap.indent(t.source, '    ')}"
         for name, t in rule.thresholds.items()
     )
     found["Fixes"] = "\n".join(_fixes(rule))
@@ -99,6 +100,12 @@ def _translated(module: ModuleType, language: str) -> dict[str, Any]:
 
 def _docstring(module: ModuleType) -> str:
     return inspect.cleandoc(module.__doc__ or "")
+
+
+def _value(name: str, threshold: Threshold) -> str:
+    """``share = 0.75 (75 %)``: as it is set, and as reports show it."""
+    shown = f" ({number(threshold.value, 'share')})" if threshold.unit == "share" else ""
+    return f"{name} = {number(threshold.value)}{shown}"
 
 
 def _fixes(rule: Rule) -> Iterator[str]:

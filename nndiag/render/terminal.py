@@ -124,7 +124,8 @@ def _headline(block: Block) -> Text:
 
 def _against(measure: story.Yardstick) -> str:
     measured = f"{measure.name} {measure.measured}, " if measure.value is not None else ""
-    source = f"   ({' '.join(measure.source.split())})" if measure.source else ""
+    # Why a rule has the threshold it has is on its page; what was set for this run is news.
+    source = f"   ({measure.source})" if measure.overridden else ""
     return story.printable(f"{measured}threshold {measure.limit}{source}")
 
 

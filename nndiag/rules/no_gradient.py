@@ -90,7 +90,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     if snapshot.backward_error:
         yield RULE.finding(
             "(model)",
-            f"the backward pass raises, so nothing gets a gradient: {snapshot.backward_error}",
+            f"The backward pass raises, so no parameter gets a gradient: {snapshot.backward_error}",
+            summary="Nothing will learn: the backward pass raises an error.",
             severity="error",
         )
         return
@@ -101,7 +102,9 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     if trainable and len(without) == len(trainable):
         yield RULE.finding(
             "(model)",
-            f"none of the {len(trainable)} trainable parameters gets a gradient",
+            f"None of the {len(trainable)} trainable parameters gets a gradient.",
+            summary=f"Nothing will learn: none of the {len(trainable)} trainable parameters gets a "
+            "gradient.",
             severity="error",
             evidence={"parameters": len(trainable)},
             suspects=() if all(map(_none, trainable)) else None,
@@ -117,22 +120,38 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         if _none(p):
             severity: Severity = "warning"
             stopped = _stops(snapshot, rows, cut, cut_bits) if p.used else "it is never used"
-            why = f"its gradient is None: {stopped}"
+            why, summary = (
+                f"Its gradient is None: {stopped}.",
+                f"{p.name} will not learn: {stopped}.",
+            )
             skipped = _never_called(snapshot, p.name)
             if skipped:
-                why = f"its gradient is None: {skipped} was never called"
+                never = f"{skipped} was never called"
+                why, summary = (
+                    f"Its gradient is None: {never}",
+                    f"{p.name} will not learn: {never}.",
+                )
                 if _has_called_sibling(snapshot, skipped):
-                    severity, why = "note", why + " in this run, its neighbours in the list were"
+                    severity, why = "note", why + " in this run; its neighbours in the list were"
                 elif snapshot.environment is not None and snapshot.environment.mode == "eval":
                     severity, why = "note", why + " in evaluation mode"
+                why += "."
             # Values make gradients zero; None is how the program is written.
-            yield RULE.finding(p, why, severity=severity, location=location, suspects=(RULE.name,))
+            yield RULE.finding(
+                p,
+                why,
+                summary=summary,
+                severity=severity,
+                location=location,
+                suspects=(RULE.name,),
+            )
         elif not _by_construction(snapshot, p, rows, silent):
             cancels = _cancels(snapshot, p, rows)
             yield RULE.finding(
                 p,
-                f"its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries"
+                f"Its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries."
                 + _why_zero(rows, cancels),
+                summary=f"{p.name} will not learn: its gradient is exactly zero.",
                 severity="note" if cancels else "warning",
                 location=location,
                 evidence={"gradient_entries": p.grad.count if p.grad else 0},
@@ -187,9 +206,9 @@ def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer], cut_bit
     for row in rows:
         after |= flow.descendant_bits(snapshot)[row.node]
     if not after & flow.bits(snapshot.outputs):
-        return "its output does not reach the model's"
+        return "the model's output does not depend on it"
     last = cut[(after & cut_bits).bit_length() - 1].name
-    return f"none comes back to {last}: the path is cut there (detach, no_grad, .data, argmax)"
+    return f"none comes back to {last}, so it is cut off there (detach, no_grad, .data, argmax)"
 
 
 def _silent(snapshot: Snapshot) -> frozenset[int]:
@@ -279,10 +298,10 @@ def _cancels(snapshot: Snapshot, p: Parameter, rows: list[Layer]) -> bool:
 
 def _why_zero(rows: list[Layer], cancels: bool) -> str:
     if cancels:
-        return "; it cancels over the batch: a constant does not change the loss"
+        return " It cancels over the batch: a constant does not change the loss."
     read = [row.input for row in rows if row.input is not None]
     if rows and len(read) == len(rows) and all(x.zeros == x.total for x in read):
-        return "; what it reads is zero on every sample"
+        return " The layer's input is zero on every sample."
     return ""
 
 

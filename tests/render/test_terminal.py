@@ -60,7 +60,7 @@ def test_the_worst_of_many_layers_speaks_for_them_and_the_others_are_named():
         "warning[ND103] dead-relu",
         "  --> encoder.1/relu   function   models/encoder.py:41",
         "   |  156 of 256 units were zero on all 128 samples",
-        "   |  share 60.9 %, threshold 40 %   (measured: reports/calibration/dead-relu.md)",
+        "   |  share 60.9 %, threshold 40 %",
         "   = fix: Re-initialise the weights (He), biases at zero.",
         "    nn.init.kaiming_normal_(layer.weight)",
         "   = 2 more like it: encoder.5.act 54.7 % and encoder.3.act 43 %",

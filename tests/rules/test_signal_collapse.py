@@ -248,7 +248,7 @@ class TestInjectedInTheMiddle:
         assert (found.layer, found.severity) == ("6", "error")
         behind = sum(type(m) is not nn.Flatten for m in list(model)[7:])
         assert found.evidence["layers"] == 1 + behind
-        assert f"{behind} layers after it likewise" in found.message
+        assert f"The same holds for {behind} layers after it" in found.message
 
     def test_names_the_cause_where_there_is_one(self):
         torch.manual_seed(0)
