@@ -416,8 +416,8 @@ def rule(
     """Show a rule's page: what it looks for, why, its thresholds, its fixes."""
     from pydantic_core import to_json
 
+    from nndiag.judge import chosen
     from nndiag.render.page import page, title
-    from nndiag.rule import chosen
 
     for module in chosen([name]).values():
         if as_json:
@@ -435,7 +435,7 @@ def rules(lang: Lang = Language.en) -> None:
     from rich.table import Table
 
     from nndiag.render.page import title
-    from nndiag.rule import discover, not_loaded
+    from nndiag.rules import discover, not_loaded
 
     table = Table(box=None, pad_edge=False)
     for heading in ("code", "name", "severity"):

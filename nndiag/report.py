@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nndiag.errors import FindingsError, ReportError, SettingsError
 from nndiag.fixes.fix import Fix
+from nndiag.judge import judge
 from nndiag.render import files, story, tables
 from nndiag.render.formats import Document, Kind, PathLike
-from nndiag.rule import SEVERITIES, Finding, Outcome, Severity, Unjudged, judge
+from nndiag.rule import SEVERITIES, Finding, Outcome, Severity, Unjudged
 from nndiag.stats import Snapshot
 from nndiag.verdict import verdict
 

@@ -10,7 +10,7 @@ import pytest
 
 from gallery import render
 from gallery.page import every
-from nndiag import rule
+from nndiag import rules
 from nndiag.languages import words
 from nndiag.render import page
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")
 )
-RULES = rule.discover()
+RULES = rules.discover()
 HOME = "https://github.com/nndiag/nndiag/blob/main"
 EACH_OTHER = (f"{HOME}/README.md", f"{HOME}/README.zh-CN.md")
 HAN = re.compile(r"[\u4e00-\u9fff]")

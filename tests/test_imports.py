@@ -84,7 +84,7 @@ def test_right_of_the_snapshot_nothing_loads_torch(module, loaded):
 
 
 def test_finding_all_rules_loads_no_torch():
-    assert "torch" not in loaded_by("from nndiag import rule; assert rule.discover()")
+    assert "torch" not in loaded_by("from nndiag import rules; assert rules.discover()")
 
 
 def test_capture_loads_no_rule():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag.rule import judge
+from nndiag.judge import judge
 
 WIDTH, SAMPLES = 16, 64
 PACKAGE = str(Path(nndiag.__file__).parent)

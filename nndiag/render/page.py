@@ -17,7 +17,8 @@ from rich.cells import cell_len
 from nndiag.languages import ENGLISH, words
 from nndiag.numbers import number
 from nndiag.render import story
-from nndiag.rule import Rule, Threshold, discover
+from nndiag.rule import Rule, Threshold
+from nndiag.rules import discover
 
 HEADINGS = ("What it does", "Why it matters", "When it is no fault")
 """Those that each rule's docstring has, in this order."""

@@ -12,16 +12,11 @@ from typing import TYPE_CHECKING
 
 from nndiag.fixes.fix import Fix
 from nndiag.flow import plural as plural
+from nndiag.judge import NOT_SELECTED
 from nndiag.numbers import Unit
 from nndiag.numbers import number as number
-from nndiag.rule import (
-    NOT_SELECTED,
-    SEVERITIES,
-    Finding,
-    Rule,
-    Severity,
-    discover,
-)
+from nndiag.rule import SEVERITIES, Finding, Rule, Severity
+from nndiag.rules import discover
 from nndiag.stats import Snapshot
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import nndiag
 from benchmarks.paired import spend
 from benchmarks.workloads import CLASSES, Workload
-from nndiag.rule import judge
+from nndiag.judge import judge
 from nndiag.stats import Snapshot
 
 WIDTH, BATCH = 32, 64

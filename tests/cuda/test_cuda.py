@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_map
 
 import nndiag
 from benchmarks import tools
-from nndiag import rule
+from nndiag import rules
 from nndiag.render import page
 
 CUDA = torch.device("cuda")
-RULES = rule.discover()
+RULES = rules.discover()
 every_rule = pytest.mark.parametrize("name", RULES)
 every_workload = pytest.mark.parametrize("name", RECIPES)
 

@@ -15,7 +15,7 @@ from bitwise import untouched
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import rules
 from nndiag.errors import FixError, ModelError, NNDiagError, OutputError, SettingsError
 from nndiag.fixes import result
 from nndiag.fixes.actions import Action
@@ -239,7 +239,7 @@ ZERO_BIAS = Action("set-zeros", ("0.bias",))
 
 def proposing(monkeypatch: pytest.MonkeyPatch, *fixes: tuple[Action, ...]) -> None:
     """dead-relu proposes these actions, in this order."""
-    module = rule.discover()["dead-relu"]
+    module = rules.discover()["dead-relu"]
 
     def offered(snapshot, layer) -> Iterator[Fix]:
         for actions in fixes:

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import nndiag
-from nndiag import gradient_flow, rule
+from nndiag import gradient_flow, judge
 from nndiag.numbers import number
 
 NAME = "exploding-gradient"
@@ -169,7 +169,7 @@ class TestThresholds:
         b = 5 * 4 / 48  # Hanin & Nica 2020: five times the sum of the inverse widths
         room = math.exp(-b / 4 + 3.2905 * math.sqrt(b) / 2)
         assert path.band[1] == pytest.approx(room, rel=1e-2)
-        judged = rule.judge(deeper(healthy, total * path.band[1]), select=NAME)
+        judged = judge.judge(deeper(healthy, total * path.band[1]), select=NAME)
         assert [f.severity for f in judged.findings] == ([severity] if severity else [])
         assert {(f.measure, f.threshold) for f in judged.findings} <= {("total", 1e2)}
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge
 from nndiag.stats import Layer, Loss, Node, Parameter, Snapshot, TensorStats, Weight
 
 NAME = "init-scale"
@@ -610,7 +610,7 @@ def chain(offs, width=2000):
 
 
 def judged(snapshot, thresholds=None):
-    return rule.judge(snapshot, NAME, thresholds=thresholds).findings
+    return judge.judge(snapshot, NAME, thresholds=thresholds).findings
 
 
 class TestBoundaries:

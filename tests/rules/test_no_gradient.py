@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge
 
 NAME = "no-gradient"
 
@@ -402,7 +402,7 @@ class TestZeroByConstruction:
         exact = replace(rep.snapshot, parameters=tuple(
             replace(q, grad=grad) if q is p else q for q in rep.snapshot.parameters
         ))  # fmt: skip
-        assert rule.judge(exact, NAME).findings == ()
+        assert judge.judge(exact, NAME).findings == ()
 
     def test_a_bias_the_loss_does_not_depend_on_is_a_note(self):
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge
 from nndiag.stats import Layer, Loss, Node, Parameter, Snapshot, TensorStats, Weight
 
 NAME = "symmetry"
@@ -417,7 +417,7 @@ def test_the_boundary_lies_at_a_tenth_of_the_units(kept, expected):
     nodes = (Node("input"), Node("linear", (0,), 0), Node("linear", (1,), 1))
     snapshot = Snapshot("Net", layers, nodes, parameters, {"input": counts(6400)}, Loss("loss_fn"),
                         64, 1, outputs=(2,), has_gradients=True)  # fmt: skip
-    [found] = rule.judge(snapshot, NAME).findings
+    [found] = judge.judge(snapshot, NAME).findings
     assert (found.layer, found.severity, found.threshold) == ("a", expected, 0.1)
 
 

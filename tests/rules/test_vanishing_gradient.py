@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import nndiag
-from nndiag import gradient_flow, rule
+from nndiag import gradient_flow, judge
 from nndiag.numbers import number
 
 NAME = "vanishing-gradient"
@@ -216,14 +216,14 @@ class TestThresholds:
     def test_a_hundredth_is_a_warning_and_a_ten_thousandth_an_error(
         self, healthy, room, total, severity
     ):
-        judged = rule.judge(shallower(healthy, total * room), select=NAME)
+        judged = judge.judge(shallower(healthy, total * room), select=NAME)
         assert [f.severity for f in judged.findings] == ([severity] if severity else [])
         for finding in judged.findings:
             assert (finding.threshold, finding.measure) == (1e-2, "total")
             assert finding.evidence["total"] == pytest.approx(total * room)
 
     def test_the_readers_threshold_is_used(self, healthy, room):
-        judged = rule.judge(
+        judged = judge.judge(
             shallower(healthy, 0.4 * room), select=NAME, thresholds={f"{NAME}.total": 0.5}
         )
         assert [f.threshold for f in judged.findings] == [0.5]
