@@ -25,6 +25,13 @@ RIGHT = [
     "nndiag.theory",
     "nndiag.rule",
     "nndiag.report",
+    "nndiag.trained",
+    "nndiag.verdict",
+    "nndiag.judge",
+    "nndiag.ops",
+    "nndiag.fixes",
+    "nndiag.fixes.fix",
+    "nndiag.fixes.propose",
     *modules_of(nndiag.rules),
     *modules_of(nndiag.render),
 ]

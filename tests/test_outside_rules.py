@@ -82,7 +82,7 @@ def distribution(folder, **modules):
 
 
 def forget():
-    rule._load.cache_clear()
+    rules._load.cache_clear()
     rules.discover.cache_clear()
     rules.not_loaded.cache_clear()
 

@@ -307,6 +307,14 @@ def test_a_fix_that_hurts_on_the_held_out_batch_is_refused():
     assert all(report.ok for report in beside.held_out)
 
 
+def test_a_normalisation_is_tried_before_another_activation_though_that_is_shown_first():
+    found = fix(stack(nn.Sigmoid, 1.0), allow="all")
+
+    shown = [f.kind for f in found.before.findings[0].fixes]
+    assert shown[:2] == ["swap-activation", "normalize"]
+    assert found.steps[0].fix.kind == "normalize"
+
+
 def test_only_the_named_kinds_of_fix_are_tried():
     found = fix(stack(nn.Tanh, 8.0), only="rescale")
 
