@@ -51,8 +51,8 @@ def check(
     Raises:
         NNDiagError: one of its kinds (see ``nndiag.errors``); the model is untouched then, too.
     """
-    from nndiag.batch import LossMaker
     from nndiag.capture.watch import validate, watch
+    from nndiag.loss import LossMaker
     from nndiag.progress import Progress
 
     chosen = settings.load(config).override(

@@ -1,4 +1,4 @@
-"""What a DataLoader yields, turned into arguments for ``forward`` and a target; and the loss."""
+"""What a DataLoader yields, turned into arguments for ``forward`` and a target."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nndiag.errors import BatchError, LossError
+from nndiag.errors import BatchError
 
 
 @dataclass(frozen=True)
@@ -279,104 +279,6 @@ def tensors_in(value: Any, depth: int = 6, above: tuple[int, ...] = ()) -> Itera
         return
     for item in items:
         yield from tensors_in(item, depth - 1, (*above, id(value)))
-
-
-@dataclass(frozen=True)
-class LossMaker:
-    """How the scalar comes about that is differentiated; ``kind`` is filled in by use."""
-
-    loss_fn: Callable[..., Any] | None
-    seed: int | None
-
-    def __call__(self, output: Any, batch: Batch) -> tuple[str, torch.Tensor]:
-        """The kind of the loss and the loss: a scalar that hangs on the model.
-
-        In this order: ``loss_fn(output, target)``; the output's own ``.loss`` or ``["loss"]``; a
-        scalar output; else the outputs' inner product with fixed random directions, seeded. Never
-        the sum of the outputs: after a softmax or a normalisation that is a constant.
-
-        Raises:
-            LossError: no scalar, not a number, or not connected to the model.
-        """
-        if self.loss_fn is not None:
-            return "loss_fn", self._scalar(self._call(output, batch), "loss_fn returned")
-        own = _own_loss(output)
-        if own is not None:
-            return "output.loss", self._scalar(own, "the output's own loss is")
-        if isinstance(output, torch.Tensor) and output.dim() == 0 and output.is_floating_point():
-            return "scalar output", output
-        return "random cotangent", self._random(output)
-
-    def _call(self, output: Any, batch: Batch) -> Any:
-        assert self.loss_fn is not None
-        args: tuple[Any, ...] = (output, batch.target)
-        alone = _takes(self.loss_fn, 1)
-        if batch.target is None and not alone:
-            raise LossError(
-                "loss_fn was given but no target. Pass target=…, a batch (inputs, target), or a "
-                "loss_fn that takes the output alone."
-            )
-        if batch.target is None or (alone and not _takes(self.loss_fn, 2)):
-            args = (output,)
-        try:
-            return self.loss_fn(*args)
-        except Exception as error:
-            raise LossError(
-                f"loss_fn raised {type(error).__name__}: {error}\n"
-                f"  output: {describe(output)}\n  target: {describe(batch.target)}\n"
-                "  The model is as it was."
-            ) from error
-
-    def _scalar(self, loss: Any, what: str) -> torch.Tensor:
-        if isinstance(loss, (int, float)):
-            raise LossError(
-                f"{what} the Python number {loss:.4g}, through which no gradient can come back. "
-                "Return the tensor itself, without .item()."
-            )
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
-            raise LossError(
-                f"{what} {describe(loss)}, but a loss is one real number. "
-                "Reduce it, for example with .mean()."
-            )
-        return loss.reshape(())
-
-    def _random(self, output: Any) -> torch.Tensor:
-        tensors = [t for t in tensors_in(output) if t.requires_grad and not t.is_nested]
-        if not tensors:
-            raise LossError(
-                f"the output {describe(output)} holds nothing that can be differentiated. Pass "
-                "loss_fn, or a model whose output depends on trainable parameters."
-            )
-        generator = torch.Generator("cpu").manual_seed(0 if self.seed is None else self.seed)
-        total = torch.zeros((), dtype=torch.float32, device=tensors[0].device)
-        for t in tensors:
-            values = torch.view_as_real(t) if t.is_complex() else t
-            direction = torch.randn(
-                values.shape, generator=generator, dtype=torch.float32, device="cpu"
-            ).to(values.device)
-            wide = values.to(torch.promote_types(values.dtype, torch.float32))
-            inner = (wide * direction).sum() / math.sqrt(max(values.numel(), 1))
-            total = total + inner.to(total.device)
-        return total
-
-
-def _own_loss(output: Any) -> Any:
-    if isinstance(output, Mapping):
-        loss = output.get("loss")
-    else:
-        loss = None if isinstance(output, torch.Tensor) else getattr(output, "loss", None)
-    return loss if isinstance(loss, torch.Tensor) else None
-
-
-def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function can be called with this many arguments; two, where Python cannot say."""
-    try:
-        inspect.signature(getattr(function, "forward", function)).bind(*[None] * count)
-    except TypeError:
-        return False
-    except ValueError:
-        return count == 2
-    return True
 
 
 _SHORT = {

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from nndiag import flow, rule, theory
+from nndiag import activations, flow, ops, rule, theory
 from nndiag.pairing import (
     SLACK,
     SLACK_OF_LEARNED,
@@ -244,10 +244,10 @@ def _fluctuations(snapshot: Snapshot) -> dict[str, float]:
 
     ``fluctuation(φ) · Σ 1/width`` over the weight layers on the way (Hanin & Nica 2020).
     """
-    relu = theory.activation("relu")  # as much as any: others damp it
+    relu = activations.named("relu")  # as much as any: others damp it
     assert relu is not None
     factor = theory.fluctuation(relu)
-    weights = [layer for layer in snapshot.layers if layer.op in flow.LEARNED]
+    weights = [layer for layer in snapshot.layers if layer.op in ops.LEARNED]
     found = {}
     for layer in snapshot.layers:
         before = flow.ancestors(snapshot, layer.node) | {layer.node}

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix
 from nndiag.stats import Layer, Snapshot
@@ -172,12 +172,14 @@ def _flat_part(rows: Sequence[Layer | None]) -> str:
     return ""
 
 
-def paths(snapshot: Snapshot) -> Iterator[GradientPath]:
+@flow.once
+def paths(snapshot: Snapshot) -> tuple[GradientPath, ...]:
     """Every chain with at least three hidden weight layers whose gradients were seen.
 
     The last weight layer of the model is left out: a small or zero head is a choice. So is what
     lies before a layer whose gradient was not seen (frozen, or run without gradients).
     """
+    found = []
     for chain in flow.chains(snapshot):
         hidden = _seen(chain)
         if len(hidden) < 3:
@@ -189,7 +191,8 @@ def paths(snapshot: Snapshot) -> Iterator[GradientPath]:
         passages = tuple(
             _passage(snapshot, here, after) for here, after in itertools.pairwise(hidden)
         )
-        yield GradientPath(passages, chain.repeated, _band(hidden))
+        found.append(GradientPath(passages, chain.repeated, _band(hidden)))
+    return tuple(found)
 
 
 def _seen(chain: flow.Chain) -> tuple[flow.Link, ...]:
@@ -240,7 +243,7 @@ def _pooling(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> float:
     rows = [here.activation or here.layer, *here.between]
     for inner, outer in itertools.pairwise(rows):
         a, b = _norm(inner), _norm(outer)
-        if outer.op in flow.POOLS and a and b:
+        if outer.op in ops.POOLS and a and b:
             change *= a / b
     # A mean over positions is no row: each of P positions gets 1/P of the gradient.
     node = snapshot.nodes[after.layer.node]

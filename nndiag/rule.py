@@ -14,11 +14,11 @@ import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal
 
-from nndiag import flow
+from nndiag.causes import explain
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
 from nndiag.fixes.fix import Fix
 from nndiag.stats import Layer, Parameter, Snapshot
@@ -381,7 +381,7 @@ def judge(
             outcomes.append(Outcome(name, "", "crashed", reason))
         else:
             outcomes.append(Outcome(name, "", "skipped", NOT_SELECTED))
-    return Judgement(tuple(explain(findings, snapshot)), tuple(outcomes), tuple(unjudged))
+    return Judgement(tuple(explain(findings, snapshot, _rank)), tuple(outcomes), tuple(unjudged))
 
 
 NOT_SELECTED = "not selected"
@@ -405,104 +405,8 @@ def _line_of(error: BaseException) -> str:
     return f" ({frame.tb_frame.f_globals.get('__name__')}, line {frame.tb_lineno})"
 
 
-def explain(findings: Sequence[Finding], snapshot: Snapshot) -> list[Finding]:
-    """Set each finding's ``cause`` and put the list in the order a reader should meet it.
-
-    A finding is explained by one of a rule it suspects (the earliest named first), if that one
-    lies on a common path with it and is no mere note (a note explains only notes). Roots come
-    first, by severity, then input, parameters, activations, gradients, then depth; the explained
-    ones follow in the same order.
-    """
-    rules = {name: module.RULE for name, module in discover().items()}
-    place = _Places(snapshot)
-    rank = {name: index for index, name in enumerate(SEVERITIES)}
-
-    def order(finding: Finding) -> tuple[float, ...]:
-        rule = rules.get(finding.rule)
-        about = ABOUT.index(rule.about) if rule else len(ABOUT)
-        return (rank[finding.severity], about, place.depth(finding.layer))
-
-    ordered = sorted(findings, key=order)
-    explained: dict[int, Finding] = {}
-
-    def cause_of(index: int, seen: frozenset[int]) -> int | None:
-        finding = ordered[index]
-        for name in finding.suspects:
-            for other, candidate in enumerate(ordered):
-                if (
-                    other not in seen
-                    and candidate.rule == name
-                    and (candidate.rule != finding.rule or other < index)
-                    and (candidate.severity != "note" or finding.severity == "note")
-                    and place.connected(candidate.layer, finding.layer)
-                ):
-                    return other
-        return None
-
-    def resolve(index: int, seen: frozenset[int]) -> Finding:
-        if index not in explained:
-            cause = cause_of(index, seen | {index})
-            root = None if cause is None else resolve(cause, seen | {index})
-            explained[index] = replace(ordered[index], cause=root)
-        return explained[index]
-
-    resolved = [resolve(index, frozenset()) for index in range(len(ordered))]
-    return sorted(resolved, key=lambda f: f.cause is not None)
-
-
-EVERYWHERE = -1  # as bits: all of them
-
-
-class _Places:
-    """Where findings lie in the data flow, and which lie on a common path.
-
-    A place is a set of nodes, as the bits of a number. A parameter lies where its row is; one
-    without a row of its own (a part of an opaque layer) where the nearest module around it has
-    rows; a bare parameter of the model itself everywhere; one of a module that never ran nowhere.
-    """
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self._nodes: dict[str, int] = {}
-        around: dict[str, int] = {}
-        for layer in snapshot.layers:
-            bit = 1 << layer.node
-            used = (layer.weight.name, layer.weight.bias) if layer.weight is not None else ()
-            for name in {layer.name, *used} - {None}:
-                self._nodes[name] = self._nodes.get(name, 0) | bit
-            for prefix in _prefixes(layer.name.partition("/")[0].partition("@")[0]):
-                around[prefix] = around.get(prefix, 0) | bit
-        self._ran, never = frozenset(around), frozenset(snapshot.never_called)
-        for parameter in snapshot.parameters:
-            if parameter.name not in self._nodes:
-                modules = _prefixes(parameter.name)[1:]
-                if never.isdisjoint(modules):
-                    homes = (around[m] for m in modules if m in around)
-                    self._nodes[parameter.name] = next(homes, 0 if modules else EVERYWHERE)
-        for name in snapshot.inputs:
-            for index, node in enumerate(snapshot.nodes):
-                if node.op == "input":
-                    self._nodes[name] = self._nodes.get(name, 0) | 1 << index
-
-    def depth(self, name: str) -> float:
-        bits = self._at(name)
-        return (bits & -bits).bit_length() if bits not in (0, EVERYWHERE) else math.inf
-
-    def _at(self, name: str) -> int:
-        """``(model)`` and ``(loss)`` are everywhere."""
-        return self._nodes.get(name, EVERYWHERE if name.startswith("(") else 0)
-
-    def connected(self, a: str, b: str) -> bool:
-        here, there = self._at(a), self._at(b)
-        if EVERYWHERE in (here, there):
-            return True
-        if not here and not there:  # parts of one module that never ran
-            shared = {*_prefixes(a)} & {*_prefixes(b)}
-            return any(prefix not in self._ran for prefix in shared)
-        return flow.connected(self._snapshot, here, there)
-
-
-def _prefixes(name: str) -> list[str]:
-    """``a.b.c``, ``a.b``, ``a``."""
-    parts = name.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+def _rank(finding: Finding) -> tuple[int, int]:
+    """By severity, then input, parameters, activations, gradients, training."""
+    module = discover().get(finding.rule)
+    about = ABOUT.index(module.RULE.about) if module is not None else len(ABOUT)
+    return SEVERITIES.index(finding.severity), about

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.stats import Parameter, Snapshot, Weight
 
 FEW = 8
@@ -22,7 +22,7 @@ def training(snapshot: Snapshot) -> str:
     2000, which only two-point distributions reach).
     """
     for layer in snapshot.layers:
-        if layer.op in flow.NORMS and flow.is_module(layer):
+        if layer.op in ops.NORMS and flow.is_module(layer):
             for part in ("weight", "bias"):
                 p = snapshot.parameter.get(f"{flow.owner(snapshot, layer)}.{part}")
                 if p is not None and _varied(p):

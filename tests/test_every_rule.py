@@ -18,8 +18,9 @@ from torch import nn
 
 import nndiag
 from nndiag import rule
-from nndiag.batch import LossMaker, batches
+from nndiag.batch import batches
 from nndiag.capture.watch import watch
+from nndiag.loss import LossMaker
 from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
 

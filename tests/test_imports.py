@@ -87,11 +87,6 @@ def test_finding_all_rules_loads_no_torch():
     assert "torch" not in loaded_by("from nndiag import rule; assert rule.discover()")
 
 
-def test_explaining_a_page_of_the_gallery_loads_no_torch():
-    statement = "from nndiag.gallery.explain import explain; assert list(explain('weight-init'))"
-    assert "torch" not in loaded_by(statement)
-
-
 def test_capture_loads_no_rule():
     statement = "import pkgutil, importlib, nndiag.capture as c\n" + (
         "for info in pkgutil.iter_modules(c.__path__, 'nndiag.capture.'):\n"

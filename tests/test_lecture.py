@@ -18,6 +18,7 @@ from torch import nn
 
 import nndiag
 from nndiag import theory
+from nndiag.activations import named
 
 DEPTH, WIDTH, SAMPLES = 10, 500, 1000
 SCALES = {
@@ -119,7 +120,7 @@ def pre_activations(rep):
 
 def predicted(case):
     activation, std = SCALES[case]
-    act = theory.activation(activation.__name__.lower())
+    act = named(activation.__name__.lower())
     return theory.recursion(act, std * math.sqrt(WIDTH), DEPTH)
 
 

@@ -12,18 +12,9 @@ from effort import tried
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nndiag import measure
-from nndiag.measure import (
-    BLOCK,
-    GATHERED,
-    MOST_DIRECTIONS,
-    MOST_UNITS,
-    PROBES,
-    SMALL,
-    Axes,
-    Meter,
-    readable,
-)
+from nndiag import layout
+from nndiag.layout import BLOCK, MOST_UNITS, PROBES, Axes, readable
+from nndiag.measure import GATHERED, MOST_DIRECTIONS, SMALL, Meter
 from nndiag.stats import Histogram
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool,
@@ -494,13 +485,13 @@ def test_too_wide_or_too_narrow_vectors_are_left_out():
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_every_layout_reads_as_dense_real_numbers():
     x = torch.tensor([[0.0, 1.5], [-2.0, 0.0]])
-    for layout in (
+    for stored in (
         x.to_sparse(),
         x.to_sparse_csr(),
         x.t().contiguous().t(),
         x[None].expand(3, 2, 2)[0],
     ):
-        assert torch.equal(readable(layout), x)
+        assert torch.equal(readable(stored), x)
     quantized = torch.quantize_per_tensor(x, 0.5, 0, torch.qint8)
     assert torch.equal(readable(quantized), x)
     assert readable(torch.tensor([1 + 2j]).conj()).tolist() == [[1.0, -2.0]]
@@ -513,7 +504,7 @@ def test_everything_crosses_from_the_device_in_one_transfer(monkeypatch):
     moves = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: moves.append(x.numel()) or cpu(x))
-    monkeypatch.setattr(measure, "_is_here", lambda _: False)
+    monkeypatch.setattr(layout, "is_here", lambda _: False)
 
     meter = Meter()
     for k in range(5):
@@ -547,7 +538,7 @@ def test_what_spares_a_gpu_from_waiting_gives_the_same(tensor, unit, where):
     here = stats_of(tensor, axes), flat_of(tensor, flat, axes), directions_of(tensor, 0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "_is_here", lambda _: False)
+        patch.setattr(layout, "is_here", lambda _: False)
         check_against_numpy(tensor, axes)
         there = stats_of(tensor, axes), flat_of(tensor, flat, axes), directions_of(tensor, 0)
 

@@ -12,7 +12,8 @@ from effort import tried
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nndiag.measure import Axes, Meter
+from nndiag.layout import Axes
+from nndiag.measure import Meter
 from nndiag.stats import (
     DirectionStats,
     FlatStats,

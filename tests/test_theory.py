@@ -17,8 +17,8 @@ from effort import tried
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nndiag import theory
-from nndiag.theory import activation, moments
+from nndiag import activations, theory
+from nndiag.theory import moments
 
 # Every activation by name and options, with torch's own function as the oracle.
 TORCH = [
@@ -79,7 +79,7 @@ every_activation = pytest.mark.parametrize("case", CASES, ids=label)
 
 
 def named(name, **options):
-    act = activation(name, **options)
+    act = activations.named(name, **options)
     assert act is not None
     return act
 
@@ -92,7 +92,7 @@ def of(case):
 
 
 def test_every_activation_has_an_oracle_here():
-    assert {name for name, _ in CASES} == set(theory._BUILDERS)
+    assert {name for name, _ in CASES} == set(activations.BUILDERS)
 
 
 @pytest.mark.parametrize(("name", "options", "function"), TORCH, ids=map(label, TORCH))
@@ -110,17 +110,17 @@ def test_value_and_slope_are_those_of_torch(name, options, function):
 
 
 def test_an_unknown_name_is_none():
-    assert activation("swishish") is None
+    assert activations.named("swishish") is None
 
 
 def test_an_unknown_option_is_an_error():
     with pytest.raises(TypeError, match="slope"):
-        activation("relu", slope=0.1)
+        activations.named("relu", slope=0.1)
 
 
 def test_the_same_activation_is_built_once():
-    assert activation("elu", alpha=2.0) is activation("elu", alpha=2.0)
-    assert activation("linear") == activation("linear")
+    assert activations.named("elu", alpha=2.0) is activations.named("elu", alpha=2.0)
+    assert activations.named("linear") == activations.named("linear")
 
 
 @every_activation
@@ -133,7 +133,7 @@ def test_flat_is_where_the_slope_is_nothing_or_under_five_percent_of_its_maximum
         inside |= (low <= z) & (z <= high)
 
     if act.family == "saturating":
-        np.testing.assert_array_equal(inside, slope < theory.SATURATED_SLOPE * slope.max())
+        np.testing.assert_array_equal(inside, slope < activations.SATURATED_SLOPE * slope.max())
         assert act.flat[0][0] == -math.inf
         assert act.flat[-1][1] == math.inf
     elif act.family == "rectifier":

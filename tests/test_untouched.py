@@ -16,6 +16,7 @@ from torch import nn
 
 import nndiag
 from nndiag import rule
+from nndiag.loss import LossMaker
 
 every_model = pytest.mark.parametrize("name", models.AWKWARD)
 
@@ -87,7 +88,7 @@ def test_no_trace_is_left_when_the_backward_raises(name):
     case = models.make(name)
 
     def loss(output: Any, *target: Any) -> torch.Tensor:
-        total = nndiag.batch.LossMaker(case.loss_fn, 0)(output, nndiag.Batch(target=target[0]))[1]
+        total = LossMaker(case.loss_fn, 0)(output, nndiag.Batch(target=target[0]))[1]
         total = total * 1
         total.register_hook(break_)
         return total

@@ -7,13 +7,13 @@ the call itself: whatever goes wrong here, the model runs as it would without us
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-from nndiag import theory
+from nndiag import activations, ops
 from nndiag.batch import tensors_in
 from nndiag.capture import opaque
 from nndiag.capture.calls import Call, options
@@ -26,41 +26,68 @@ from nndiag.capture.lineage import (
     reshaped,
     viewed,
 )
+from nndiag.capture.paths import Paths, measurable
+from nndiag.capture.rows import Row
 from nndiag.capture.weights import running, spatial
-from nndiag.measure import Axes
+from nndiag.layout import Axes, Pending
+from nndiag.stats import Weight
 
-if TYPE_CHECKING:
-    from nndiag.capture.recorder import Recorder
-
-Handler = Callable[["Recorder", Call], Generator[None, Any, None]]
 HEADS = "its heads are axes of their own"
 
 
-def measurable(tensor: Any) -> bool:
-    return (
-        isinstance(tensor, torch.Tensor)
-        and (tensor.is_floating_point() or tensor.is_complex())
-        and not tensor.is_nested
-        and not tensor.is_meta
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+class Recording(Protocol):
+    """What a handler may do with the recording under way."""
+
+    only_inputs: bool
+    paths: Paths
+
+    def row(self, op: str) -> Row:
+        """The row of the layer that this call belongs to, or a new one."""
+
+    def entering(self, row: Row, tensor: torch.Tensor, axes: Axes) -> None:
+        """Measure what enters a layer."""
+
+    def flat(
+        self, row: Row, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes
+    ) -> None:
+        """Count what of it lies on flat parts of the activation."""
+
+    def directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
+        """Measure how alike its samples are."""
+
+    def look_into(
+        self, row: Row, what: str, look: Callable[[], tuple[Pending | None, str]]
+    ) -> None:
+        """Numbers that a row can do without; or why they are not seen."""
+
+    def weight_use(self, call: Call, x: torch.Tensor, weight: Any, bias: Any) -> Weight | None:
+        """How a layer uses its weight."""
+
+    def batches_tracked(self) -> float:
+        """How many batches the BatchNorm under way has seen; NaN: it does not say."""
+
+    def finish(self, row: Row, result: Any, trails: list[Trail], axes: Axes, why: str) -> None:
+        """The call is over: trails for its outputs, numbers for its row."""
+
+
+Handler = Callable[[Recording, Call], Generator[None, Any, None]]
 
 
 def of_values(
-    handler: Callable[[Recorder, Call, Trail], Generator[None, Any, None]],
+    handler: Callable[[Recording, Call, Trail], Generator[None, Any, None]],
 ) -> Handler:
     """A handler of calls on values whose trail is known; other calls only join or bend paths."""
 
     @wraps(handler)
-    def checked(rec: Recorder, call: Call) -> Generator[None, Any, None]:
-        trail = rec.source(call.input) if measurable(call.input) else None
+    def checked(rec: Recording, call: Call) -> Generator[None, Any, None]:
+        trail = rec.paths.source(call.input) if measurable(call.input) else None
         yield from join(rec, call) if trail is None else handler(rec, call, trail)
 
     return checked
 
 
 @of_values
-def activation(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
+def activation(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]:
     z, shaping = call.input, options(call)
     if shaping is None:
         yield from join(rec, call)
@@ -68,9 +95,9 @@ def activation(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, 
     row = rec.row(call.op)
     row.options = shaping
     rec.entering(row, z, trail.axes)
-    act = None if rec.only_inputs else theory.activation(call.op, **shaping)
+    act = None if rec.only_inputs else activations.named(call.op, **shaping)
     if act is not None and act.flat and not z.is_complex():
-        row.flat = rec.meter.flat(z, act.flat, trail.axes, of=row.input)
+        rec.flat(row, z, act.flat, trail.axes)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
     result = yield
@@ -78,7 +105,7 @@ def activation(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, 
 
 
 @of_values
-def softmax(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
+def softmax(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]:
     z = call.input
     row = rec.row(call.op)
     dim = call.bound.get("dim")
@@ -88,18 +115,20 @@ def softmax(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, Non
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
 
 
-def weighted(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def weighted(rec: Recording, call: Call) -> Generator[None, Any, None]:
     x, weight, bias = call.input, call.bound.get("weight"), call.bound.get("bias")
     if call.op == "addmm":
         x, weight, bias = call.bound.get("mat1"), call.bound.get("mat2"), x
     yield from affine(rec, call, x, weight, bias)
 
 
-def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generator[None, Any, None]:
-    op = "linear" if call.op in ("addmm", "matmul") else call.op
-    trail = rec.source(x) or Trail(rec.node("?", []))
-    others = [t for t in call.tensors if t is not x and rec.parameter(t) is None]
-    trails = [trail, *(t for t in map(rec.trail_of, others) if t is not None)]
+def affine(
+    rec: Recording, call: Call, x: Any, weight: Any, bias: Any
+) -> Generator[None, Any, None]:
+    op = "linear" if call.op == "matmul" else ops.named(call.op).recorded_as or call.op
+    trail = rec.paths.source(x) or Trail(rec.paths.node("?", []))
+    others = [t for t in call.tensors if t is not x and rec.paths.parameter(t) is None]
+    trails = [trail, *(t for t in map(rec.paths.trail_of, others) if t is not None)]
     row = rec.row(op)
     row.weight = rec.weight_use(call, x, weight, bias)
     batch, samples = trail.axes.batch, trail.axes.samples
@@ -107,7 +136,7 @@ def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generat
         features = x.dim() - 1 - spatial(op)
         rec.entering(row, x, Axes(features, batch, samples))
         if not rec.only_inputs:
-            row.direction = rec.meter.directions(x, features, of=row.input)
+            rec.directions(row, x, features)
     result = yield
     if op == "embedding_bag":
         batch, samples = 0, result.shape[0]
@@ -115,7 +144,7 @@ def affine(rec: Recorder, call: Call, x: Any, weight: Any, bias: Any) -> Generat
 
 
 @of_values
-def norm(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
+def norm(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]:
     x = call.input
     row = rec.row(call.op)
     axes = trail.axes
@@ -136,7 +165,7 @@ def norm(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
 
 
 @of_values
-def kept(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
+def kept(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]:
     x = call.input
     row = rec.row(call.op)
     before = x.dim()
@@ -148,71 +177,72 @@ def kept(rec: Recorder, call: Call, trail: Trail) -> Generator[None, Any, None]:
     rec.finish(row, result, [trail], axes, why)
 
 
-def attention(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def attention(rec: Recording, call: Call) -> Generator[None, Any, None]:
     query = call.input
-    trails = [t for t in map(rec.trail_of, call.tensors) if t is not None]
+    trails = [t for t in map(rec.paths.trail_of, call.tensors) if t is not None]
     if not trails or not measurable(query):
         yield from unknown(rec, call)
         return
     row = rec.row(call.op)
-    trail = rec.trail_of(query) or trails[0]
+    trail = rec.paths.trail_of(query) or trails[0]
     axes = Axes(None, trail.axes.batch, trail.axes.samples)
     why = HEADS
     rec.look_into(row, "its attention weights", lambda: opaque.attention_rows(call.op, call.bound))
     if call.op == "multi_head_attention_forward":
         row.unseen.append("its projections run inside one call: their outputs are not seen")
-        axes, why = rec.along(query, trail, 1, unit=query.dim() - 1), ""
+        axes, why = rec.paths.along(query, trail, 1, unit=query.dim() - 1), ""
     result = yield
     rec.finish(row, result, trails, axes, why)
 
 
-def recurrent(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def recurrent(rec: Recording, call: Call) -> Generator[None, Any, None]:
     x = call.tensors[0]
-    trail = rec.source(x)
+    trail = rec.paths.source(x)
     if trail is None or not measurable(x):
         yield from unknown(rec, call)
         return
     row = rec.row(call.op)
     axes = trail.axes._replace(unit=x.dim() - 1)
     if x.dim() == 3:
-        axes = rec.along(x, trail, 0 if call.args[-1] else 1, unit=2)
+        axes = rec.paths.along(x, trail, 0 if call.args[-1] else 1, unit=2)
     rec.look_into(row, "its gates", lambda: opaque.gates(call.op, call.args))
     result = yield
     rec.finish(row, result, [trail], axes, "")
     for state in list(tensors_in(result))[1:]:  # (layers, samples, units)
         batch = 1 if state.dim() == 3 and state.shape[1] == axes.samples else None
         state_axes = Axes(state.dim() - 1, batch, axes.samples)
-        rec.trails[state] = Trail(row.node, axes if state.dim() == 2 else state_axes, "")
+        rec.paths.trails[state] = Trail(row.node, axes if state.dim() == 2 else state_axes, "")
 
 
-def join(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    paths = rec.paths
     tensors = call.tensors
     if call.op == "matmul" and len(tensors) == 2 and tensors[1].dim() == 2:
         x, weight = tensors
-        if rec.parameter(weight) is not None and rec.trail_of(x) is not None:
+        if paths.parameter(weight) is not None and paths.trail_of(x) is not None:
             yield from affine(rec, call, x, weight, None)
             return
-    parents = [(trail, x.shape) for x in tensors if (trail := rec.trail_of(x)) is not None]
+    parents = [(trail, x.shape) for x in tensors if (trail := paths.trail_of(x)) is not None]
     result = yield
     outputs = tensors[:1] if call.op == "setitem" else list(tensors_in(result))
     if not parents:
-        rec.derive(outputs, tensors)
+        paths.derive(outputs, tensors)
         return
     nodes = list(dict.fromkeys(trail.node for trail, _ in parents))
-    factors = [name for x in tensors if rec.trails[x] is None and (name := rec.parameter(x))]
+    factors = [name for x in tensors if paths.trails[x] is None and (name := paths.parameter(x))]
     learned = bool(factors)
     moved = call.op in ("add", "sub") or (call.op in ("mul", "div") and not learned)
     for out in outputs:
         axes = _joined_axes(call, parents, out)
         why = "" if axes.unit is not None else next(iter(_reasons(parents)), UNKNOWN)
         if len(parents) == 1 and moved:  # only shifted or scaled by a constant: looked through
-            rec.trails[out] = Trail(nodes[0], axes, why)
+            paths.trails[out] = Trail(nodes[0], axes, why)
             continue
         # A product with a parameter is a learned scale (LayerScale, ReZero), not a gate.
         scale = call.op in ("mul", "div") and learned and len(nodes) == 1
         op = f"{call.op}:parameter" if scale else call.op
-        node = rec.node(op, nodes, parameter=factors[0] if scale else "")
-        rec.trails[out] = Trail(node, axes, why)
+        node = paths.node(op, nodes, parameter=factors[0] if scale else "")
+        paths.trails[out] = Trail(node, axes, why)
 
 
 _JOINED_ALONG = {"hstack": 1, "dstack": 2}
@@ -230,7 +260,7 @@ def _joined_axes(call: Call, parents: list[tuple[Trail, torch.Size]], out: torch
     if call.op == "setitem":
         trail, shape = parents[0]
         return trail.axes if shape == out.shape else Axes(None, None, samples)
-    if call.op in ELEMENTWISE:
+    if call.op in ops.ELEMENTWISE:
         return elementwise([(t, s) for t, s in parents if len(s) <= out.dim()], out.shape)
     if call.op == "matmul":
         trail, shape = parents[0]
@@ -240,37 +270,40 @@ def _joined_axes(call: Call, parents: list[tuple[Trail, torch.Size]], out: torch
     return Axes(None, None, samples)
 
 
-def same(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def same(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    paths = rec.paths
     x = call.input
     result = yield
     if not isinstance(x, torch.Tensor) or not isinstance(result, torch.Tensor) or result is x:
         return
-    trail = rec.trail_of(x)
+    trail = paths.trail_of(x)
     if trail is not None and result.shape == x.shape:
-        rec.trails[result] = trail
+        paths.trails[result] = trail
     elif trail is None:
-        rec.derive([result], [x])
+        paths.derive([result], [x])
 
 
-def reshape(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def reshape(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    paths = rec.paths
     x = call.input
-    before, trail = x.shape, rec.trail_of(x)
+    before, trail = x.shape, paths.trail_of(x)
     result = yield
     if trail is None:
-        rec.derive([result], [x])
+        paths.derive([result], [x])
     elif result.dtype != x.dtype:
-        rec.give(result, "?view", [trail])
+        paths.give(result, "?view", [trail])
     else:
-        rec.trails[result] = reshaped(trail, before, result.shape)
+        paths.trails[result] = reshaped(trail, before, result.shape)
 
 
-def view(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def view(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    paths = rec.paths
     x = call.input
-    before, trail = x.shape, rec.trail_of(x)
+    before, trail = x.shape, paths.trail_of(x)
     result = yield
     outputs = list(tensors_in(result))
     if trail is None:
-        rec.derive(outputs, [x])
+        paths.derive(outputs, [x])
         return
     lost = Trail(trail.node, Axes(None, None, trail.axes.samples), UNKNOWN)
     try:
@@ -280,53 +313,56 @@ def view(rec: Recorder, call: Call) -> Generator[None, Any, None]:
     if len(trails) != len(outputs):
         trails = [lost] * len(outputs)
     for out, moved in zip(outputs, trails, strict=True):
-        rec.trails[out] = _repeated(rec, call, moved, before, out)
+        paths.trails[out] = _repeated(rec, call, moved, before, out)
 
 
 def _repeated(
-    rec: Recorder, call: Call, trail: Trail, before: torch.Size, out: torch.Tensor
+    rec: Recording, call: Call, trail: Trail, before: torch.Size, out: torch.Tensor
 ) -> Trail:
     """One sample (of the batch) expanded to as many as there are: its copies are the samples."""
-    at, own = rec.axis, rec.axis - (out.dim() - len(before))
+    at, own = rec.paths.axis, rec.paths.axis - (out.dim() - len(before))
     if (
         call.op in ("expand", "expand_as", "broadcast_to")
         and trail.axes.batch is None
         and at < out.dim()
-        and out.shape[at] == rec.samples > 1
+        and out.shape[at] == rec.paths.samples > 1
         and (own < 0 or before[own] == 1)
     ):
-        return trail._replace(axes=trail.axes._replace(batch=at, samples=rec.samples))
+        return trail._replace(axes=trail.axes._replace(batch=at, samples=rec.paths.samples))
     return trail
 
 
-def reduce(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def reduce(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    paths = rec.paths
     x = call.input
-    before, trail = x.shape, rec.trail_of(x)
+    before, trail = x.shape, paths.trail_of(x)
     result = yield
     if trail is None:
-        rec.derive([result], [x])
+        paths.derive([result], [x])
         return
     dim, keepdim = call.bound.get("dim"), bool(call.bound.get("keepdim", False))
     moved = reduced(trail, before, dim, keepdim)
-    rec.trails[result] = moved._replace(node=rec.node(call.op, [trail.node]))
+    paths.trails[result] = moved._replace(node=paths.node(call.op, [trail.node]))
 
 
-def unknown(rec: Recorder, call: Call) -> Generator[None, Any, None]:
-    parents = [t for t in map(rec.trail_of, call.tensors) if t is not None]
+def unknown(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    paths = rec.paths
+    parents = [t for t in map(paths.trail_of, call.tensors) if t is not None]
     result = yield
-    outputs = [x for x in tensors_in(result, depth=3) if rec.trails[x] is None]
+    outputs = [x for x in tensors_in(result, depth=3) if paths.trails[x] is None]
     if not parents:
-        rec.derive(outputs, call.tensors)
+        paths.derive(outputs, call.tensors)
         return
     for out in outputs:
-        rec.give(out, f"?{call.op}", parents)
+        paths.give(out, f"?{call.op}", parents)
 
 
-def hidden(rec: Recorder, call: Call) -> Generator[None, Any, None]:
+def hidden(rec: Recording, call: Call) -> Generator[None, Any, None]:
     """A call inside a layer of torch's own: only what is made of parameters is remembered."""
+    paths = rec.paths
     result = yield
-    if all(rec.trails[x] is None for x in call.tensors):
-        rec.derive(list(tensors_in(result, depth=3)), call.tensors)
+    if all(paths.trails[x] is None for x in call.tensors):
+        paths.derive(list(tensors_in(result, depth=3)), call.tensors)
 
 
 HANDLERS: Mapping[str, Handler] = {
@@ -334,7 +370,10 @@ HANDLERS: Mapping[str, Handler] = {
     "softmax": softmax,
     "weighted": weighted,
     "norm": norm,
-    "kept": kept,
+    "embedding": weighted,
+    "pool": kept,
+    "dropout": kept,
+    "resize": kept,
     "attention": attention,
     "recurrent": recurrent,
     "join": join,
@@ -342,6 +381,8 @@ HANDLERS: Mapping[str, Handler] = {
     "reshape": reshape,
     "view": view,
     "reduce": reduce,
+    "loss": unknown,
+    "module": unknown,
     "": unknown,
 }
 
@@ -358,9 +399,4 @@ QUIET = frozenset(
      "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli",
      "uniform", "normal", "retain_grad", "retains_grad", "_set_grad_enabled", "set_grad_enabled",
      "contains", "iter", "set", "output_nr", "itemsize", "nbytes", "is_signed")
-)  # fmt: skip
-ELEMENTWISE = frozenset(
-    ("add", "sub", "mul", "div", "where", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "pow",
-     "exp", "log", "sqrt", "rsqrt", "sin", "cos", "abs", "square", "reciprocal", "log1p", "expm1",
-     "cumsum", "clamp", "threshold", "prelu")
 )  # fmt: skip

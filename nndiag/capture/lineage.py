@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from nndiag.measure import Axes
+from nndiag.layout import Axes
 
 NO_UNITS = "no layer before it that has units"
 RESHAPED = "a reshape merged or split its unit axis"

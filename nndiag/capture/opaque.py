@@ -14,24 +14,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nndiag import theory
-from nndiag.measure import Pending, readable, spread, wide
+from nndiag import activations, ops
+from nndiag.layout import Pending, readable, spread, wide
 
 # A softmax row whose largest entry is p has slope at most p (1 - p); 5 % of its maximum 1/4 is
 # reached at p = 0.9873 (the same 5 % as for every other activation).
-ONE_HOT = 0.5 + math.sqrt(0.25 - theory.SATURATED_SLOPE * 0.25)
+ONE_HOT = 0.5 + math.sqrt(0.25 - activations.SATURATED_SLOPE * 0.25)
 # Masks add -inf, the smallest finite number, -1e9 or -1e4; real scores are not that low.
 MASKED = -5e3
 ROWS = 64
 HEADS = 32
 SEQUENCES = 32
-
-# Gates in torch's order of naming them, and how torch's documentation numbers the chunks.
-GATES = {
-    "lstm": ("input", "forget", "output", "candidate"),
-    "gru": ("reset", "update", "candidate"),
-    "rnn_tanh": ("hidden",),
-}
 
 
 @torch.no_grad()
@@ -148,7 +141,7 @@ def gates(op: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
     z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh (torch.nn.LSTM, GRU, RNN documentation).
     """
     kind = op.removesuffix("_cell")
-    if kind not in GATES:  # a rectifier has no gate that could saturate
+    if not ops.named(kind).gates:
         return None, ""
     with torch.autocast(args[0].device.type, enabled=False):
         if op.endswith("_cell"):
@@ -200,7 +193,7 @@ def _layers(kind: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
 def _pre_activations(
     kind: str, x: torch.Tensor, h: torch.Tensor, own: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor]:
-    """Pre-activations of each gate, in the order of :data:`GATES`."""
+    """Pre-activations of each gate, in the order of its ``Op.gates``."""
     w_ih, w_hh, b_ih, b_hh = (*own, None, None)[:4]
     assert w_ih is not None
     assert w_hh is not None
@@ -216,9 +209,9 @@ def _pre_activations(
 
 
 def _saturated(kind: str, found: list[list[torch.Tensor]]) -> Pending:
-    parts = []
-    for label, *pre in zip(GATES[kind], *found, strict=True):
-        act = theory.activation("tanh" if label in ("candidate", "hidden") else "sigmoid")
+    parts, labels = [], ops.named(kind).gates
+    for label, *pre in zip(labels, *found, strict=True):
+        act = activations.named("tanh" if label in ("candidate", "hidden") else "sigmoid")
         assert act is not None
         limit = act.flat[1][0]
         parts.append(torch.stack([(z.abs() > limit).sum() for z in pre]).sum())
@@ -229,7 +222,7 @@ def _saturated(kind: str, found: list[list[torch.Tensor]]) -> Pending:
             "saturated_gates_count": float(values.sum()),
             "gates_count": float(sum(sizes)),
         }
-        for label, value, size in zip(GATES[kind], values, sizes, strict=True):
+        for label, value, size in zip(labels, values, sizes, strict=True):
             facts[f"{label}_saturated_count"] = float(value)
             facts[f"{label}_count"] = float(size)
         return facts

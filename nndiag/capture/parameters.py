@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from nndiag.measure import Meter, Pending, is_small, readable, wide
+from nndiag.layout import Pending, readable, wide
+from nndiag.measure import Meter, is_small
 from nndiag.stats import Layer, Parameter, Weight, merge_parts
 
 # Comparing rows of a weight sorts them: beyond this size it would dominate a check.

@@ -5,14 +5,11 @@ for gradients. Nothing is kept alive but small vectors of numbers.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import math
-import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +19,23 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
-from nndiag.batch import has_samples, tensors_in
+from nndiag.batch import tensors_in
 from nndiag.capture.calls import Call, understood
-from nndiag.capture.handlers import HANDLERS, QUIET, hidden, measurable
-from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails, arrangement, whole
+from nndiag.capture.handlers import HANDLERS, QUIET, hidden
+from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, whole
 from nndiag.capture.locate import location
+from nndiag.capture.modules import (
+    as_one_call,
+    has_layers,
+    is_script,
+    is_spelled_out,
+    is_torch_leaf,
+)
+from nndiag.capture.paths import Paths, measurable, why_not_measurable
+from nndiag.capture.rows import Row, layer_of
 from nndiag.capture.weights import Running, use_of
-from nndiag.measure import Axes, Meter, Pending
+from nndiag.layout import Axes, Pending
+from nndiag.measure import Meter
 from nndiag.stats import Layer, Node, TensorStats, Weight
 
 ROOT = "(root)"
@@ -36,30 +43,6 @@ GRADIENTS_OFF = "gradient not observed: it ran where gradients are off (no_grad,
 FROZEN = "gradient not observed: nothing before it is trainable"
 NONE_CAME = "gradient not observed: none reached it"
 NONE_CAME_TO_VIEW = f"{NONE_CAME}, or it is a view that was changed in place"
-
-
-@dataclass
-class Row:
-    """A layer while it is being watched; numbers are indices into ``Recorder.numbers``."""
-
-    index: int
-    name: str
-    kind: str
-    location: str | None
-    op: str = "module"
-    node: int = -1
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
-    options: dict[str, float] = field(default_factory=dict)
-    weight: Weight | None = None
-    output: int | None = None
-    input: int | None = None
-    direction: int | None = None
-    flat: int | None = None
-    grads: list[int] = field(default_factory=list)
-    why_no_gradient: str = ""
-    facts: list[int] = field(default_factory=list)
-    unseen: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -108,8 +91,6 @@ class Recorder(TorchFunctionMode):
     """Records one batch. Use as ``with recorder.watching(): model(...)``, then ``backward``.
 
     ``only_inputs``: nothing is wanted but each unit's moments in what enters the layers.
-    ``axis`` is the one that the inputs' samples lie along; ``axis_found`` what the model turned
-    out to think (1, if it holds a recurrent or attention layer that is not batch_first).
     """
 
     def __init__(
@@ -127,11 +108,9 @@ class Recorder(TorchFunctionMode):
         self.parameters = parameters
         self.gradients = gradients
         self.only_inputs = only_inputs
-        self.axis = self.axis_found = axis
+        self.paths = Paths(parameters, axis)
         self.tick = tick
-        self.samples = 1
         self.rows: list[Row] = []
-        self.nodes: list[Node] = []
         self.meter = Meter()
         self.numbers: list[Any] = []
         self.memories: dict[str, Running] = {}  # of BatchNorms, by row
@@ -140,10 +119,6 @@ class Recorder(TorchFunctionMode):
         self.finished: set[nn.Module] = set()
         self.used: set[str] = set()
         self.failed: tuple[BaseException, Scope] | None = None  # and the innermost module it left
-        self.trails = Trails()
-        self._made_of: TensorMap[str] = TensorMap()
-        for name, parameter in parameters.items():
-            self._made_of[parameter] = name
         self._calls: Counter[nn.Module] = Counter()
         self._stack: list[Scope] = []
         self._handles: list[Any] = []
@@ -223,7 +198,7 @@ class Recorder(TorchFunctionMode):
             return
         if args and scope.row is not None and not scope.leaf and is_spelled_out(module):
             with self._ours(scope.name or ROOT):
-                call = _as_one_call(module, args)
+                call = as_one_call(module, args)
                 scope.leaf = True
                 plan = HANDLERS[call.category](self, call)
                 next(plan)
@@ -269,11 +244,11 @@ class Recorder(TorchFunctionMode):
 
     def _finish_module(self, scope: Scope, args: Any, output: Any) -> None:
         tensors = [output] if isinstance(output, torch.Tensor) else list(tensors_in(output))
-        unknown = [x for x in tensors if self.trail_of(x) is None]
+        unknown = [x for x in tensors if self.paths.trail_of(x) is None]
         if unknown:
-            sources = [t for t in map(self.trail_of, tensors_in(args)) if t is not None]
+            sources = [t for t in map(self.paths.trail_of, tensors_in(args)) if t is not None]
             for x in unknown:
-                self.give(x, "?", sources)
+                self.paths.give(x, "?", sources)
         if is_script(scope.module):
             self.not_observed[f"{scope.name or ROOT}: a ScriptModule; its inside is not seen"] = (
                 None
@@ -284,22 +259,22 @@ class Recorder(TorchFunctionMode):
             return
         outputs = [x for x in tensors if measurable(x)]
         if not outputs:
-            self.not_observed[f"{row.name}: {_why_not(tensors)}"] = None
+            self.not_observed[f"{row.name}: {why_not_measurable(tensors)}"] = None
             return
         x = outputs[0]
-        trail = self.trails[x]
+        trail = self.paths.trails[x]
         assert trail is not None
         if scope.leaf and row.node < 0:
             # Identity and its like: no call inside, yet a layer of its own.
             row.op = type(scope.module).__name__.lower()
-            made = self.node(row.op, [trail.node], row)
+            made = self.paths.node(row.op, [trail.node], row.index)
             trail = Trail(made, trail.axes, trail.why_no_units)
-            self.trails[x] = trail
+            self.paths.trails[x] = trail
         if row.node < 0:
             row.node = trail.node
-            node = self.nodes[row.node]
+            node = self.paths.nodes[row.node]
             if node.layer < 0:
-                self.nodes[row.node] = Node(node.op, node.inputs, row.index, node.parameter)
+                self.paths.nodes[row.node] = Node(node.op, node.inputs, row.index, node.parameter)
         if len(outputs) > 1 and not scope.leaf:
             row.unseen.append(f"only the first of its {len(outputs)} outputs is measured")
         self._measure_output(row, x, trail.axes)
@@ -323,7 +298,7 @@ class Recorder(TorchFunctionMode):
         with self._ours(where):
             call = Call(op, category, func, args, kwargs)
             for x in call.tensors:
-                name = self._made_of.get(x)
+                name = self.paths.parameter(x)
                 if name is not None:
                     self.used.add(name)
             handler = hidden if scope is not None and scope.muted else HANDLERS[category]
@@ -358,12 +333,14 @@ class Recorder(TorchFunctionMode):
 
     def finish(self, row: Row, result: Any, trails: list[Trail], axes: Axes, why: str) -> None:
         """A call is over: its outputs get a trail, and a row of its own gets its numbers."""
-        row.node = self.node(row.op, list(dict.fromkeys(t.node for t in trails)), row)
+        row.node = self.paths.node(row.op, list(dict.fromkeys(t.node for t in trails)), row.index)
         tensors = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
         for x in tensors:
             alike = x.shape == tensors[0].shape
             rest = Axes(None, None, axes.samples)
-            self.trails[x] = Trail(row.node, axes if alike else rest, why if alike else UNKNOWN)
+            self.paths.trails[x] = Trail(
+                row.node, axes if alike else rest, why if alike else UNKNOWN
+            )
         outputs = [x for x in tensors if measurable(x)]
         if row.kind == "function" and outputs:  # a module's output is measured as it leaves
             self._measure_output(row, outputs[0], axes)
@@ -384,7 +361,7 @@ class Recorder(TorchFunctionMode):
 
     def _gradients(self, name: str, tensor: torch.Tensor, axes: Axes) -> list[int]:
         """Where the measurements of a tensor's gradient will be: one hook a tensor and version."""
-        notes = self.trails.notes(tensor)
+        notes = self.paths.trails.notes(tensor)
         grads: list[int] | None = notes.get(("gradient", axes))
         if grads is not None:
             return grads
@@ -408,9 +385,17 @@ class Recorder(TorchFunctionMode):
         if not self.only_inputs or axes.unit is not None:
             row.input = self.measure(tensor, axes)
 
+    def flat(
+        self, row: Row, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes
+    ) -> None:
+        row.flat = self.meter.flat(tensor, flat, axes, of=row.input)
+
+    def directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
+        row.direction = self.meter.directions(tensor, features, of=row.input)
+
     def measure(self, tensor: torch.Tensor, axes: Axes, *, gradient: bool = False) -> int:
         """Where the statistics of a tensor's present values will be; taken once."""
-        notes = self.trails.notes(whole(tensor))
+        notes = self.paths.trails.notes(whole(tensor))
         how = arrangement(tensor, axes), gradient
         index: int | None = notes.get(how)
         if index is None:
@@ -420,91 +405,25 @@ class Recorder(TorchFunctionMode):
             )
         return index
 
-    def node(self, op: str, inputs: list[int], row: Row | None = None, parameter: str = "") -> int:
-        index = -1 if row is None else row.index
-        self.nodes.append(Node(op, tuple(inputs), index, parameter))
-        return len(self.nodes) - 1
-
-    def give(self, tensor: torch.Tensor, op: str, sources: list[Trail]) -> None:
-        """A trail for what came out of something that is not understood."""
-        samples = max((t.axes.samples for t in sources), default=1)
-        batches = {t.axes.batch for t in sources} - {None}
-        batch = batches.pop() if len(batches) == 1 else None
-        if batch is not None and (tensor.dim() <= batch or tensor.size(batch) != samples):
-            batch = None
-        node = self.node(op, list(dict.fromkeys(t.node for t in sources)))
-        self.trails[tensor] = Trail(node, Axes(None, batch, samples), UNKNOWN)
-
-    def trail_of(self, tensor: torch.Tensor) -> Trail | None:
-        """A tensor's trail, taken from autograd's graph where it came about behind our back."""
-        trail = self.trails[tensor]
-        if trail is None and tensor.grad_fn is not None and self.parameter(tensor) is None:
-            same, sources = self.trails.origin(tensor)
-            if same is not None:
-                self.trails[tensor] = same
-            elif sources:
-                name = type(tensor.grad_fn).__name__.rstrip("0123456789").removesuffix("Backward")
-                self.give(tensor, f"?{name}", sources)
-            trail = self.trails[tensor]
-        return trail
-
-    def source(self, tensor: torch.Tensor) -> Trail | None:
-        """The trail of a layer's input: a batch that came from nowhere known gets one, too."""
-        trail = self.trail_of(tensor)
-        if trail is None and self.parameter(tensor) is None and measurable(tensor):
-            at = self.axis
-            if has_samples(tensor, at) and tensor.shape[at] == self.samples:
-                axes = Axes(None, at, self.samples)
-                self.trails[tensor] = trail = Trail(self.node("?", []), axes, UNKNOWN)
-        return trail
-
-    def along(self, x: torch.Tensor, trail: Trail, axis: int, *, unit: int) -> Axes:
-        """Axes of a layer that takes its samples from ``axis``, whatever we thought they were."""
-        axes = trail.axes
-        if x.dim() < 3 or axes.batch == axis:
-            return axes._replace(unit=unit)
-        if axes.batch is not None:
-            self.axis_found = axis
-            return Axes(unit, axis, x.shape[axis])
-        return Axes(unit, axis if x.shape[axis] == axes.samples else None, axes.samples)
-
     def add_input(self, name: str, tensor: torch.Tensor, samples: int) -> int | None:
         """Start a trail at one of the model's inputs; returns its measurement."""
-        self.samples = samples
-        there = has_samples(tensor, self.axis) and tensor.size(self.axis) == samples
-        batch = self.axis if there else None
-        unit = 1 if tensor.dim() == 2 and batch == 0 and tensor.is_floating_point() else None
-        axes = Axes(unit, batch, samples)
-        self.trails[tensor] = Trail(self.node("input", []), axes)
+        axes = self.paths.start(tensor, samples)
         index = None
         if tensor.is_nested or tensor.is_meta:
-            self.not_observed[f"{name}: {_why_not([tensor])}"] = None
+            self.not_observed[f"{name}: {why_not_measurable([tensor])}"] = None
             return None
         if not self.only_inputs:
             with self._ours(name):
                 index = self.measure(tensor, axes)
         return index
 
-    def parameter(self, tensor: torch.Tensor) -> str | None:
-        """The name of the parameter that a tensor is, or is made of."""
-        return self._made_of.get(tensor)
-
-    def derive(self, outputs: list[torch.Tensor], sources: list[Any]) -> None:
-        """A call on parameters (a transposition, a normalisation) makes a weight out of them."""
-        named = [(x, n) for x in sources if (n := self.parameter(x)) is not None]
-        for out in outputs:
-            alike = (n for x, n in named if x.shape == out.shape)
-            name = next(alike, named[0][1] if named else None)
-            if name is not None and self.parameter(out) is None:
-                self._made_of[out] = name
-
     def weight_use(self, call: Call, x: torch.Tensor, weight: Any, bias: Any) -> Weight | None:
         if not isinstance(weight, torch.Tensor) or self.only_inputs:
             return None
-        name = self.parameter(weight) or self._own_name(weight, "weight")
+        name = self.paths.parameter(weight) or self._own_name(weight, "weight")
         its_bias = None
         if isinstance(bias, torch.Tensor):
-            its_bias = self.parameter(bias) or self._own_name(bias, "bias")
+            its_bias = self.paths.parameter(bias) or self._own_name(bias, "bias")
         if name is None:
             return None
         known = self.parameters.get(name)
@@ -537,84 +456,27 @@ class Recorder(TorchFunctionMode):
         self.numbers = self.meter.collect()
         seen = [row for row in self.rows if row.output is not None]
         position = {row.index: at for at, row in enumerate(seen)}
-        for at, node in enumerate(self.nodes):
+        for at, node in enumerate(self.paths.nodes):
             # Of several calls inside one layer of torch's own, the last is the layer's.
             mine = node.layer >= 0 and self.rows[node.layer].node == at
             layer = position.get(node.layer, -1) if mine else -1
             if layer != node.layer:
-                self.nodes[at] = Node(node.op, node.inputs, layer, node.parameter)
-        return [self._layer(row) for row in seen]
-
-    def _layer(self, row: Row) -> Layer:
-        numbers = self.numbers
-        assert row.output is not None
-        grad: TensorStats | None = None
-        for g in row.grads if self.gradients else ():
-            grad = numbers[g] if grad is None else grad.merge(numbers[g])
-        unseen = list(row.unseen)
-        if self.gradients and grad is None:
-            unseen.append(row.why_no_gradient)
-        entering: TensorStats | None = None if row.input is None else numbers[row.input]
-        if entering is not None and row.direction is not None:
-            entering = dataclasses.replace(entering, direction=numbers[row.direction])
-        facts: dict[str, float] = {}
-        for f in row.facts:
-            found = numbers[f]
-            if isinstance(found, Running):
-                self.memories[row.name] = found
-            else:
-                facts |= found
-        return Layer(
-            name=row.name,
-            kind=row.kind,
-            op=row.op,
-            shape=row.shape,
-            node=row.node,
-            output=numbers[row.output],
-            input=entering,
-            flat=None if row.flat is None else numbers[row.flat],
-            grad=grad,
-            location=row.location,
-            options=row.options,
-            weight=row.weight,
-            facts=facts,
-            unseen=tuple(unseen),
-            dtype=row.dtype,
-        )
+                self.paths.nodes[at] = Node(node.op, node.inputs, layer, node.parameter)
+        layers = []
+        for row in seen:
+            made, memory = layer_of(row, self.numbers, gradients=self.gradients)
+            layers.append(made)
+            if memory is not None:
+                self.memories[row.name] = memory
+        return layers
 
 
 def _failure(error: Exception) -> str:
     return f"nndiag could not measure it ({type(error).__name__}: {error})"
 
 
-def _why_not(tensors: list[torch.Tensor]) -> str:
-    if not tensors:
-        return "its output holds no tensor"
-    if any(x.is_nested for x in tensors):
-        return "nested tensors are not looked into"
-    if any(x.is_meta for x in tensors):
-        return "a tensor on the meta device has no values"
-    if any(x.is_floating_point() or x.is_complex() for x in tensors):
-        return "inside a functional transform (vmap, grad) values cannot be read"
-    return "its output holds no floating-point tensor"
-
-
 def _holds(module: nn.Module, parameter: nn.Parameter) -> bool:
     return any(p is parameter for p in module.parameters())
-
-
-def is_script(module: nn.Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule)
-
-
-def has_layers(module: nn.Module) -> bool:
-    """Whether a module has children other than those that make its weights."""
-    return any(m is not None and n != "parametrizations" for n, m in module._modules.items())
-
-
-# Modules of torch.nn that call other modules, or have no forward of their class's own (compiled
-# ones): scopes, not leaves.
-_SCOPES = ("container", "transformer", "adaptive", "module")
 
 
 def _is_added(module: nn.Module, outer: Scope) -> bool:
@@ -626,45 +488,3 @@ def _is_added(module: nn.Module, outer: Scope) -> bool:
         and any(child is module for child in outer.module._modules.values())
         and not isinstance(module, ParametrizationList)
     )
-
-
-def is_torch_leaf(module: nn.Module) -> bool:
-    """One of torch.nn's own layers with its own forward: one row, its inside belongs to it."""
-    kind: Any = type(module)  # mypy does not take a class of modules for hashable
-    return not is_script(module) and _has_torchs_forward(kind)
-
-
-def is_spelled_out(module: nn.Module) -> bool:
-    """A layer that is made of other calls, such as a tanh, and is taken for one call.
-
-    What happens to that tanh says nothing about the layer. Either the module says itself which
-    call it amounts to: its method ``as_torch_call`` takes the positional arguments of ``forward``
-    and returns a function of torch with its arguments, as in ``nndiag.fixes``. Or it is a GELU.
-    Only this family is known by name, as its members hardly differ, while anything may be called a
-    ReLU.
-    """
-    return hasattr(type(module), "as_torch_call") or (
-        _GELU.fullmatch(type(module).__name__) is not None
-        and not has_layers(module)
-        and not module._parameters
-    )
-
-
-_GELU = re.compile(r"(New|Fast|Quick|Accurate|OpenAI|Tanh)?GELU(Activation|Tanh|New)?", re.I)
-
-
-def _as_one_call(module: Any, args: tuple[Any, ...]) -> Call:
-    kwargs: dict[str, Any] = {}
-    if hasattr(type(module), "as_torch_call"):
-        func, args = module.as_torch_call(*args)
-    else:
-        func, args, kwargs = torch.nn.functional.gelu, args[:1], {"approximate": "tanh"}
-    return Call(*understood(func), func, args, kwargs)
-
-
-@functools.lru_cache(maxsize=1024)
-def _has_torchs_forward(kind: type) -> bool:
-    home = getattr(getattr(kind, "forward", None), "__module__", "") or ""
-    if not home.startswith(("torch.nn.modules.", "torch.ao.nn.")):
-        return False
-    return home.rpartition(".")[2] not in _SCOPES

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
-import math
-import platform
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-import nndiag
-from nndiag.batch import (
-    Batch,
-    LossMaker,
-    argument_names,
-    describe,
-    detached,
-    length,
-    tensors_in,
-)
+from nndiag.batch import Batch, describe, detached, tensors_in
+from nndiag.capture.backward import backward
+from nndiag.capture.eager import eager
+from nndiag.capture.environment import environment
+from nndiag.capture.forward import forward
 from nndiag.capture.lineage import next_function
-from nndiag.capture.locate import raised_at
+from nndiag.capture.modules import is_script, is_torch_leaf
 from nndiag.capture.parameters import measure_parameters
-from nndiag.capture.recorder import ROOT, Recorder, has_layers, is_script, is_torch_leaf
+from nndiag.capture.recorder import Recorder
+from nndiag.capture.step import shifts, step
 from nndiag.capture.untouched import Kept, untouched
 from nndiag.capture.weights import Running
-from nndiag.errors import BatchError, CaptureError, LossError, ModelError
+from nndiag.errors import LossError, ModelError
+from nndiag.loss import LossMaker
 from nndiag.stats import (
-    Environment,
     Layer,
     Loss,
     Node,
@@ -45,9 +35,6 @@ from nndiag.stats import (
     Snapshot,
     TensorStats,
 )
-
-# The virtual update moves every parameter by this share of its own norm along its gradient.
-STEP = 0.01
 
 Tick = Callable[[str], None]
 
@@ -128,7 +115,7 @@ def watch(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        _eager(),
+        eager(),
         untouched(seed, model, loss.loss_fn) as kept,
     ):
         run = _Run(names, dict(model.named_parameters()), next_function())
@@ -166,14 +153,15 @@ def _one_batch(
         kept.reset()
     recorder = run.recorder(gradients=gradients, tick=tick)
     try:
-        output, inputs = _forward(model, batch, recorder)
-        if recorder.axis_found != run.axis:  # the model says where its samples lie: look again
-            run.axis = recorder.axis_found
+        output, inputs = forward(model, batch, recorder)
+        axis = recorder.paths.axis_found
+        if axis != run.axis:  # the model says where its samples lie: look again
+            run.axis = axis
             recorder.close()
             del output
             kept.reset()
             recorder = run.recorder(gradients=gradients, tick=tick)
-            output, inputs = _forward(model, batch, recorder)
+            output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
         value = _loss(output, batch, loss, run) if gradients else None
         del output  # what only the loss needed need not lie about during the backward
@@ -185,15 +173,15 @@ def _one_batch(
         recorder.close()
     if reached or first:
         run.parameters = measure_parameters(
-            run.named, layers, run.parameters, run.not_observed, recorder.samples, run.most
+            run.named, layers, run.parameters, run.not_observed, recorder.paths.samples, run.most
         )
-        run.most = max(run.most, recorder.samples)
+        run.most = max(run.most, recorder.paths.samples)
     _merge(run, recorder, layers, outputs, first)
     for name, index in inputs.items():
         if index is not None:
             found = recorder.numbers[index]
             run.inputs[name] = run.inputs[name].merge(found) if name in run.inputs else found
-    run.samples += recorder.samples
+    run.samples += recorder.paths.samples
     run.batches += 1
     if first:
         run.device = str(next((t.device for t in tensors_in((batch.args, batch.kwargs))), "cpu"))
@@ -201,66 +189,8 @@ def _one_batch(
             _virtual_step(model, batch, run, kept, tick)
 
 
-def _forward(
-    model: nn.Module, batch: Batch, recorder: Recorder
-) -> tuple[Any, dict[str, int | None]]:
-    args, kwargs = detached((batch.args, dict(batch.kwargs)))
-    given = Batch(args, kwargs)
-    samples = length(given, recorder.axis)
-    inputs = {
-        name: recorder.add_input(name, tensor, samples)
-        for name, tensor in argument_names(given, model).items()
-    }
-    for module in recorder.names:
-        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            # Its replicas would run in other threads, where nobody looks.
-            module.device_ids = module.device_ids[:1]
-    try:
-        with recorder.watching():
-            output = model(*given.args, **given.kwargs)
-    except Exception as error:
-        raise _model_raised(error, model, batch, recorder) from error
-    return output, inputs
-
-
-def _model_raised(
-    error: Exception, model: nn.Module, batch: Batch, recorder: Recorder
-) -> CaptureError | BatchError:
-    apart = _apart(model, batch)
-    if apart is not None:
-        return BatchError(apart)
-    leaves = {m for m in recorder.names if is_script(m) or not has_layers(m)}
-    where = type(model).__name__
-    if recorder.failed is not None and recorder.failed[0] is error:
-        scope = recorder.failed[1]
-        where = f"{scope.name or ROOT} ({type(scope.module).__name__})"
-    return CaptureError(
-        f"the model raised in {where}, after {len(leaves & recorder.finished)} of {len(leaves)} "
-        f"layers.\n"
-        f"  {type(error).__name__}: {error}\n"
-        + (f"  at {place}\n" if (place := raised_at(error)) else "")
-        + f"  batch: {describe(batch)}\n"
-        "  Hooks are removed and the model is as you passed it."
-    )
-
-
-def _apart(model: nn.Module, batch: Batch) -> str | None:
-    """The model and a tensor of the batch are on different devices: what to do about it."""
-    homes = {t.device for t in (*model.parameters(), *model.buffers())}
-    if len(homes) != 1:
-        return None
-    home = homes.pop()
-    for name, tensor in argument_names(batch, model).items():
-        if tensor.dim() > 0 and tensor.device != home:
-            return (
-                f"the model is on {home} but {name} is on {tensor.device}. Move one of them: "
-                f"batch.to({str(home)!r}) or model.to({str(tensor.device)!r})."
-            )
-    return None
-
-
 def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
-    trails = [recorder.trail_of(t) for t in tensors_in(output)]
+    trails = [recorder.paths.trail_of(t) for t in tensors_in(output)]
     return tuple(dict.fromkeys(t.node for t in trails if t is not None))
 
 
@@ -282,51 +212,18 @@ def _loss(output: Any, batch: Batch, loss: LossMaker, run: _Run) -> torch.Tensor
 
 def _backward(value: torch.Tensor, recorder: Recorder, run: _Run) -> bool:
     """Whether there are gradients now."""
-    try:
-        with _foreign(value, run) as older, recorder.backward():
-            torch.autograd.backward(value, retain_graph=older)
-    except Exception as error:  # the forward was seen: the report can still say much, and this too
+    error = backward(value, recorder, run.named.values(), run.first_function)
+    if error is not None:
         run.backward_error = f"{type(error).__name__}: {error}"
         run.no_gradients = f"the backward pass raised {type(error).__name__}"
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _foreign(value: torch.Tensor, run: _Run) -> Iterator[bool]:
-    """Keep the gradients of tensors that are not the model's; is part of the graph not ours?
-
-    A loss may have parameters, a model may use a tensor that the caller's own graph made: that
-    graph has to stay usable.
-    """
-    own = {id(p) for p in run.named.values()}
-    older = False
-    with contextlib.ExitStack() as undo:
-        for function in _graph(value):
-            if type(function).__name__ != "AccumulateGrad":
-                older |= function._sequence_nr() < run.first_function
-            elif id(function.variable) not in own:
-                undo.callback(setattr, function.variable, "grad", function.variable.grad)
-                function.variable.grad = None
-        yield older
-
-
-def _graph(value: torch.Tensor) -> Iterator[Any]:
-    todo: list[Any] = [value.grad_fn]
-    seen = {None}
-    while todo:
-        function = todo.pop()
-        if function not in seen:
-            seen.add(function)
-            yield function
-            todo += [f for f, _ in function.next_functions]
+    return error is None
 
 
 def _merge(
     run: _Run, recorder: Recorder, layers: list[Layer], outputs: tuple[int, ...], first: bool
 ) -> None:
     if first:
-        run.nodes, run.outputs = recorder.nodes, outputs
+        run.nodes, run.outputs = recorder.paths.nodes, outputs
         run.layers = {layer.name: layer for layer in layers}
     else:
         for layer in layers:
@@ -342,68 +239,13 @@ def _merge(
     run.used |= recorder.used
 
 
-# -- the virtual update ------------------------------------------------------------------------
-
-
 def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: Tick) -> None:
-    """Move every parameter by ``STEP`` of its norm against its gradient and look again."""
-    steps = [(p, p.grad, _move(run.parameters.get(name))) for name, p in run.named.items()]
+    gradients = {name: p.grad for name, p in run.named.items()}
     kept.reset()
-    with torch.no_grad():
-        for p, grad, move in steps:
-            if grad is None or grad.layout != torch.strided or move is None:
-                continue
-            largest, share = move
-            grad = grad.to(p.dtype)
-            if share / torch.finfo(p.dtype).max < largest / 2:
-                p.data.add_(grad, alpha=-share / largest)
-            else:  # of a vanished gradient; in two steps, since one factor would be no number
-                p.data.add_(grad / largest, alpha=-share)
-    del steps
+    step(run.named, gradients, run.parameters)
+    del gradients
     recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
-    try:
-        with torch.no_grad():
-            _forward(model, batch, recorder)
-        after = recorder.inputs()
-    except CaptureError as error:
-        run.no_step = f"the model raised after the virtual update: {error.__cause__}"
-        return
-    finally:
-        recorder.close()
-    for name, layer in run.layers.items():
-        shift = _shift(layer.input, after.get(name))
-        if shift is not None:
-            run.shifts[name] = shift
-
-
-def _move(parameter: Parameter | None) -> tuple[float, float] | None:
-    """The step along a parameter's gradient: what to divide that by, and what to multiply it by."""
-    if parameter is None or parameter.grad is None or not 0 < parameter.grad.norm < math.inf:
-        return None
-    largest = max(abs(parameter.grad.min), abs(parameter.grad.max))
-    share = STEP * parameter.value.norm * (largest / parameter.grad.norm)
-    return (largest, share) if math.isfinite(share) else None
-
-
-def _shift(before: TensorStats | None, after: TensorStats | None) -> Shift | None:
-    if before is None or after is None:
-        return None
-    old, new = before.units, after.units
-    if old is None or new is None or len(old) != len(new):
-        return None
-    varied = old.std > 1e-6 * max(before.rms, 1e-30)
-    if not varied.any():
-        return None
-    # Ratios of sums: in a sum of ratios one nearly dead unit outweighs all others.
-    before_variance, after_variance = old.variance[varied].mean(), new.variance[varied].mean()
-    moved = ((new.mean - old.mean)[varied] ** 2).mean()
-    if not (np.isfinite(moved) and np.isfinite(after_variance)):
-        return None
-    return Shift(
-        mean=math.sqrt(moved / before_variance),
-        scale=0.5 * math.log(max(after_variance / before_variance, 1e-30)),
-        units=int(varied.sum()),
-    )
+    run.shifts, run.no_step = shifts(model, batch, recorder, run.layers)
 
 
 # -- the snapshot ------------------------------------------------------------------------------
@@ -445,15 +287,7 @@ def _snapshot(
         never_called=tuple(never),
         lists=tuple(name for module, name in run.names.items() if isinstance(module, _LISTS)),
         not_observed=tuple(observed),
-        environment=Environment(
-            nndiag=nndiag.__version__,
-            torch=str(torch.__version__),
-            python=platform.python_version(),
-            device=run.device or "cpu",
-            dtype=_dtype(model),
-            seed=seed,
-            mode=_mode(model),
-        ),
+        environment=environment(model, run.device or "cpu", seed),
     )
 
 
@@ -496,34 +330,3 @@ def _inside_leaf(name: str, names: Mapping[nn.Module, str]) -> bool:
         for module, other in names.items()
         if is_torch_leaf(module) or is_script(module)
     )
-
-
-def _dtype(model: nn.Module) -> str:
-    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
-    return ", ".join(sorted(kinds)) or str(torch.get_default_dtype()).removeprefix("torch.")
-
-
-def _mode(model: nn.Module) -> str:
-    modes = {m.training for m in model.modules()}
-    return "mixed" if len(modes) == 2 else "train" if modes == {True} else "eval"
-
-
-@contextlib.contextmanager
-def _eager() -> Iterator[None]:
-    """Run compiled modules eagerly: nothing is compiled, cached or splintered by our watching."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(warnings.catch_warnings())
-        # That our hooks fire for the compiled wrapper, too, is as it should be.
-        warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
-        if hasattr(torch.compiler, "set_stance"):
-            undo.enter_context(torch.compiler.set_stance("force_eager"))
-        else:  # torch 2.4 and 2.5; config.disable would mark what it skips, never to be compiled
-            frames = sys.modules["torch._dynamo.eval_frame"]
-            for name in ("set_eval_frame", "_maybe_set_eval_frame"):
-                if hasattr(frames, name):
-                    undo.callback(setattr, frames, name, getattr(frames, name))
-                    setattr(frames, name, lambda callback: None)
-        yield

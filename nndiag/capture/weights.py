@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nndiag.measure import Pending, wide
+from nndiag.layout import Pending, wide
 from nndiag.stats import TensorStats, Weight
 
 

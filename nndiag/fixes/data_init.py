@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from nndiag.batch import batches, describe, detached
+from nndiag.capture.eager import eager
 from nndiag.capture.untouched import Kept, untouched
-from nndiag.capture.watch import _eager
 from nndiag.errors import FixError, did_you_mean
 from nndiag.fixes.initialization import Generator, haar
 from nndiag.fixes.matrix import (
@@ -34,7 +34,7 @@ from nndiag.fixes.matrix import (
 from nndiag.fixes.matrix import (
     layers as layers_of,
 )
-from nndiag.measure import wide
+from nndiag.layout import wide
 
 KINDS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
@@ -228,7 +228,7 @@ def _run(model: nn.Module, batch: Any, names: Mapping[nn.Module, str], settle: S
     for layer in names:
         # Before the user's own hooks, which then see what the settled layer makes.
         layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
-    with torch.no_grad(), _eager(), _no_fast_path():
+    with torch.no_grad(), eager(), _no_fast_path():
         model(*detached(given.args), **detached(dict(given.kwargs)))
     if not called:
         raise FixError(

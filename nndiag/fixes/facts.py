@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from nndiag import flow, theory
+from nndiag import activations, flow, ops, theory
 from nndiag.fixes import code
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -25,29 +26,26 @@ def is_named(layer: Layer) -> bool:
 
 def is_opaque(layer: Layer) -> bool:
     """Whether it is a module with several weights inside: recurrent layers, attention."""
-    return flow.is_module(layer) and layer.weight is None and layer.op in flow.LEARNED
+    return flow.is_module(layer) and layer.weight is None and layer.op in ops.LEARNED
 
 
-def parameters(snapshot: Snapshot, layer: Layer) -> list[Parameter]:
+def parameters(snapshot: Snapshot, layer: Layer) -> Sequence[Parameter]:
     """Those of the module that a row works with, and of an opaque one's parts."""
     owner = flow.owner(snapshot, layer)
     if is_opaque(layer):
-        within = f"{owner}." if owner else ""
-        return [p for p in snapshot.parameters if p.name.startswith(within)]
+        return snapshot.parameters_in.get(owner, ()) if owner else snapshot.parameters
     home = layer.weight.name.rpartition(".")[0] if layer.weight is not None else owner
-    return [p for p in snapshot.parameters if p.name.rpartition(".")[0] == home]
+    return snapshot.parameters_of.get(home, ())
 
 
 def gathered(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The outermost modules of which every parameter is among ``names``, and what is left."""
-    wanted = set(names)
-    spared = {
-        prefix for p in snapshot.parameters if p.name not in wanted for prefix in _around(p.name)
-    }
+    wanted = Counter(prefix for name in set(names) for prefix in _around(name))
+    inside = {"": snapshot.parameters} | {m: snapshot.parameters_in.get(m, ()) for m in wanted if m}
     modules: dict[str, None] = {}
     rest: list[str] = []
     for name in names:
-        whole = next((prefix for prefix in _around(name) if prefix not in spared), None)
+        whole = next((m for m in _around(name) if wanted[m] == len(inside[m])), None)
         if whole is None:
             rest.append(name)
         else:
@@ -84,9 +82,9 @@ def activation(snapshot: Snapshot, layer: Layer, relu: bool = False) -> theory.A
     row = flow.activation_after(snapshot, layer)
     act = flow.act_of(row) if row is not None else None
     if act is not None and relu:
-        act = theory.activation("relu")
+        act = activations.named("relu")
     if act is None or not math.isfinite(act.gain):  # of a PReLU with NaN for a slope
-        act = theory.activation("identity")
+        act = activations.named("identity")
     assert act is not None
     return act
 

@@ -20,7 +20,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-from nndiag import theory
+from nndiag import activations, theory
 from nndiag.errors import FixError, did_you_mean
 from nndiag.fixes.matrix import (
     CONVOLUTIONS,
@@ -296,7 +296,7 @@ def gain(
 
 
 def _activation(name: str, options: dict[str, float]) -> theory.Activation:
-    known = theory._BUILDERS
+    known = activations.BUILDERS
     if not isinstance(name, str) or name not in known:
         hint = did_you_mean(name, known) if isinstance(name, str) else ""
         raise FixError(
@@ -310,7 +310,7 @@ def _activation(name: str, options: dict[str, float]) -> theory.Activation:
             f"{name} has no option {unknown[0]!r}.{did_you_mean(unknown[0], legal)} "
             f"It has: {', '.join(legal) or 'none'}."
         )
-    found = theory.activation(name, **options)
+    found = activations.named(name, **options)
     assert found is not None
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import facts
 from nndiag.fixes.actions import Argument
 from nndiag.stats import Layer, Snapshot, UnitStats
@@ -69,7 +69,7 @@ def _norm(snapshot: Snapshot, layer: Layer, units: UnitStats | None, op: str) ->
     Over the batch, but for few samples, and for sequences, whose padding would count.
     """
     width, shape = len(units) if units is not None else 0, layer.shape
-    if op not in flow.WEIGHTED or not width or len(shape) < 2 or "complex" in layer.dtype:
+    if op not in ops.WEIGHTED or not width or len(shape) < 2 or "complex" in layer.dtype:
         return None
     few = min(snapshot.samples / max(snapshot.batches, 1), shape[0]) < SMALL_BATCH
     if op.startswith("conv"):
@@ -109,7 +109,7 @@ def _readers(snapshot: Snapshot, activation: Layer) -> list[Layer]:
     users = flow.users(snapshot, activation.node)
     rows = [row for node in users if (row := snapshot.layer_at(node)) is not None]
     alone = all(
-        row.op in flow.WEIGHTED and len(snapshot.nodes[row.node].inputs) == 1 for row in rows
+        row.op in ops.WEIGHTED and len(snapshot.nodes[row.node].inputs) == 1 for row in rows
     )
     kept = activation.node in snapshot.outputs
     return rows if alone and len(rows) == len(users) and not kept else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.fixes import facts, places
 from nndiag.fixes.actions import Action, Argument, grouped, written_module
 from nndiag.fixes.fix import Fix
@@ -78,7 +78,7 @@ def _drawn(
 @flow.once
 def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
     """The whole model as a good initialisation would have it: nothing that was learned stays."""
-    rows = [row for row in snapshot.layers if row.op in flow.LEARNED and row.op not in flow.NORMS]
+    rows = [row for row in snapshot.layers if row.op in ops.LEARNED and row.op not in ops.NORMS]
     drawn, actions, _ = _drawn(snapshot, rows, biases=True)
     if not drawn or len(facts.once(rows)) < 2:
         return ()
@@ -175,7 +175,7 @@ def zero_biases(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
 def reset_norms(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
     """Scale 1 and shift 0 for normalisation layers."""
     norms = [
-        layer for layer in facts.once(layers) if layer.op in flow.NORMS and facts.is_named(layer)
+        layer for layer in facts.once(layers) if layer.op in ops.NORMS and facts.is_named(layer)
     ]
     names = [flow.owner(snapshot, layer) for layer in norms]
     scales = [f"{name}.weight" for name in names if f"{name}.weight" in snapshot.parameter]
@@ -310,6 +310,7 @@ def swap(
         for a in activations
         if facts.is_named(a) and facts.is_hidden(snapshot, a) and not facts.parameters(snapshot, a)
     ]
+    calls = [a for a in activations if not flow.is_module(a)]
     if modules:
         swapped = _on("swap", [flow.owner(snapshot, a) for a in modules], *new)
         every = len(modules) == len(activations)
@@ -317,25 +318,39 @@ def swap(
         old = " and ".join(dict.fromkeys(map(_class, modules)))
         yield Fix(
             "swap-activation",
-            f"Replace {_ops(modules)} by {new[0]} at {facts.names(modules)}"
-            + (", with He weights and zero biases." if drawn else "."),
+            f"Replace {_ops(modules)} by {new[0]} at {facts.names(modules)}{_drawn_for(drawn)}.",
             why,
             effect,
             "architecture",
             (*swapped, *actions),
-            f"In __init__, replace {old} by {written_module(new)}.",
+            f"In __init__, replace {old} by {written_module(new)}.{_written_init(drawn)}",
         )
-    calls = [a for a in activations if not flow.is_module(a)]
     if calls:
+        every = len(calls) == len(activations)
+        drawn, _, _ = _drawn(snapshot, redrawn if every else (), biases=True, relu=True)
         where = _locations(calls)
         yield Fix(
             "advice",
-            f"Replace {_ops(calls)} by {new[0]}{where}.",
+            f"Replace {_ops(calls)} by {new[0]}{where}{_drawn_for(drawn)}.",
             why,
             effect,
             "architecture",
-            source=f"In forward, write {function} in place of {_ops(calls)}{where}.",
+            source=f"In forward, write {function} in place of {_ops(calls)}.{_written_init(drawn)}",
         )
+
+
+def _drawn_for(layers: Sequence[Layer]) -> str:
+    return ", with He weights and zero biases" if layers else ""
+
+
+def _written_init(layers: Sequence[Layer]) -> str:
+    """How to initialise layers before a ReLU, as a second line of a change of the source."""
+    if not layers:
+        return ""
+    return (
+        "\nFor each layer before it: "
+        'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"); nn.init.zeros_(layer.bias)'
+    )
 
 
 def _ops(activations: Sequence[Layer]) -> str:
@@ -386,7 +401,7 @@ def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Fix]:
     norms = [
         flow.owner(snapshot, row) if flow.is_module(row) else row.name.rpartition("/")[0]
         for row in snapshot.layers
-        if row.op in flow.NORMS
+        if row.op in ops.NORMS
     ]
     scales = {f"{name}.weight" for name in norms} | {node.parameter for node in snapshot.nodes}
     shifts = {f"{name}.bias" for name in norms}

@@ -17,7 +17,6 @@ import numpy as np
 from torch import nn
 
 from nndiag import api, flow, settings
-from nndiag.batch import LossMaker
 from nndiag.capture.watch import validate
 from nndiag.errors import SettingsError
 from nndiag.fixes import guards, result, trial
@@ -25,6 +24,7 @@ from nndiag.fixes.actions import Action, grouped
 from nndiag.fixes.fix import Changes, Fix
 from nndiag.fixes.result import Allow, Repair, Step
 from nndiag.fixes.trial import Optimizer, Training, Trial
+from nndiag.loss import LossMaker
 from nndiag.progress import Progress
 from nndiag.render import story
 from nndiag.report import Report

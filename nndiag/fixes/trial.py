@@ -13,9 +13,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-from nndiag.batch import Batch, LossMaker, describe
+from nndiag.batch import Batch, describe
 from nndiag.capture.untouched import untouched
 from nndiag.errors import LossError, SettingsError
+from nndiag.loss import LossMaker
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Verdict = Literal["better", "worse", "tie"]

@@ -90,7 +90,9 @@ def examples(module: ModuleType) -> tuple[str, str]:
 
 
 def _translated(module: ModuleType, language: str) -> dict[str, Any]:
-    """Its title and first paragraph in a language; nothing for another package's rule."""
+    """Its title and first paragraph in another language; nothing for another package's rule."""
+    if language == ENGLISH:
+        return {}
     found: dict[str, Any] = words(language).get("rules", {}).get(module.RULE.name, {})
     return found
 

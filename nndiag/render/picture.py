@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nndiag import flow, gradient_flow, theory
+from nndiag import flow, gradient_flow, ops, theory
 from nndiag.stats import Histogram, Layer, Snapshot, TensorStats
 
 BINS = 48
@@ -89,14 +89,14 @@ def expected(layer: Layer, gains: dict[str, float]) -> list[float] | None:
     """
     x = layer.input
     act = flow.act_of(layer) if flow.is_activation(layer) else None
-    if layer.op in flow.NORMS and layer.op not in ("local_response_norm", "normalize"):
+    if layer.op in ops.STANDARDIZED:
         return [0.0, 1.0]
     if x is None or not x.count or not math.isfinite(x.mean) or not math.isfinite(x.std):
         return None
     if act is not None:
         made = theory.moments(act, x.std, x.mean)
         found = [made.mean, made.std]
-    elif layer.op in flow.WEIGHTED:
+    elif layer.op in ops.WEIGHTED:
         found = [0.0, gains.get(layer.name, 1.0) * x.rms]
     else:
         return None

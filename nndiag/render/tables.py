@@ -123,9 +123,9 @@ def _layer(layer: Layer) -> Row:
 
 
 def _family(layer: Layer) -> str:
-    from nndiag.theory import activation
+    from nndiag import activations
 
-    known = activation(layer.op, **layer.options) if layer.flat is not None else None
+    known = activations.named(layer.op, **layer.options) if layer.flat is not None else None
     return known.family if known is not None else ""
 
 

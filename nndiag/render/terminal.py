@@ -137,10 +137,10 @@ def _fix(fixes: Sequence[Fix]) -> Iterator[RenderableType]:
     yield _hang("   = ", Text.assemble(("fix: ", "green"), story.printable(what)))
     code = story.lines_of_code(first)
     for line in code[:MOST_CODE]:
-        yield _hang("         ", Text(story.printable(line)))
+        yield _hang("    ", Text(story.printable(line)))
     if len(code) > MOST_CODE:
-        left = story.plural(len(code) - MOST_CODE, "line")
-        yield _hang("         ", Text(f"# and {left} more"))
+        left = story.plural(len(code) - MOST_CODE, "more line")
+        yield _hang("    ", Text(f"# and {left}"))
     if others:
         more = story.plural(len(others), "more fix", "more fixes")
         yield _hang("   = ", Text(f"{more}: see report.fixes, or the HTML report"))

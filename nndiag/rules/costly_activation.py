@@ -38,19 +38,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.rule import Finding, Limits, Rule, Threshold
-from nndiag.stats import Snapshot
+from nndiag.stats import Layer, Snapshot
 
 MEASURED = "reports/benchmarks/activation-cost.csv"
-
-# Time of forward and backward over ReLU's, medians on one CPU thread, remade by
-# `python -m tests.benchmarks.activation_cost`.
-COST = {
-    "leaky_relu": 1.05, "relu6": 1.06, "hardtanh": 1.07, "hardswish": 1.05, "hardsigmoid": 1.05,
-    "softsign": 5.23, "sigmoid": 1.10, "tanh": 1.01, "silu": 1.23, "elu": 2.35, "selu": 2.33,
-    "celu": 2.33, "gelu": 1.62, "mish": 9.65, "softplus": 2.49, "logsigmoid": 2.51,
-}  # fmt: skip
 
 RULE = Rule(
     code="ND105",
@@ -67,17 +59,21 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     costly = [
         layer
         for layer in snapshot.layers
-        if flow.is_activation(layer) and COST.get(layer.op, 1.0) >= limit.times_relu
+        if flow.is_activation(layer) and _cost(layer) >= limit.times_relu
     ]
     if costly:
         values = sum(layer.output.total for layer in costly) / max(snapshot.samples, 1)
-        worst = max(costly, key=lambda layer: COST[layer.op])
+        times = max(map(_cost, costly))
         yield RULE.finding(
             costly[0],
             f"{flow.plural(len(costly), 'activation takes', 'activations take')} up to "
-            f"{COST[worst.op]:.2g} times as long as ReLU "
+            f"{times:.2g} times as long as ReLU "
             f"({', '.join(dict.fromkeys(layer.op for layer in costly))}), over {values:,.0f} "
             "values a sample",
             against=("times_relu", limit),
-            evidence={"times_relu": COST[worst.op], "values_per_sample": values},
+            evidence={"times_relu": times, "values_per_sample": values},
         )
+
+
+def _cost(layer: Layer) -> float:
+    return ops.named(layer.op).cost or 1.0

@@ -49,7 +49,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Limits, Rule, Threshold
@@ -136,7 +136,7 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     moved = [
         (layer, layer.shift)
         for layer in snapshot.layers
-        if layer.shift is not None and layer.op in flow.LEARNED
+        if layer.shift is not None and layer.op in ops.LEARNED
     ]
     over = [(layer, shift) for layer, shift in moved if shift.mean >= limit.shift]
     if not over:

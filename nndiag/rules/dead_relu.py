@@ -52,13 +52,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
-
-LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
 
 RATE = advice(
     "Lower the learning rate, or warm it up.",
@@ -111,7 +109,7 @@ RULE = Rule(
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     healthy: list[Finding] = []
-    constant: list[int] = []  # nodes, as bits, behind which nothing depends on the input any more
+    constant = 0  # nodes, as bits, behind which nothing depends on the input any more
     rows = [layer for layer in snapshot.layers if _can_die(snapshot, layer)]
     confidence = 1 - (1 - limit.confidence) / max(len(rows), 1)
     for layer in rows:
@@ -131,10 +129,10 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
             )
         else:
             found = _judge(snapshot, layer, limit, confidence)
-            if any(flow.connected(snapshot, node, 1 << layer.node) for node in constant):
+            if constant & flow.related(snapshot, 1 << layer.node):
                 found = replace(found, suspects=(*found.suspects, RULE.name))
             if found.severity == "error":
-                constant.append(1 << layer.node)
+                constant |= 1 << layer.node
             likely = found.evidence["dead_units"] <= found.evidence["healthy_bound"]
             if found.severity == "note" and likely:
                 healthy.append(found)
@@ -152,8 +150,7 @@ def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
     act = flow.act_of(layer)
     if act is None or act.family != "rectifier" or layer.flat is None:
         return False
-    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    return bool(before & LEARNED)
+    return flow.has_weights_before(snapshot, layer)
 
 
 def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -> Finding:
@@ -203,7 +200,7 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
 
 def _fixes(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     makers = flow.makers(snapshot, layer)
-    weights = [row for row in makers if row.op in flow.LEARNED]
+    weights = [row for row in makers if row.op in ops.LEARNED]
     bias, spread = _bias_against_spread(snapshot, layer)
     if bias < -spread:
         yield from propose.zero_biases(snapshot, weights)
@@ -239,11 +236,11 @@ def _likeness(snapshot: Snapshot, layer: Layer) -> float:
     while len(node.inputs) == 1:
         row = snapshot.layer_at(node.inputs[0])
         node = snapshot.nodes[node.inputs[0]]
-        if row is not None and node.op in flow.WEIGHTED:
+        if row is not None and node.op in ops.WEIGHTED:
             return _of_random_weights(snapshot, row)
         if node.op == "instance_norm" or (row is not None and row.options.get("training")):
             return 0.0
-        if node.op not in flow.TRANSPARENT | flow.NORMS:
+        if node.op not in ops.TRANSPARENT | ops.NORMS:
             break
     return math.nan
 

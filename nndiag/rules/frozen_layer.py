@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Limits, Rule, Threshold
@@ -73,8 +73,8 @@ RULE = Rule(
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     holders = {name: layer for layer in reversed(snapshot.layers) for name in _own(snapshot, layer)}
     layers = sorted({id(x): x for x in holders.values()}.values(), key=lambda x: x.node)
-    training = {x.node for x in layers if _trains(snapshot, x)}
-    frozen = [x for x in layers if x.node not in training]
+    training = flow.bits(x.node for x in layers if _trains(snapshot, x))
+    frozen = [x for x in layers if not training >> x.node & 1]
     if not frozen:
         return
     evidence = {
@@ -97,8 +97,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     between = [
         x
         for x in frozen
-        if flow.ancestors(snapshot, x.node) & training
-        and flow.descendants(snapshot, x.node) & training
+        if flow.ancestor_bits(snapshot)[x.node] & training
+        and flow.descendant_bits(snapshot)[x.node] & training
     ]
     for layer in () if planned else between:
         what = layer.weight.name if layer.weight is not None else layer.name
@@ -123,10 +123,10 @@ def _own(snapshot: Snapshot, layer: Layer) -> list[str]:
     """The names of the weights a row works with; of all matrices inside for an opaque one."""
     if layer.weight is not None:
         return [layer.weight.name] if layer.weight.name in snapshot.parameter else []
-    if layer.op not in flow.LEARNED:
+    if layer.op not in ops.LEARNED:
         return []
     owner = layer.name.partition("@")[0]
-    inside = (p for p in snapshot.parameters if p.name.startswith(f"{owner}."))
+    inside = snapshot.parameters_in.get(owner, ())
     return [p.name for p in inside if len(p.shape) > 1]
 
 

@@ -61,7 +61,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nndiag import flow, theory
+from nndiag import activations, flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import SEVERITIES, Finding, Limits, Rule, Severity, Threshold
@@ -167,7 +167,7 @@ def _steps(snapshot: Snapshot, chain: flow.Chain) -> list[_Step]:
 
 def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     layer, activation, weight = link.layer, link.activation, link.layer.weight
-    act = theory.activation("identity") if activation is None else flow.act_of(activation)
+    act = activations.named("identity") if activation is None else flow.act_of(activation)
     parameter = snapshot.parameter.get(weight.name) if weight is not None else None
     if act is None or weight is None or parameter is None:
         return None
@@ -252,7 +252,7 @@ def _judge_direction(
     severity: Severity = "note"
     measure = "times"
     beside = chain.ends in ("add", "sub") or flow.bypassed(snapshot, chain.links[0].layer)
-    if chain.ends not in flow.NORMS and not beside:
+    if chain.ends not in ops.NORMS and not beside:
         if _beyond_chance(accumulated, limit.stall, steps):
             severity, measure = "error", "accumulated"
         elif _beyond_chance(accumulated, limit.accumulated, steps):

@@ -49,8 +49,9 @@ Well::
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Limits, Rule, Severity
 from nndiag.stats import Layer, Parameter, Snapshot
@@ -107,14 +108,15 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         )
         return
     users = _users(snapshot, without)
-    stops = _silent(snapshot)
+    silent = _silence(snapshot)
     cut = {row.node: row for p in without if _none(p) for row in users[p.name]}
+    cut_bits = flow.bits(cut)
     for p in without:
         rows = users[p.name]
         location = next((row.location for row in rows if row.location), None)
         if _none(p):
             severity: Severity = "warning"
-            stopped = _stops(snapshot, rows, cut) if p.used else "it is never used"
+            stopped = _stops(snapshot, rows, cut, cut_bits) if p.used else "it is never used"
             why = f"its gradient is None: {stopped}"
             skipped = _never_called(snapshot, p.name)
             if skipped:
@@ -125,7 +127,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
                     severity, why = "note", why + " in evaluation mode"
             # Values make gradients zero; None is how the program is written.
             yield RULE.finding(p, why, severity=severity, location=location, suspects=(RULE.name,))
-        elif not _by_construction(snapshot, p, rows, stops):
+        elif not _by_construction(snapshot, p, rows, silent):
             cancels = _cancels(snapshot, p, rows)
             yield RULE.finding(
                 p,
@@ -159,25 +161,34 @@ def _users(snapshot: Snapshot, parameters: list[Parameter]) -> dict[str, list[La
         owner = p.name
         while p.name not in used and owner and not _never_called(snapshot, p.name):
             owner = owner.rpartition(".")[0]
-            within = [x for x in snapshot.layers if _within(x.name, owner)]
-            own = [x for x in within if x.name.partition("@")[0] == owner]
-            if within:
-                used[p.name] = own or within[:1]
+            if owner in _homes(snapshot):
+                used[p.name] = _homes(snapshot)[owner]
     return {p.name: used.get(p.name, []) for p in parameters}
 
 
-def _within(name: str, module: str) -> bool:
-    return not module or name == module or name.startswith(tuple(f"{module}{c}" for c in "./@"))
+@flow.once
+def _homes(snapshot: Snapshot) -> dict[str, list[Layer]]:
+    """By the name of a module its own rows, or else the first row inside it."""
+    own: dict[str, list[Layer]] = {}
+    first = {"": list(snapshot.layers[:1])} if snapshot.layers else {}
+    for layer in snapshot.layers:
+        own.setdefault(layer.name.partition("@")[0], []).append(layer)
+        for end, letter in enumerate(f"{layer.name}."):
+            if letter in "./@":
+                first.setdefault(layer.name[:end], [layer])
+    return {module: own.get(module, rows) for module, rows in first.items()}
 
 
-def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer]) -> str:
+def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer], cut_bits: int) -> str:
     """Where the gradient that does not arrive at these rows gets lost."""
     if not rows:
         return "it takes no part in the loss"
-    after = {n for row in rows for n in (row.node, *flow.descendants(snapshot, row.node))}
-    if not after & set(snapshot.outputs):
+    after = flow.bits(row.node for row in rows)
+    for row in rows:
+        after |= flow.descendant_bits(snapshot)[row.node]
+    if not after & flow.bits(snapshot.outputs):
         return "its output does not reach the model's"
-    last = cut[max(after & cut.keys())].name
+    last = cut[(after & cut_bits).bit_length() - 1].name
     return f"none comes back to {last}: the path is cut there (detach, no_grad, .data, argmax)"
 
 
@@ -204,12 +215,12 @@ def _silent(snapshot: Snapshot) -> frozenset[int]:
     return frozenset(nodes) | {
         i
         for i, n in enumerate(snapshot.nodes)
-        if n.op in flow.PRODUCTS | {"matmul"} and nothing & set(n.inputs)
+        if n.op in ops.PRODUCTS | {"matmul"} and nothing & set(n.inputs)
     }
 
 
 def _is_equal_head(snapshot: Snapshot, layer: Layer) -> bool:
-    if layer.op not in flow.WEIGHTED or layer.weight is None:
+    if layer.op not in ops.WEIGHTED or layer.weight is None:
         return False
     p = snapshot.parameter.get(layer.weight.name)
     if p is None or p.shape[layer.weight.unit_axis] < 2 or p.value.min != p.value.max:
@@ -221,22 +232,35 @@ def _is_zero(layer: Layer | None) -> bool:
     return layer is not None and layer.output.zeros == layer.output.total > 0
 
 
-def _by_construction(
-    snapshot: Snapshot, p: Parameter, rows: list[Layer], stops: frozenset[int]
-) -> bool:
+@dataclass(frozen=True)
+class _Silence:
+    """Nodes whose own weight lets no gradient pass."""
+
+    stops: frozenset[int]
+    ways_out: list[bool]  # for each node, whether a way leads past them to an output
+    sick: int  # those of them (as bits) that are no head, no scale and no end of a branch
+
+
+def _silence(snapshot: Snapshot) -> _Silence:
+    stops = _silent(snapshot)
+    sick = (n for n in stops if not _is_benign(snapshot, n))
+    return _Silence(stops, flow.ways_out(snapshot, stops), flow.bits(sick))
+
+
+def _by_construction(snapshot: Snapshot, p: Parameter, rows: list[Layer], silent: _Silence) -> bool:
     if not rows:
         return False
+    stops = silent.stops
     for row in rows:
         is_bias = row.weight is not None and row.weight.bias == p.name
         before_norm = is_bias and any(
-            snapshot.nodes[n].op in flow.NORMS for n in flow.users(snapshot, row.node)
+            snapshot.nodes[n].op in ops.NORMS for n in flow.users(snapshot, row.node)
         )
-        starts_at_zero = bool(stops - {row.node}) and flow.blocked(
-            snapshot, row.node, stops - {row.node}
-        )
-        behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in flow.NORMS
+        others = len(stops) - (row.node in stops)
+        starts_at_zero = others > 0 and not silent.ways_out[row.node]
+        behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in ops.NORMS
         if not (before_norm or behind_zero) and not (
-            starts_at_zero and _ends_benign(snapshot, row, stops)
+            starts_at_zero and not flow.descendant_bits(snapshot)[row.node] & silent.sick
         ):
             return False
     return True
@@ -262,27 +286,41 @@ def _why_zero(rows: list[Layer], cancels: bool) -> str:
     return ""
 
 
-def _ends_benign(snapshot: Snapshot, row: Layer, stops: frozenset[int]) -> bool:
-    """Whether the zero weight behind it is a head, a scale, or the end of a residual branch.
+def _is_benign(snapshot: Snapshot, node: int) -> bool:
+    """Whether a zero weight is a head, a scale, or the end of a residual branch.
 
     Zero weights in a layer that everything passes are symmetry's to report.
     """
-    for node in flow.descendants(snapshot, row.node) & stops:
-        layer = snapshot.layer_at(node)
-        if layer is None or layer.op in flow.NORMS:
-            continue
-        if flow.leads_on(snapshot, layer) and flow.only_path(snapshot, node):
-            return False
-    return True
+    layer = snapshot.layer_at(node)
+    if layer is None or layer.op in ops.NORMS:
+        return True
+    return not (flow.leads_on(snapshot, layer) and flow.only_path(snapshot, node))
 
 
 def _never_called(snapshot: Snapshot, parameter: str) -> str:
-    return next((m for m in snapshot.never_called if parameter.startswith(f"{m}.")), "")
+    """The module around it that was never called, of several the first on the list."""
+    order = _order_of_never_called(snapshot)
+    around = (parameter[:end] for end, letter in enumerate(parameter) if letter == ".")
+    return min((module for module in around if module in order), key=order.__getitem__, default="")
+
+
+@flow.once
+def _order_of_never_called(snapshot: Snapshot) -> dict[str, int]:
+    return {module: index for index, module in enumerate(snapshot.never_called)}
 
 
 def _has_called_sibling(snapshot: Snapshot, module: str) -> bool:
     """Whether it is an element of a list another element of which ran: LayerDrop, experts."""
     folder = module.rpartition(".")[0]
-    return folder in snapshot.lists and any(
-        layer.name.startswith(f"{folder}.") for layer in snapshot.layers
+    return folder in snapshot.lists and folder in _folders(snapshot)
+
+
+@flow.once
+def _folders(snapshot: Snapshot) -> frozenset[str]:
+    """The modules inside which something has a row."""
+    return frozenset(
+        layer.name[:end]
+        for layer in snapshot.layers
+        for end, letter in enumerate(layer.name)
+        if letter == "."
     )

@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import Finding, Limits, Rule
@@ -104,7 +104,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
 
 
 def _values(snapshot: Snapshot) -> Iterator[Finding]:
-    sick = {layer.node for layer in snapshot.layers if layer.output.nonfinite}
+    sick = flow.bits(layer.node for layer in snapshot.layers if layer.output.nonfinite)
     lost = snapshot.loss.kind != "none" and not math.isfinite(snapshot.loss.value)
     blamed = False
     for name, stats in snapshot.inputs.items():
@@ -133,16 +133,16 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
         layer
         for layer in snapshot.layers
         if layer.output.nonfinite
-        and not flow.ancestors(snapshot, layer.node) & sick
+        and not flow.ancestor_bits(snapshot)[layer.node] & sick
         and not _told_within(snapshot, layer)
     ]
     for layer in origins:
-        behind = flow.descendants(snapshot, layer.node) & sick
-        masks = layer.op not in flow.LEARNED and layer.op not in flow.NORMS
+        behind = flow.descendant_bits(snapshot)[layer.node] & sick
+        masks = layer.op not in ops.LEARNED and layer.op not in ops.NORMS
         harm = not masks or bool(behind) or lost or any(_sick_gradients(snapshot))
         yield RULE.finding(
             layer,
-            _origin(snapshot, layer, len(sick)) + ("" if harm else MASKED),
+            _origin(snapshot, layer, sick.bit_count()) + ("" if harm else MASKED),
             severity="error" if harm else "note",
             fixes=RULE.fixes if harm else (),
             evidence=_evidence(layer.output),
@@ -161,7 +161,7 @@ def _told_within(snapshot: Snapshot, layer: Layer) -> bool:
     return call is not None and call is not layer and call.output.nonfinite > 0
 
 
-def _spreads(snapshot: Snapshot, name: str, sick: set[int]) -> bool:
+def _spreads(snapshot: Snapshot, name: str, sick: int) -> bool:
     """Whether a layer has what an input holds, with no layer of finite outputs between them."""
     inputs = [i for i, node in enumerate(snapshot.nodes) if node.op == "input"]
     start = dict(zip(snapshot.inputs, inputs, strict=False)).get(name)
@@ -169,7 +169,7 @@ def _spreads(snapshot: Snapshot, name: str, sick: set[int]) -> bool:
     seen: set[int] = set()
     while todo:
         node = todo.pop()
-        if node in sick:
+        if sick >> node & 1:
             return True
         if node not in seen and snapshot.nodes[node].layer < 0:
             todo += snapshot.consumers[node]
@@ -201,12 +201,12 @@ def _sick_gradients(snapshot: Snapshot) -> Iterator[Layer]:
 
 def _gradients(snapshot: Snapshot) -> Iterator[Finding]:
     sick = list(_sick_gradients(snapshot))
-    nodes = {layer.node for layer in sick}
+    nodes = flow.bits(layer.node for layer in sick)
     parameters = [p for p in snapshot.parameters if p.grad is not None and p.grad.nonfinite]
     for layer in sick:
         assert layer.grad is not None
-        if not flow.descendants(snapshot, layer.node) & nodes:
-            harm = parameters or flow.ancestors(snapshot, layer.node) & nodes
+        if not flow.descendant_bits(snapshot)[layer.node] & nodes:
+            harm = parameters or flow.ancestor_bits(snapshot)[layer.node] & nodes
             yield RULE.finding(
                 layer,
                 f"the gradient of its output holds {_count(layer.grad)}, though all outputs "

@@ -50,13 +50,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nndiag import flow, theory
+from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Layer, Snapshot
-
-BATCH_NORMS = frozenset(("batch_norm", "instance_norm"))
 
 RULE = Rule(
     code="ND102",
@@ -177,17 +175,16 @@ def _centred_in_training(snapshot: Snapshot, layer: Layer) -> bool:
     In evaluation mode it does not, but that is not how they are trained.
     """
     users = flow.users(snapshot, layer.node)
-    return bool(users) and all(snapshot.nodes[n].op in BATCH_NORMS for n in users)
+    return bool(users) and all(snapshot.nodes[n].op in ops.UNIT_CENTRED for n in users)
 
 
 def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:
     """Of the units of the weight layers that read this one: whose gradients have one sign."""
     one = of = 0
-    for node in flow.descendants(snapshot, layer.node):
-        row = snapshot.layer_at(node)
-        if row is None or row.weight is None or row.weight.fan_in < limit.fan_in:
+    for row in flow.readers(snapshot).get(layer.node, ()):
+        if row.weight is None or row.weight.fan_in < limit.fan_in:
             continue
-        if flow.source_node(snapshot, row) != layer.node or _centred_in_training(snapshot, row):
+        if _centred_in_training(snapshot, row):
             continue
         parameter = snapshot.parameter.get(row.weight.name)
         if parameter is not None:

@@ -54,14 +54,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import Finding, Limits, Rule, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
-SOFTMAXES = ("softmax", "softmin", "log_softmax", "gumbel_softmax")
-LEARNED = flow.LEARNED | {"embedding", "embedding_bag"}
 CANDIDATES = ("candidate", "hidden")
 
 SOFTMAX_FIXES = (
@@ -159,8 +157,7 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
     if count < limit.values:
         yield RULE.unjudged(layer, f"{flow.plural(count, 'value')} are too few for a share")
         return
-    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    what = flow.role(snapshot, layer) if before & LEARNED else "input"
+    what = flow.role(snapshot, layer) if flow.has_weights_before(snapshot, layer) else "input"
     where = {
         "gate": " (a gate)",
         "output": " (the model's output)",
@@ -187,7 +184,7 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
 
 def _fixes(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     makers = flow.makers(snapshot, layer)
-    weights = [row for row in makers if row.op in flow.LEARNED]
+    weights = [row for row in makers if row.op in ops.LEARNED]
     if any(_shifted(snapshot, row) for row in weights):
         yield from propose.zero_biases(snapshot, weights)
     yield from propose.reset_norms(snapshot, makers)
@@ -224,9 +221,9 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
         yield RULE.unjudged(layer, f"{flow.plural(int(rows), 'row')} are too few for a share")
         return
     users = {snapshot.nodes[n].op for n in flow.users(snapshot, layer.node)}
-    attention = layer.op not in SOFTMAXES or users & {"matmul", "einsum", "baddbmm"}
+    attention = layer.op not in ops.SOFTMAXES or users & ops.CONTRACTIONS
     # A softmax that is multiplied in is a gate, a random one is meant to pick.
-    hidden = (attention or users & flow.LEARNED) and layer.op != "gumbel_softmax"
+    hidden = (attention or users & ops.LEARNED) and layer.op != "gumbel_softmax"
     yield RULE.finding(
         layer,
         f"{one_hot:,.0f} of {rows:,.0f} {'attention ' if attention else ''}rows are one-hot "
@@ -239,7 +236,7 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
 
 
 def _softer(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
-    inside = layer.op in flow.LEARNED
+    inside = layer.op in ops.LEARNED
     projections = [layer] if inside else flow.makers(snapshot, layer)
     yield from propose.rescale(snapshot, projections)
     yield from propose.redraw(snapshot, projections, biases=True)

@@ -48,7 +48,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
@@ -121,7 +121,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         return
     collapsed: list[tuple[Layer, float]] = []
     for layer in snapshot.layers:
-        if not (layer.op in flow.LEARNED or flow.is_activation(layer)):
+        if not (layer.op in ops.LEARNED or flow.is_activation(layer)):
             continue
         share = _share(layer.output)
         if share is None or not flow.inputs_before(snapshot, layer.node) & set(varying):
@@ -175,7 +175,7 @@ def _fixes(snapshot: Snapshot, collapsed: list[Layer]) -> Iterator[Fix]:
     weights = [
         row
         for layer in collapsed
-        for row in ((layer,) if layer.op in flow.LEARNED else flow.makers(snapshot, layer))
+        for row in ((layer,) if layer.op in ops.LEARNED else flow.makers(snapshot, layer))
     ]
     drowned = [row for row in weights if _bias_over_signal(snapshot, row)]
     yield from propose.zero_biases(snapshot, drowned)

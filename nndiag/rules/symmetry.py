@@ -48,7 +48,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
@@ -92,12 +92,12 @@ def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     for layer in snapshot.layers:
         name = layer.weight.name if layer.weight is not None else layer.name.partition("@")[0]
         tokens = layer.op.startswith("embedding")
-        if name in seen or not (tokens or layer.op in flow.LEARNED):
+        if name in seen or not (tokens or layer.op in ops.LEARNED):
             continue
         seen.add(name)
         if tokens:
             yield from _tokens(snapshot, layer, limit)
-        elif layer.op not in flow.WEIGHTED:
+        elif layer.op not in ops.WEIGHTED:
             yield from _inside(snapshot, layer, limit)
         elif (p := snapshot.parameter.get(name)) is not None:
             yield from _weights(snapshot, layer, p, limit)
@@ -122,8 +122,11 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
         text += "the same weights and bias" + ("" if constant else " as another")
     kept = p.duplicate_kept if known else 0
     lost = kept >= max(limit.share * units, 2) and p.zero_units < same
-    calls = frozenset(x.node for x in snapshot.layers if x.weight and x.weight.name == p.name)
-    one = constant and not _grouped(layer, p) and flow.only_way(snapshot, calls)
+    one = (
+        constant
+        and not _grouped(layer, p)
+        and flow.only_way(snapshot, flow.calls(snapshot)[p.name])
+    )
     severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
     if not known:
         text += "; whether gradients keep them equal was not seen"
@@ -150,9 +153,7 @@ def _tokens(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding
 def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
     """Recurrent layers and attention: only where every matrix inside is constant."""
     owner = layer.name.partition("@")[0]
-    matrices = [
-        p for p in snapshot.parameters if p.name.startswith(f"{owner}.") and len(p.shape) > 1
-    ]
+    matrices = [p for p in snapshot.parameters_in.get(owner, ()) if len(p.shape) > 1]
     if not matrices or not all(_constant(p) for p in matrices):
         return
     if not flow.leads_on(snapshot, layer):
@@ -212,7 +213,7 @@ def _ends_branch(snapshot: Snapshot, layer: Layer) -> bool:
         following = snapshot.consumers[todo.pop()]
         if node.op == "add" and len(node.inputs) > 1:
             return True
-        if len(node.inputs) == 1 and node.op not in flow.LEARNED:
+        if len(node.inputs) == 1 and node.op not in ops.LEARNED:
             todo += following
     return False
 

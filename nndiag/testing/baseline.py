@@ -291,9 +291,9 @@ def look(
     from torch import nn
 
     from nndiag.api import stream_of
-    from nndiag.batch import LossMaker
     from nndiag.capture.untouched import seeded
     from nndiag.capture.watch import validate, watch
+    from nndiag.loss import LossMaker
 
     __tracebackhide__ = True  # what the user's functions raise is theirs
     if isinstance(build, nn.Module) or not callable(build):

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from nndiag import theory
+from nndiag import activations, theory
 
 REPORT = Path(__file__).parents[2] / "reports" / "calibration" / "conv-band.csv"
 DRAWS = 400
@@ -43,7 +43,7 @@ def once(channels: int, kernel: int, depth: int, size: int) -> float:
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    relu = theory.activation("relu")
+    relu = activations.named("relu")
     assert relu is not None
     rows = []
     for channels, kernel in ((4, 3), (8, 3), (16, 3), (32, 3), (16, 1), (64, 1)):

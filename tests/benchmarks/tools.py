@@ -21,7 +21,8 @@ import nndiag
 from benchmarks.workloads import Workload
 from nndiag.api import collecting_later
 from nndiag.capture.recorder import Recorder
-from nndiag.measure import Axes, Meter
+from nndiag.layout import Axes
+from nndiag.measure import Meter
 
 Step = Callable[[], object]
 

@@ -27,7 +27,7 @@ from torch import nn
 import nndiag
 from calibration import healthy_libraries, trained
 from calibration.cases import Healthy, Subject
-from nndiag import theory
+from nndiag import activations
 from nndiag.progress import Progress, silenced
 from nndiag.render import files
 from nndiag.render.markdown import escape
@@ -188,7 +188,7 @@ class Repair(NamedTuple):
     network: str
     said: str
     true: str
-    cure: str
+    fix: str
 
 
 REPAIRED = [
@@ -227,7 +227,7 @@ class FirstContact(NamedTuple):
     network: str
     said: str
     false: str
-    cure: str
+    fix: str
 
 
 FIRST_CONTACT = [
@@ -306,7 +306,7 @@ def _row(
 
 
 def _bends(op: str) -> bool:
-    return op != "linear" and theory.activation(op) is not None
+    return op != "linear" and activations.named(op) is not None
 
 
 def _source(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""``python -m calibration.repairs``: cure the corpus, and publish how often that helped."""
+"""``python -m calibration.repairs``: repair the corpus, and publish how often that helped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy import stats
 
-from calibration import cured
+from calibration import repaired
 from calibration.faults import FAULTS
 from nndiag.render import files
 
@@ -49,19 +49,19 @@ def publish(table: pd.DataFrame, folder: Path) -> None:
     )
     template = environment.from_string(Path(__file__).with_name("repairs.md.j2").read_text("utf-8"))
     text = template.render(
-        all=cured.summary(table),
-        states=[(state, cured.summary(part)) for state, part in table.groupby("state")],
-        kinds=list(cured.rows(table)),
+        all=repaired.summary(table),
+        states=[(state, repaired.summary(part)) for state, part in table.groupby("state")],
+        kinds=list(repaired.rows(table)),
         failed=table[~table["silent"] | (table["new"] != "")].to_dict("records"),
         undecided=table[table["trial"] != "better"].to_dict("records"),
         level=level(table),
         learned=LEARNED,
-        in_forward=int(table["kind"].isin(cured.IN_FORWARD).sum()),
-        elsewhere=cured.ELSEWHERE,
+        in_forward=int(table["kind"].isin(repaired.IN_FORWARD).sum()),
+        elsewhere=repaired.ELSEWHERE,
         faults=sum(case.sick for case in FAULTS),
         bound=bound,
-        steps=cured.STEPS,
-        seeds=cured.SEEDS,
+        steps=repaired.STEPS,
+        seeds=repaired.SEEDS,
         date=datetime.date.today().isoformat(),
         torch=torch.__version__,
     )
@@ -75,16 +75,18 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
     page: Annotated[bool, typer.Option(help="Only the page, from the table there is.")] = False,
 ) -> None:
-    """Cure the corpus and publish how often that helped."""
+    """Repair the corpus and publish how often that helped."""
     console = Console(stderr=True)
     if page:
         publish(read(folder), folder)
         return
-    names = [case.name for case in cured.curable() if only in case.name]
+    names = [case.name for case in repaired.mendable() if only in case.name]
     spawn = multiprocessing.get_context("spawn")
     found = []
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        for row in track(pool.map(cured.row, names), "repairs", total=len(names), console=console):
+        for row in track(
+            pool.map(repaired.row, names), "repairs", total=len(names), console=console
+        ):
             console.print(" ".join(f"{key}={value}" for key, value in row.items()), markup=False)
             found.append(row)
     table = pd.DataFrame(found)

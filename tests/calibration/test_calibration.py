@@ -146,6 +146,7 @@ def test_the_network_that_faults_are_injected_into_had_learned():
 # -- judged ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_labels_are_what_they_were(judged):
     stored = labels_file.read()
     for row in judged.itertuples():
@@ -154,6 +155,7 @@ def test_labels_are_what_they_were(judged):
         assert row.label == pytest.approx(stored[row.case], rel=0.1), row.case
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("goal", list(page.GOALS))
 def test_faults_are_found_named_first_and_placed(judged, goal):
     sick = judged[judged["sick"]]
@@ -162,6 +164,7 @@ def test_faults_are_found_named_first_and_placed(judged, goal):
     assert 1 - len(missed) / len(sick) >= page.GOALS[goal], missed
 
 
+@pytest.mark.exhaustive
 def test_nothing_false_is_said(judged):
     false = judged[judged["false_alarms"] != ""]
     assert false[["case", "first_rule", "first_layer", "false_alarms"]].values.tolist() == []
@@ -176,6 +179,7 @@ def test_what_is_said_of_each_is_what_is_written_down(checked):
     assert {case.kind for case in (*CASES, *WRONG)} == set(KINDS)
 
 
+@pytest.mark.exhaustive
 def test_no_rule_crashes(judged):
     assert judged["crashed"].sum() == 0
 

@@ -30,12 +30,14 @@ def learned(request):
     return BY_NAME[request.param], trained.train(BY_NAME[request.param], seed=0)
 
 
+@pytest.mark.one_in(7)
 def test_a_network_called_trained_is_good_at_what_it_learned(learned):
     recipe, subject = learned
 
     assert trained.score(recipe, subject.model) >= recipe.bar
 
 
+@pytest.mark.one_in(14)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_trained_network_gets_no_error_and_no_warning(learned, mode):
     _, subject = learned

@@ -158,6 +158,7 @@ def moody(pipe, trouble=""):
         pipe.send((question, type(multiprocessing.parent_process()).__name__))
 
 
+@pytest.mark.exhaustive
 def test_a_tool_that_hangs_or_dies_is_told_as_such_and_begun_anew(monkeypatch):
     worker = peers.Worker(moody)
     died = worker.answer("die")
@@ -170,6 +171,7 @@ def test_a_tool_that_hangs_or_dies_is_told_as_such_and_begun_anew(monkeypatch):
     assert again == ("hello", "NoneType")  # torchlens does not work in multiprocessing's children
 
 
+@pytest.mark.exhaustive
 def test_a_tool_that_fails_where_nothing_is_wrong_ends_the_run():
     worker = peers.Worker(moody, "it does not like our processes")
     with pytest.raises(RuntimeError, match="nothing is wrong: it does not like our processes"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from calibration import cured, repairs
+from calibration import repaired, repairs
 from calibration.faults import FAULTS, KINDS
 
 
@@ -20,11 +20,11 @@ def line(**given):
     return {**usual, **given}
 
 
-def test_every_fault_is_curable_or_says_where_it_lies_instead():
+def test_every_fault_is_mendable_or_says_where_it_lies_instead():
     sick = {case.kind for case in FAULTS if case.sick}
 
-    assert set(cured.ELSEWHERE) <= sick <= set(KINDS)
-    assert {case.kind for case in cured.curable()} == sick - set(cured.ELSEWHERE)
+    assert set(repaired.ELSEWHERE) <= sick <= set(KINDS)
+    assert {case.kind for case in repaired.mendable()} == sick - set(repaired.ELSEWHERE)
 
 
 def test_a_case_is_repaired_where_its_rule_is_silent_and_no_other_speaks_up():
@@ -38,17 +38,17 @@ def test_a_case_is_repaired_where_its_rule_is_silent_and_no_other_speaks_up():
         ]
     )
 
-    assert cured.summary(table) == {
+    assert repaired.summary(table) == {
         "cases": 5, "repaired": 3, "worse": 1, "tried": 3, "better": 1, "ties": 1,
         "trained_worse": 1,
     }  # fmt: skip
 
 
-def test_a_case_is_cured_and_tried_as_the_page_tells(monkeypatch):
-    monkeypatch.setattr(cured, "STEPS", 20)
-    monkeypatch.setattr(cured, "SEEDS", 2)
+def test_a_case_is_repaired_and_tried_as_the_page_tells(monkeypatch):
+    monkeypatch.setattr(repaired, "STEPS", 20)
+    monkeypatch.setattr(repaired, "SEEDS", 2)
 
-    found = cured.row("dead-bias/mlp/module/init/1")
+    found = repaired.row("dead-bias/mlp/module/init/1")
 
     assert found["silent"]
     assert (found["new"], found["left"]) == ("", "")
@@ -80,7 +80,7 @@ def test_the_page_says_what_the_table_says(tmp_path: Path):
 def test_the_readme_tells_what_the_table_holds():
     table = repairs.read(repairs.FOLDER)
     told = " ".join((repairs.FOLDER.parents[1] / "README.md").read_text("utf-8").split())
-    found = cured.summary(table)
+    found = repaired.summary(table)
     assert found["worse"] == found["trained_worse"] == 0
 
     assert f"of {found['cases']} labelled faults" in told

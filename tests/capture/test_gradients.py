@@ -13,7 +13,7 @@ from oracle import cotangent, look, plain, row, rows, same_numbers
 from torch import nn
 
 import nndiag
-from nndiag.batch import LossMaker
+from nndiag.loss import LossMaker
 
 
 class Steps(nn.Module):

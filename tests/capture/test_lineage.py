@@ -15,7 +15,7 @@ from oracle import look, row
 from torch import nn
 
 from nndiag.capture.lineage import RESHAPED, Trail, joined, reduced, reshaped, viewed
-from nndiag.measure import Axes
+from nndiag.layout import Axes
 
 N, C = 4, 6
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4)

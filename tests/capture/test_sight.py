@@ -16,7 +16,8 @@ from torch import nn
 
 import nndiag
 from nndiag.capture.recorder import Recorder
-from nndiag.measure import Axes, Meter
+from nndiag.layout import Axes
+from nndiag.measure import Meter
 
 # Every spelling of an activation: the call, the module that computes the same, the canonical name.
 SPELLINGS = {

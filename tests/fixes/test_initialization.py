@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nndiag import theory
+from nndiag import activations
 from nndiag.errors import FixError
 from nndiag.fixes.initialization import (
     ASYMMETRIC_STD,
@@ -581,7 +581,7 @@ def test_torch_s_gain_for_selu_contradicts_the_self_normalising_init():
 
 
 @pytest.mark.parametrize("keep", ["signal", "variance", "gradient"])
-@pytest.mark.parametrize("name", sorted(theory._BUILDERS))
+@pytest.mark.parametrize("name", sorted(activations.BUILDERS))
 def test_every_activation_has_a_gain_that_can_be_used(name, keep):
     options = {"threshold": 0.0, "value": 0.0} if name == "threshold" else {}
     assert 0.1 < gain(name, keep=keep, **options) < 12

@@ -9,7 +9,7 @@ import zoo
 from sick import applied, conv, dense, output, seen_in, x
 from torch import nn
 
-from nndiag import flow
+from nndiag import flow, ops
 from nndiag.fixes import propose
 
 NORMS = (
@@ -279,7 +279,7 @@ def test_a_norm_lies_between_weights_and_an_activation_and_nowhere_else(name):
     for norm in new:
         node = rows[norm].node
         [source], [user] = snapshot.nodes[node].inputs, snapshot.consumers[node]
-        assert snapshot.nodes[source].op in flow.WEIGHTED
+        assert snapshot.nodes[source].op in ops.WEIGHTED
         assert flow.is_activation(snapshot.layer_at(user))
     assert bool(new) == (name != "resnet-preactivation")  # its activations have norms before them
 

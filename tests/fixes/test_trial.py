@@ -11,9 +11,10 @@ from scipy import stats
 from torch import nn
 
 import nndiag
-from nndiag.batch import Batch, LossMaker
+from nndiag.batch import Batch
 from nndiag.errors import LossError
 from nndiag.fixes.trial import Training, Trial
+from nndiag.loss import LossMaker
 
 
 def curves(start: float, finals: list[float], steps: int = 20) -> np.ndarray:

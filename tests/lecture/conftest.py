@@ -15,9 +15,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mine = [place for place, item in enumerate(items) if item.path.parent == HERE]
     if not mine:
         return
-    from nndiag.gallery import page
+    from gallery.page import PAGES
 
-    order = {f"test_{name.replace('-', '_')}": n for n, name in enumerate(page.discover())}
+    order = {f"test_{name}": place for place, name in enumerate(PAGES)}
     ordered = sorted((items[place] for place in mine), key=lambda item: order[item.path.stem])
     for place, item in zip(mine, ordered, strict=True):
         items[place] = item

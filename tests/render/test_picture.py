@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
-from nndiag.measure import Axes, Meter
+from nndiag.layout import Axes
+from nndiag.measure import Meter
 from nndiag.render import picture
 from nndiag.stats import Histogram
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
+from nndiag import ops
 from nndiag.rules import costly_activation
 
 NAME = "costly-activation"
@@ -30,7 +31,7 @@ def through(*activations, width=16):
 def test_the_table_is_the_measurement():
     with MEASURED.open() as file:
         measured = {row["activation"]: float(row["times_relu"]) for row in csv.DictReader(file)}
-    assert measured == costly_activation.COST
+    assert measured == {op.name: op.cost for op in ops.OPS.values() if op.cost is not None}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_the_table_is_the_measurement():
 )
 def test_what_takes_twice_as_long_is_noted(activation):
     [found] = alone(through(activation), torch.randn(64, 16))
-    cost = costly_activation.COST[type(activation).__name__.lower()]
+    cost = ops.named(type(activation).__name__.lower()).cost
     assert (found.severity, found.layer, found.evidence["times_relu"]) == ("note", "1", cost)
     assert found.message.startswith("1 activation takes up to ")
     assert found.evidence["values_per_sample"] == 16
@@ -69,14 +70,14 @@ def test_calls_count_and_so_do_gates_and_outputs():
     [found] = alone(Calls(), torch.randn(8, 5, 16))
     assert found.layer == "/mish"
     assert found.message == (
-        f"2 activations take up to {costly_activation.COST['mish']:.2g} times as long as ReLU "
+        f"2 activations take up to {ops.named('mish').cost:.2g} times as long as ReLU "
         "(mish, softplus), over 160 values a sample"
     )
 
 
 @pytest.mark.parametrize(("times", "found"), [(2.35, True), (2.36, False)])
 def test_the_threshold_is_the_readers(times, found):
-    cost = costly_activation.COST["elu"]
+    cost = ops.named("elu").cost
     assert (
         bool(
             alone(

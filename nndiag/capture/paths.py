@@ -1,0 +1,123 @@
+"""Where the values of a forward come from: its data flow, and each tensor's place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from nndiag.batch import has_samples
+from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails
+from nndiag.layout import Axes
+from nndiag.stats import Node
+
+
+def measurable(tensor: Any) -> bool:
+    return (
+        isinstance(tensor, torch.Tensor)
+        and (tensor.is_floating_point() or tensor.is_complex())
+        and not tensor.is_nested
+        and not tensor.is_meta
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def why_not_measurable(tensors: list[torch.Tensor]) -> str:
+    if not tensors:
+        return "its output holds no tensor"
+    if any(x.is_nested for x in tensors):
+        return "nested tensors are not looked into"
+    if any(x.is_meta for x in tensors):
+        return "a tensor on the meta device has no values"
+    if any(x.is_floating_point() or x.is_complex() for x in tensors):
+        return "inside a functional transform (vmap, grad) values cannot be read"
+    return "its output holds no floating-point tensor"
+
+
+class Paths:
+    """The nodes of one forward, each tensor's trail, and what is made of which parameter.
+
+    ``axis`` is the one that the inputs' samples lie along; ``axis_found`` what the model turned
+    out to think (1, if it holds a recurrent or attention layer that is not batch_first).
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], axis: int) -> None:
+        self.nodes: list[Node] = []
+        self.trails = Trails()
+        self.samples = 1
+        self.axis = self.axis_found = axis
+        self._made_of: TensorMap[str] = TensorMap()
+        for name, parameter in parameters.items():
+            self._made_of[parameter] = name
+
+    def node(self, op: str, inputs: list[int], row: int = -1, parameter: str = "") -> int:
+        self.nodes.append(Node(op, tuple(inputs), row, parameter))
+        return len(self.nodes) - 1
+
+    def give(self, tensor: torch.Tensor, op: str, sources: list[Trail]) -> None:
+        """A trail for what came out of something that is not understood."""
+        samples = max((t.axes.samples for t in sources), default=1)
+        batches = {t.axes.batch for t in sources} - {None}
+        batch = batches.pop() if len(batches) == 1 else None
+        if batch is not None and (tensor.dim() <= batch or tensor.size(batch) != samples):
+            batch = None
+        node = self.node(op, list(dict.fromkeys(t.node for t in sources)))
+        self.trails[tensor] = Trail(node, Axes(None, batch, samples), UNKNOWN)
+
+    def trail_of(self, tensor: torch.Tensor) -> Trail | None:
+        """A tensor's trail, taken from autograd's graph where it came about behind our back."""
+        trail = self.trails[tensor]
+        if trail is None and tensor.grad_fn is not None and self.parameter(tensor) is None:
+            same, sources = self.trails.origin(tensor)
+            if same is not None:
+                self.trails[tensor] = same
+            elif sources:
+                name = type(tensor.grad_fn).__name__.rstrip("0123456789").removesuffix("Backward")
+                self.give(tensor, f"?{name}", sources)
+            trail = self.trails[tensor]
+        return trail
+
+    def source(self, tensor: torch.Tensor) -> Trail | None:
+        """The trail of a layer's input: a batch that came from nowhere known gets one, too."""
+        trail = self.trail_of(tensor)
+        if trail is None and self.parameter(tensor) is None and measurable(tensor):
+            at = self.axis
+            if has_samples(tensor, at) and tensor.shape[at] == self.samples:
+                axes = Axes(None, at, self.samples)
+                self.trails[tensor] = trail = Trail(self.node("?", []), axes, UNKNOWN)
+        return trail
+
+    def along(self, x: torch.Tensor, trail: Trail, axis: int, *, unit: int) -> Axes:
+        """Axes of a layer that takes its samples from ``axis``, whatever we thought they were."""
+        axes = trail.axes
+        if x.dim() < 3 or axes.batch == axis:
+            return axes._replace(unit=unit)
+        if axes.batch is not None:
+            self.axis_found = axis
+            return Axes(unit, axis, x.shape[axis])
+        return Axes(unit, axis if x.shape[axis] == axes.samples else None, axes.samples)
+
+    def start(self, tensor: torch.Tensor, samples: int) -> Axes:
+        """A trail for one of the model's inputs."""
+        self.samples = samples
+        there = has_samples(tensor, self.axis) and tensor.size(self.axis) == samples
+        batch = self.axis if there else None
+        unit = 1 if tensor.dim() == 2 and batch == 0 and tensor.is_floating_point() else None
+        axes = Axes(unit, batch, samples)
+        self.trails[tensor] = Trail(self.node("input", []), axes)
+        return axes
+
+    def parameter(self, tensor: torch.Tensor) -> str | None:
+        """The name of the parameter that a tensor is, or is made of."""
+        return self._made_of.get(tensor)
+
+    def derive(self, outputs: list[torch.Tensor], sources: list[Any]) -> None:
+        """A call on parameters (a transposition, a normalisation) makes a weight out of them."""
+        named = [(x, n) for x in sources if (n := self.parameter(x)) is not None]
+        for out in outputs:
+            alike = (n for x, n in named if x.shape == out.shape)
+            name = next(alike, named[0][1] if named else None)
+            if name is not None and self.parameter(out) is None:
+                self._made_of[out] = name
