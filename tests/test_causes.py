@@ -334,6 +334,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", [n for n in HEALTHY if not n.startswith("autoencoder-")])
 def test_without_a_fault_nothing_is_said(name, seed):
@@ -343,6 +344,7 @@ def test_without_a_fault_nothing_is_said(name, seed):
     assert [f for f in rep.findings if f.severity != "note"] == []
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "fault", FAULTS, ids=[f"{f.architecture}-{f.what.replace(' ', '-')}" for f in FAULTS]
 )
@@ -362,6 +364,7 @@ def test_a_fault_leads_where_it_is_and_all_else_is_folded_under_it(fault):
     assert not [o for o in rep.outcomes if o.status == "crashed"]
 
 
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("seed", range(1, 3))
 @pytest.mark.parametrize(
     "fault",

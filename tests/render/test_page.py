@@ -64,6 +64,7 @@ def page(browser: Any, tmp_path: Path) -> Iterator[Open]:
             reduced_motion="reduce",
             **options,
         )
+        context.set_default_timeout(300_000)  # a busy machine is no fault of the page
         contexts.append(context)
         page = context.new_page()
         page.on(
