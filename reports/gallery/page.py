@@ -182,7 +182,9 @@ Headed = Sequence[str] | Mapping[str, str]
 
 
 def _headings(columns: Headed) -> list[str]:
-    return list(columns.values() if isinstance(columns, Mapping) else columns)
+    if isinstance(columns, Mapping):
+        return list(columns.values())
+    return [column.replace("_", " ") for column in columns]
 
 
 def sick(frames: Frames) -> dict[str, str]:

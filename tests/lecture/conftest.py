@@ -1,4 +1,10 @@
-"""What the lecture's tests share."""
+"""What the lecture's tests share.
+
+A test is named after a claim. It first asks the function by which the page judges that claim, on
+the committed tables. What follows is evidence of another kind: laws, closed forms, naive sums, and
+small networks of its own. That the claims hold on other random numbers is a test of all pages, in
+``tests/gallery``.
+"""
 
 from __future__ import annotations
 

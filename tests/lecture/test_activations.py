@@ -1,7 +1,6 @@
 """Page 1, activation functions.
 
-Moments are integrated here on a grid; saturated shares follow from closed forms. Trainings are a
-part of the page's own, with fixed seeds where luck could decide.
+Moments are integrated here on a grid; saturated shares follow from closed forms.
 """
 
 from __future__ import annotations
@@ -24,6 +23,9 @@ from gallery.activations import experiment as page
 from nndiag.fixes import Maxout
 
 TABLES = committed("activations")
+
+
+moments = functools.cache(page.moments)
 
 
 @functools.cache
@@ -58,7 +60,7 @@ def test_tanh_is_a_sigmoid_that_saturates_at_half_the_distance(seed):
     stretched()
     edge = math.acosh(1 / math.sqrt(page.FLAT))  # sech² of it is FLAT
     for name in page.CASES:
-        found = page.moments(name, seed)["flat_positive"]
+        found = moments(name, seed)["flat_positive"]
         if name in ("tanh", "sigmoid"):
             far = edge if name == "tanh" else 2 * edge
             share = math.erfc(far / page.WIDE / math.sqrt(2))
@@ -96,7 +98,7 @@ def test_the_outputs_are_centred_as_theory_has_it(seed):
         weights = weights / weights.sum()
         mean = weights @ formula(z)
         std = math.sqrt(weights @ (formula(z) - mean) ** 2)
-        found = page.moments(name, seed)
+        found = moments(name, seed)
         assert page.CASES[name][2:] == pytest.approx((mean, std), abs=2e-6)
         # 5.5 standard errors: 4e-8
         assert found["mean"] == pytest.approx(mean, abs=5.5 * std / math.sqrt(page.SAMPLES))
@@ -166,7 +168,7 @@ def test_activations_page_holds_whatever_the_seed(seed):
     tables = TABLES
     for name, rows in tables["moments"].groupby("activation"):
         low, high = band(rows["std"], log=True)
-        assert low < page.moments(name, seed)["std"] < high, name
+        assert low < moments(name, seed)["std"] < high, name
     relu = page.where(tables["dead"], activation="relu", rate=page.HIGH, step=page.ADAM_STEPS)
     low, high = band(relu["dead"], log=True)
     assert low < died("relu", page.HIGH, seed) < high

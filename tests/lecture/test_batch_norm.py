@@ -183,6 +183,7 @@ def test_nndiag_blames_the_scale_without_bn_and_not_with_it(seed):
             assert roots == (set() if bn else {"init-scale"}), (scale, bn)
 
 
+@pytest.mark.exhaustive
 def test_batch_norm_page_holds_whatever_the_seed(seed):
     tables = TABLES
     rows = tables["batches"].query("bn and size == 8")

@@ -164,6 +164,7 @@ def test_nndiag_finds_the_dead_and_spares_the_untrained(seed):
     assert named(page.network(seed), x, y) == set()
 
 
+@pytest.mark.exhaustive
 def test_dead_relu_page_holds_whatever_the_seed(seed):
     tables = TABLES
     for row in tables["stillborn"].itertuples():

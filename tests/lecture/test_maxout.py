@@ -128,6 +128,7 @@ def test_nndiag_passes_maxout_where_it_finds_dead_relus():
     assert rules["maxout"] == set()
 
 
+@pytest.mark.exhaustive
 def test_maxout_page_holds_whatever_the_seed(seed):
     table = TABLES["trained"]
     name = "digits, width 16"

@@ -1,7 +1,7 @@
 """Page 10, robustness: networks trained by the session's seed, attacked by code written here.
 
 Where a network's gain is asserted, the bound lies at least five standard deviations over the page's
-eight seeds from their mean; smaller gains are asserted of fixed seeds.
+eight seeds from their mean.
 """
 
 from __future__ import annotations
@@ -141,10 +141,6 @@ def test_shifted_images_cure_shifts_and_nothing_else(seed):
 
 def test_weight_decay_dropout_and_ensembles_buy_less_than_half(seed):
     assert page.weight_decay_dropout_and_ensembles_buy_less_than_half(TABLES).holds
-    own = gain("PGD-trained", seed, "PGD", 0.1)
-    for kind in ("weight decay", "dropout"):
-        assert gain(kind, seed, "PGD", 0.1) < own
-        assert scores(kind, seed)["PGD", 0.2] < 0.12  # 4.0, 1.4
     # an ensemble's logits are the logarithm of the mean probability
     first, second = trained("plain", seed), trained("dropout", seed)
     _, _, x, _ = page.images()

@@ -247,10 +247,12 @@ def checked(lab):
 
 def tables(frames):
     counts = ["dead", "moved", "back", "alive", "alive_moved"]
+    rates = frames["rates"]
+    rates = rates.assign(finite=rates.groupby(["case", "rate"]).finite.transform("mean"))
     still = frames["stillborn"].assign(formula=[born_dead(w) for w in frames["stillborn"].width])
     return {
         f"Never-active units on digits, {SEEDS} seeds": summary(
-            frames["rates"], ["case", "rate"],
+            rates, ["case", "rate"],
             {
                 "finite": "share of runs that stay finite", "never_positive": "share of units",
                 "dead_1": "layer 1", "dead_2": "layer 2", "dead_3": "layer 3",

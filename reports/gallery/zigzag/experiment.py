@@ -234,7 +234,10 @@ def tables(frames):
     signs["theory, large batch"] = signs.k.map(theory.sign_coherence)
     descents["1 + d·k²"] = list(map(theory.mean_square_condition, descents.k, descents.d))
     descents["steps by it"] = descents["1 + d·k²"].map(descent_steps)
-    paths = frames["paths"].assign(arrived=frames["paths"].steps < CAP)
+    paths = frames["paths"]
+    there = paths.steps < CAP
+    arrived = there.groupby([paths.inputs, paths.rate]).transform("mean")
+    paths = paths.assign(arrived=arrived, steps=paths.steps.where(there))
     return {
         "Share of a unit's weight gradients with the sign of the sum of its δ": summary(
             signs, ["inputs", "batch"], ["k", "coherence", "theory, large batch", "one_sign"]
