@@ -77,7 +77,7 @@ def test_a_rules_chinese_page_goes_on_in_english(module):
     what, *others = page.sections(module).values()
     first, *paragraphs = what.split("\n\n")
     assert first not in chinese
-    assert "\n\n".join((*paragraphs, words("zh")["english"])) in chinese
+    assert "\n\n".join((words("zh")["english"], *paragraphs)) in chinese
     assert all(text in chinese for text in others)
 
 

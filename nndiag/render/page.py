@@ -71,7 +71,7 @@ def page(module: ModuleType, language: str = ENGLISH) -> str:
         own = _translated(module, language)
         if own and heading == HEADINGS[0]:
             _, *others = text.split("\n\n")
-            text = "\n\n".join((own["text"].strip(), *others, words(language)["english"]))
+            text = "\n\n".join((own["text"].strip(), words(language)["english"], *others))
         shown = heading if language == ENGLISH else words(language)["headings"][heading]
         lines += [shown, "-" * cell_len(shown), "", text, ""]
     return "\n".join(lines).rstrip() + "\n"
