@@ -255,6 +255,7 @@ def test_the_gallery_opens_fits_and_satisfies_axe(page, tmp_path, width, scheme)
         assert violations(opened) == [], path
 
 
+@pytest.mark.exhaustive
 def test_the_gallerys_thumbnails_lead_to_their_pages(page, tmp_path):
     shutil.copytree(GALLERY, tmp_path / "gallery")
     run.draw(tmp_path / "gallery")
