@@ -55,8 +55,9 @@ benchmarks: $(READY) ## measure what nndiag costs in time and memory; remakes re
 comparison: $(READY) ## measure how often two runs are told apart; remakes reports/comparison (20 minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) comparison
 
+# One page: make gallery PAGE=zigzag. The pages of the tables that are there: make gallery REDRAW=1
 gallery: $(READY) ## measure the lecture's claims; remakes reports/gallery (10 minutes at most)
-	OMP_NUM_THREADS=1 $(VENV)/bin/nndiag gallery --output reports/gallery
+	OMP_NUM_THREADS=1 PYTHONPATH=reports $(RUN) gallery $(PAGE) $(if $(REDRAW),--redraw)
 
 baselines: $(READY) ## measure how often baselines fail; remakes reports/baselines (minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) baselines
@@ -86,7 +87,7 @@ dist: $(READY) ## build the sdist and the wheel into dist/, and check what they 
 
 clean: ## remove caches, builds and the demo's reports (.venv stays)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist reports/demo
-	find nndiag tests -name __pycache__ -type d -exec rm -rf {} +
+	find nndiag reports tests -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamp, not the folder, is the target: an interrupted install is taken up again.
 $(READY): pyproject.toml constraints.txt

@@ -57,7 +57,7 @@ def prepare(source: Path) -> None:
 
 def pages() -> dict[str, str]:
     """The pages that are made, by their path in the source."""
-    from nndiag.rule import discover
+    from nndiag.rules import discover
 
     modules = [m for m in discover().values() if m.__name__.startswith("nndiag.")]
     made = {f"rules/{m.RULE.name}.md": rule_page(m) for m in modules}

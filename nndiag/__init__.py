@@ -23,7 +23,6 @@ from nndiag.errors import (
     ReportError,
     SettingsError,
     TargetError,
-    UnknownClaimError,
     UnknownRuleError,
 )
 
@@ -65,7 +64,6 @@ __all__ = [
     "TensorStats",
     "Threshold",
     "Unjudged",
-    "UnknownClaimError",
     "UnknownRuleError",
     "check",
     "errors",

@@ -16,6 +16,8 @@ from scipy import special
 
 from nndiag.theory import INF, Activation, Array, Interval, density, gain_forward, normal_cdf
 
+__all__ = ["BUILDERS", "HE", "SATURATED_SLOPE", "named"]
+
 SATURATED_SLOPE = 0.05
 """A unit is saturated where its slope is under this share of the activation's steepest slope.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiag import rule, settings
+from nndiag import judge, settings
 from nndiag.report import Report
 
 if TYPE_CHECKING:
@@ -58,21 +58,21 @@ def check(
     chosen = settings.load(config).override(
         select=select, ignore=ignore, thresholds=thresholds, seed=seed
     )
-    modules = rule.chosen(chosen.select, chosen.ignore)
-    rule.limits(chosen.thresholds)  # a wrong name or value is said before anything runs
+    modules = judge.chosen(chosen.select, chosen.ignore)
+    judge.limits(chosen.thresholds)  # a wrong name or value is said before anything runs
     validate(model)
     stream = stream_of(model, batch, target, loss_fn)
     with collecting_later(), Progress("checking") as progress:
         snapshot = watch(
             model,
             stream,
-            needs=rule.needed(modules),
+            needs=judge.needed(modules),
             loss=LossMaker(loss_fn, chosen.seed),
             seed=chosen.seed,
             max_batches=chosen.max_batches,
             tick=lambda layer: progress.update(None, None, layer),
         )
-        judgement = rule.judge(snapshot, chosen.select, chosen.ignore, chosen.thresholds)
+        judgement = judge.judge(snapshot, chosen.select, chosen.ignore, chosen.thresholds)
     return Report(snapshot, judgement.findings, judgement.outcomes, judgement.unjudged)
 
 

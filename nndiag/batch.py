@@ -16,6 +16,18 @@ from torch import nn
 
 from nndiag.errors import BatchError
 
+__all__ = [
+    "Batch",
+    "argument_names",
+    "batches",
+    "describe",
+    "detached",
+    "has_samples",
+    "length",
+    "one",
+    "tensors_in",
+]
+
 
 @dataclass(frozen=True)
 class Batch:

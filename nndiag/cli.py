@@ -416,8 +416,8 @@ def rule(
     """Show a rule's page: what it looks for, why, its thresholds, its fixes."""
     from pydantic_core import to_json
 
+    from nndiag.judge import chosen
     from nndiag.render.page import page, title
-    from nndiag.rule import chosen
 
     for module in chosen([name]).values():
         if as_json:
@@ -435,7 +435,7 @@ def rules(lang: Lang = Language.en) -> None:
     from rich.table import Table
 
     from nndiag.render.page import title
-    from nndiag.rule import discover, not_loaded
+    from nndiag.rules import discover, not_loaded
 
     table = Table(box=None, pad_edge=False)
     for heading in ("code", "name", "severity"):
@@ -447,69 +447,6 @@ def rules(lang: Lang = Language.en) -> None:
     _console().print(table)
     for name, reason in not_loaded().items():
         print(f"{name} {reason}", file=sys.stderr)
-
-
-@app.command()
-def gallery(
-    pages: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[PAGE]...", help="Names or numbers; all if none is given.", show_default=False
-        ),
-    ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where its pages go.")] = Path(
-        "nndiag-gallery"
-    ),
-    redraw: Annotated[
-        bool, typer.Option("--redraw", help="Measure nothing: make the pages of the tables there.")
-    ] = False,
-    lang: Lang = Language.en,
-) -> None:
-    """Measure the lecture's claims on real networks and data, and judge them (minutes).
-
-    Exit status 1 if what was measured does not show what a page claims.
-    """
-    from nndiag.progress import Progress
-
-    # By name: the gallery needs torch, and most commands do not.
-    run = importlib.import_module("nndiag.gallery.run")
-    if redraw and pages:
-        raise typer.BadParameter(
-            "it makes all pages that were measured; leave out --redraw, or the pages",
-            param_hint="--redraw",
-        )
-    if not redraw:
-        with Progress("gallery") as progress:
-            run.measure(pages or [], output, progress)
-    drawn = run.draw(output)
-    _console().print(drawn.table(lang.value))
-    for line in drawn.amiss():
-        _console().print(line, markup=False, soft_wrap=True)
-    index = output / ("index.html" if lang is Language.en else "index.zh-CN.html")
-    _console().print(f"To click through: {index}", markup=False, soft_wrap=True)
-    raise typer.Exit(FOUND if len(drawn.not_shown) else FINE)
-
-
-@app.command()
-def explain(
-    claim: Annotated[
-        str | None,
-        typer.Argument(
-            help="A page of the gallery, by name or number, or a claim; lists the pages if left "
-            "out.",
-            show_default=False,
-        ),
-    ] = None,
-    lang: Lang = Language.en,
-) -> None:
-    """Show a page of the gallery: what the lecture says, and what was measured."""
-    from nndiag.gallery import explain as told
-
-    if claim is None:
-        _console().print(told.listed(lang.value))
-        return
-    for part in told.explain(claim, lang.value):
-        _console().print(part)
 
 
 @app.command()

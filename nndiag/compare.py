@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from nndiag import activations, flow, ops, rule, theory
+from nndiag import activations, flow, judge, ops, rule, rules, theory
 from nndiag.pairing import (
     SLACK,
     SLACK_OF_LEARNED,
@@ -384,24 +384,24 @@ def _may_be_chance(
 def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
     """Whether the other run would have it too, were the threshold a little milder."""
     value, limit = finding.evidence.get(finding.measure, math.nan), finding.threshold
-    known = rule.discover().get(finding.rule)
+    known = rules.discover().get(finding.rule)
     if known is None or limit is None or not (limit > 0 and value > 0):
         return False
     threshold = known.RULE.thresholds.get(finding.measure)
     if threshold is None:
         return False
     chance = 0.0
-    if threshold.high == 1:  # a share, and of few it is what chance makes of it
+    if threshold.unit == "share":  # of few it is what chance makes of it
         chance = CHANCE * math.sqrt(2 * limit * (1 - limit) / _share_of(finding))
     lower = min(limit / SLACK_OF_FINDINGS, limit - chance)
     upper = max(limit * SLACK_OF_FINDINGS, limit + chance)
     # A number at its very limit does not tell on which side of it the fault lies.
     milder = [lower] * (value >= limit) + [upper] * (value <= limit)
-    had = {f.layer for f in rule.judge(other, [finding.rule]).findings}
+    had = {f.layer for f in judge.judge(other, [finding.rule]).findings}
     return any(
         not _is_graver(finding, f) and (f.layer == layer or f.layer not in had)
         for value in milder
-        for f in rule.judge(
+        for f in judge.judge(
             other,
             [finding.rule],
             None,

@@ -13,8 +13,7 @@
     ├── TargetError          (ImportError)     ``package.module:attr`` that cannot be loaded
     ├── ReportError          (ValueError)      a saved report that cannot be read
     ├── OutputError          (OSError)         a report that cannot be written
-    ├── MissingPackageError  (ImportError)     a package that only the demo or the gallery needs
-    ├── UnknownClaimError    (KeyError)        a page or claim of the gallery that does not exist
+    ├── MissingPackageError  (ImportError)     a package that only the demo needs
     └── FindingsError        (AssertionError)  a verdict: findings, a baseline or law not met
 
 Each is also the builtin exception a caller would have caught. By the time one reaches the
@@ -77,13 +76,6 @@ class OutputError(NNDiagError, OSError):
 
 class MissingPackageError(NNDiagError, ImportError):
     """An optional package is not installed."""
-
-
-class UnknownClaimError(NNDiagError, KeyError):
-    """A page or a claim of the gallery was named that does not exist."""
-
-    # As in UnknownRuleError: not the repr.
-    __str__ = Exception.__str__
 
 
 class FindingsError(NNDiagError, AssertionError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from typing import TypeVar
@@ -20,6 +21,7 @@ from nndiag.ops import (
     PRODUCTS,
     TRANSPARENT,
     WEIGHTED,
+    WITH_WEIGHTS,
 )
 from nndiag.stats import Layer, Snapshot
 
@@ -227,8 +229,12 @@ def _sources(snapshot: Snapshot, node: int) -> list[int]:
 
 def leads_on(snapshot: Snapshot, layer: Layer) -> bool:
     """Whether another layer with weights comes after this one."""
-    after, ops = _descendant_bits(snapshot)[layer.node], _op_bits(snapshot)
-    return any(after & ops.get(op, 0) for op in LEARNED)
+    return bool(descendant_bits(snapshot)[layer.node] & _learned_bits(snapshot))
+
+
+def has_weights_before(snapshot: Snapshot, layer: Layer) -> bool:
+    """Whether a layer with weights comes before this one, if only an embedding."""
+    return bool(ancestor_bits(snapshot)[layer.node] & _bits_with_weights(snapshot))
 
 
 def users(snapshot: Snapshot, node: int) -> list[int]:
@@ -248,70 +254,98 @@ def users(snapshot: Snapshot, node: int) -> list[int]:
 
 
 def descendants(snapshot: Snapshot, node: int) -> set[int]:
-    return _members(_descendant_bits(snapshot)[node])
+    return _members(descendant_bits(snapshot)[node])
 
 
 def ancestors(snapshot: Snapshot, node: int) -> set[int]:
-    return _members(_ancestor_bits(snapshot)[node])
+    return _members(ancestor_bits(snapshot)[node])
 
 
-def connected(snapshot: Snapshot, here: int, there: int) -> bool:
-    """Whether two sets of nodes (as bits) share a node or lie on a common path."""
-    before = _ancestor_bits(snapshot)
-    if here & there:
-        return True
-    return any(before[n] & there for n in _members(here)) or any(
-        before[n] & here for n in _members(there)
-    )
+def related(snapshot: Snapshot, nodes: int) -> int:
+    """These nodes (as bits) and all that lie on a path with one of them."""
+    before, after = ancestor_bits(snapshot), descendant_bits(snapshot)
+    found = nodes
+    for node in _members(nodes):
+        found |= before[node] | after[node]
+    return found
 
 
 @once
-def _ancestor_bits(snapshot: Snapshot) -> list[int]:
+def ancestor_bits(snapshot: Snapshot) -> list[int]:
     """For each node the set of its ancestors, as the bits of a number.
 
     Nodes come after the nodes they use, so one pass is enough, and a thousand layers cost a
     thousand numbers of a thousand bits rather than a million steps.
     """
-    bits: list[int] = []
+    before: list[int] = []
     for node in snapshot.nodes:
         own = 0
         for source in node.inputs:
-            own |= bits[source] | 1 << source
-        bits.append(own)
-    return bits
+            own |= before[source] | 1 << source
+        before.append(own)
+    return before
 
 
 @once
-def _descendant_bits(snapshot: Snapshot) -> list[int]:
-    bits = [0] * len(snapshot.nodes)
+def descendant_bits(snapshot: Snapshot) -> list[int]:
+    """For each node the set of its descendants."""
+    after = [0] * len(snapshot.nodes)
     for index in range(len(snapshot.nodes) - 1, -1, -1):
         for user in snapshot.consumers[index]:
-            bits[index] |= bits[user] | 1 << user
-    return bits
+            after[index] |= after[user] | 1 << user
+    return after
 
 
-def _members(bits: int) -> set[int]:
-    found = set()
-    while bits:
-        lowest = bits & -bits
-        found.add(lowest.bit_length() - 1)
-        bits ^= lowest
+@once
+def _feeding_bits(snapshot: Snapshot) -> list[int]:
+    """For each node the set of nodes that its descendants use."""
+    feeding = [0] * len(snapshot.nodes)
+    for index in range(len(snapshot.nodes) - 1, -1, -1):
+        for user in snapshot.consumers[index]:
+            feeding[index] |= feeding[user] | bits(snapshot.nodes[user].inputs)
+    return feeding
+
+
+def bits(nodes: Iterable[int]) -> int:
+    """A set of nodes as the bits of a number: thousands are joined or met in one step."""
+    found = 0
+    for node in nodes:
+        found |= 1 << node
     return found
+
+
+def _members(found: int) -> set[int]:
+    members = set()
+    while found:
+        lowest = found & -found
+        members.add(lowest.bit_length() - 1)
+        found ^= lowest
+    return members
 
 
 @once
 def _op_bits(snapshot: Snapshot) -> dict[str, int]:
     """For each op the set of its nodes."""
-    bits: dict[str, int] = {}
+    found: dict[str, int] = {}
     for index, node in enumerate(snapshot.nodes):
-        bits[node.op] = bits.get(node.op, 0) | 1 << index
-    return bits
+        found[node.op] = found.get(node.op, 0) | 1 << index
+    return found
+
+
+@once
+def _learned_bits(snapshot: Snapshot) -> int:
+    return bits(index for index, node in enumerate(snapshot.nodes) if node.op in LEARNED)
+
+
+@once
+def _bits_with_weights(snapshot: Snapshot) -> int:
+    return bits(index for index, node in enumerate(snapshot.nodes) if node.op in WITH_WEIGHTS)
 
 
 def inputs_before(snapshot: Snapshot, node: int) -> set[int]:
     """The model inputs among a node's ancestors."""
     return _members(
-        (_ancestor_bits(snapshot)[node] | 1 << node) & _op_bits(snapshot).get("input", 0)
+        (ancestor_bits(snapshot)[node] | 1 << node) & _op_bits(snapshot).get("input", 0)
     )
 
 
@@ -338,9 +372,57 @@ def _path_counts(snapshot: Snapshot) -> tuple[list[int], list[int], int]:
 
 def only_way(snapshot: Snapshot, nodes: frozenset[int]) -> bool:
     """Whether every way from the model's inputs to its outputs goes through one of these nodes."""
+    if len(nodes) == 1:
+        return next(iter(nodes)) in _only_ways(snapshot)
     inputs = _members(_op_bits(snapshot).get("input", 0))
-    lead_out = [n for n in inputs if not blocked(snapshot, n, frozenset())]
-    return bool(lead_out) and all(n in nodes or blocked(snapshot, n, nodes) for n in lead_out)
+    out, past = ways_out(snapshot, frozenset()), ways_out(snapshot, nodes)
+    lead_out = [n for n in inputs if out[n]]
+    return bool(lead_out) and all(n in nodes or not past[n] for n in lead_out)
+
+
+@once
+def _only_ways(snapshot: Snapshot) -> frozenset[int]:
+    """The nodes that every way from the model's inputs to its outputs goes through.
+
+    Nodes come after the nodes they use, so a way past a node has one step from before it to
+    behind it: of the steps that are part of a way, none may pass over the node.
+    """
+    size, outputs = len(snapshot.nodes), set(snapshot.outputs)
+    out, reached = ways_out(snapshot, frozenset()), [False] * len(snapshot.nodes)
+    passed = [0] * (size + 1)  # how many steps more pass over this node than over the one before
+
+    def step(start: int, end: int) -> None:
+        passed[start + 1] += 1
+        passed[end] -= 1
+
+    for index, node in enumerate(snapshot.nodes):
+        reached[index] = node.op == "input" or any(reached[i] for i in node.inputs)
+        if not (reached[index] and out[index]):
+            continue
+        if node.op == "input":
+            step(-1, index)
+        for source in set(node.inputs):
+            if reached[source]:
+                step(source, index)
+        if index in outputs:
+            step(index, size)
+    over = itertools.accumulate(passed)
+    return frozenset(
+        n
+        for n, count in zip(range(size), over, strict=False)
+        if not count and reached[n] and out[n]
+    )
+
+
+def ways_out(snapshot: Snapshot, stops: frozenset[int]) -> list[bool]:
+    """For each node, whether a way leads from it to an output without passing one of ``stops``."""
+    out = [False] * len(snapshot.nodes)
+    for node in snapshot.outputs:
+        out[node] = True
+    for node in range(len(snapshot.nodes) - 1, -1, -1):
+        if any(out[user] and user not in stops for user in snapshot.consumers[node]):
+            out[node] = True
+    return out
 
 
 def bypassed(snapshot: Snapshot, layer: Layer) -> bool:
@@ -348,36 +430,24 @@ def bypassed(snapshot: Snapshot, layer: Layer) -> bool:
 
     Paths that part for good (two heads, two towers) are no bypass: they have to join again.
     """
-    after = _descendant_bits(snapshot)[layer.node]
+    after, starts = descendant_bits(snapshot), _run_starts(snapshot)
     # What lies before it in a row (its normalisation, say) may belong to the same branch.
-    todo, seen = list(snapshot.nodes[layer.node].inputs), 0
-    for node in todo:
-        if len(snapshot.nodes[node].inputs) == 1:
-            todo += snapshot.nodes[node].inputs
-    while todo:
-        for user in snapshot.consumers[todo.pop()]:
-            if user == layer.node or seen >> user & 1:
-                continue
-            if after >> user & 1:
-                return True
-            seen |= 1 << user
-            todo.append(user)
-    return False
+    reached = 0
+    for node in snapshot.nodes[layer.node].inputs:
+        start = starts[node]
+        reached |= after[start] | 1 << start
+    # A bypass joins where a node behind the layer uses one that is neither it nor behind it.
+    beside = _feeding_bits(snapshot)[layer.node] & ~(after[layer.node] | 1 << layer.node)
+    return bool(reached & beside)
 
 
-def blocked(snapshot: Snapshot, node: int, stops: frozenset[int]) -> bool:
-    """Whether no way leads from this node to an output without passing one of ``stops``."""
-    outputs = set(snapshot.outputs)
-    todo, seen = [node], {node}
-    while todo:
-        current = todo.pop()
-        if current in outputs:
-            return False
-        for user in snapshot.consumers[current]:
-            if user not in stops and user not in seen:
-                seen.add(user)
-                todo.append(user)
-    return True
+@once
+def _run_starts(snapshot: Snapshot) -> list[int]:
+    """For each node where the row of nodes with a single input begins that ends with it."""
+    starts: list[int] = []
+    for index, node in enumerate(snapshot.nodes):
+        starts.append(starts[node.inputs[0]] if len(node.inputs) == 1 else index)
+    return starts
 
 
 def source_weight(snapshot: Snapshot, layer: Layer) -> Layer | None:
@@ -393,14 +463,29 @@ def source_weight(snapshot: Snapshot, layer: Layer) -> Layer | None:
     return None
 
 
-def source_node(snapshot: Snapshot, layer: Layer) -> int:
-    """The node a row reads, looking through rows that only hand values on; -1 for several."""
-    node = layer.node
-    while len(snapshot.nodes[node].inputs) == 1:
-        node = snapshot.nodes[node].inputs[0]
-        if snapshot.nodes[node].op not in TRANSPARENT:
-            return node
-    return -1
+@once
+def source_nodes(snapshot: Snapshot) -> list[int]:
+    """For each node the one it reads, looking through rows that only hand values on.
+
+    -1 for several or none.
+    """
+    sources: list[int] = []
+    for node in snapshot.nodes:
+        before = node.inputs[0] if len(node.inputs) == 1 else -1
+        hands_on = before >= 0 and snapshot.nodes[before].op in TRANSPARENT
+        sources.append(sources[before] if hands_on else before)
+    return sources
+
+
+@once
+def readers(snapshot: Snapshot) -> dict[int, list[Layer]]:
+    """For each node the weight layers that read it, looking through what hands on."""
+    found: dict[int, list[Layer]] = {}
+    for node, source in enumerate(source_nodes(snapshot)):
+        row = snapshot.layer_at(node)
+        if row is not None and row.weight is not None:
+            found.setdefault(source, []).append(row)
+    return found
 
 
 def source_op(snapshot: Snapshot, layer: Layer) -> str:
@@ -419,6 +504,16 @@ def width(layer: Layer) -> int:
     fan_in = layer.weight.fan_in if layer.weight is not None else 1
     units = layer.input.units if layer.input is not None else None
     return fan_in if units is None else min(fan_in, len(units))
+
+
+@once
+def calls(snapshot: Snapshot) -> dict[str, frozenset[int]]:
+    """For each weight the nodes that multiply with it."""
+    found: dict[str, set[int]] = {}
+    for layer in snapshot.layers:
+        if layer.weight is not None:
+            found.setdefault(layer.weight.name, set()).add(layer.node)
+    return {name: frozenset(nodes) for name, nodes in found.items()}
 
 
 def plural(n: int, one: str, many: str = "") -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix
+from nndiag.numbers import number
 from nndiag.stats import Layer, Snapshot
 
 OFF = math.log(1.2)  # weights this far from their reference are worth bringing back
@@ -110,27 +111,40 @@ class GradientPath:
         return p.after if p.by_weights > _size(p.slope) and not p.blocked else p.layer
 
     @property
+    def beginning(self) -> str:
+        """What lies farthest from the loss, as the subject of a sentence."""
+        return "The first time steps" if self.repeated else "The first layers"
+
+    @property
+    def steps(self) -> str:
+        """``"8 sigmoid layers"``, ``"9 calls"``: what the gradient passes."""
+        kinds = {p.activation.op if p.activation is not None else "" for p in self.passages}
+        kind = f"{kinds.pop()} " if len(kinds) == 1 and not self.repeated else ""
+        what = "call" if self.repeated else "layer"
+        return flow.plural(len(self.passages), f"{kind.lstrip()}{what}")
+
+    @property
     def reason(self) -> str:
-        """Why, in words: slopes and weights, saturated values and dead units."""
+        """Why, in sentences: slopes and weights, saturated values and dead units."""
         passages = self.passages if self.alone is None else (self.alone,)
         kinds = dict.fromkeys(p.activation.op for p in passages if p.activation is not None)
         parts = []
         if kinds:
             slope = _mean(p.slope for p in passages)
             parts.append(
-                f"the slope of {' and '.join(kinds)} is {slope:.2g} (rms, at the scale of its "
-                f"inputs{_flat_part([p.activation for p in passages])})"
+                f"The slope of {' and '.join(kinds)} is {slope:.2g} (rms, at the scale of its "
+                f"inputs{_flat_part([p.activation for p in passages])})."
             )
         known = [p for p in passages if p.weights > 0]
         if known:
             usual = {theory.reference_name(act): act.gain for act in map(_act, known) if act}
             weights = _mean(p.weights for p in known)
-            text = f"the weights' gain (std times root of fan-in) is {weights:.2g}"
+            text = f"The gain of the weights (std · √fan-in) is {weights:.2g}"
             if len(usual) == 1:
                 [(name, gain)] = usual.items()
-                text += f", where {name} has {gain:.2g}"
-            parts.append(text)
-        return " and ".join(parts)
+                text += f"; {name} init has {gain:.2g}"
+            parts.append(f"{text}.")
+        return " ".join(parts)
 
 
 def reweighted(snapshot: Snapshot, path: GradientPath) -> Iterator[Fix]:
@@ -163,7 +177,8 @@ def _flat_part(rows: Sequence[Layer | None]) -> str:
     families = {act.family for row, _ in seen if (act := flow.act_of(row)) is not None}
     if families == {"saturating"}:
         share = sum(f.flat for _, f in seen) / max(sum(f.count for _, f in seen), 1)
-        return f"; {share:.0%} of its values are saturated" if share >= WORTH_SAYING else ""
+        saturated = f"; {number(share, 'share')} of its values are saturated"
+        return saturated if share >= WORTH_SAYING else ""
     if families == {"rectifier"} and all(f.open is not None for _, f in seen):
         dead = sum(f.closed for _, f in seen)
         units = sum(len(f.open) for _, f in seen if f.open is not None)
@@ -172,12 +187,14 @@ def _flat_part(rows: Sequence[Layer | None]) -> str:
     return ""
 
 
-def paths(snapshot: Snapshot) -> Iterator[GradientPath]:
+@flow.once
+def paths(snapshot: Snapshot) -> tuple[GradientPath, ...]:
     """Every chain with at least three hidden weight layers whose gradients were seen.
 
     The last weight layer of the model is left out: a small or zero head is a choice. So is what
     lies before a layer whose gradient was not seen (frozen, or run without gradients).
     """
+    found = []
     for chain in flow.chains(snapshot):
         hidden = _seen(chain)
         if len(hidden) < 3:
@@ -189,7 +206,8 @@ def paths(snapshot: Snapshot) -> Iterator[GradientPath]:
         passages = tuple(
             _passage(snapshot, here, after) for here, after in itertools.pairwise(hidden)
         )
-        yield GradientPath(passages, chain.repeated, _band(hidden))
+        found.append(GradientPath(passages, chain.repeated, _band(hidden)))
+    return tuple(found)
 
 
 def _seen(chain: flow.Chain) -> tuple[flow.Link, ...]:
@@ -203,7 +221,7 @@ def unseen(snapshot: Snapshot) -> Iterator[tuple[Layer, str]]:
         blind = chain.hidden[: len(chain.hidden) - len(_seen(chain))]
         if len(chain.hidden) >= 3 and any(_trainable(snapshot, link.layer) for link in blind):
             why = next(reversed(blind[0].layer.unseen), "gradient not observed")
-            yield blind[0].layer, f"{why}; so in {len(blind)} of {len(chain.hidden)} layers"
+            yield blind[0].layer, f"{why}, in {len(blind)} of {len(chain.hidden)} layers"
 
 
 def _trainable(snapshot: Snapshot, layer: Layer) -> bool:

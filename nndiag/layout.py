@@ -11,6 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+__all__ = [
+    "BLOCK",
+    "MOST_UNITS",
+    "PROBES",
+    "Axes",
+    "Pending",
+    "Plan",
+    "blocks_of",
+    "grid_of",
+    "is_here",
+    "picked_of",
+    "plan_of",
+    "readable",
+    "spread",
+    "wide",
+]
+
 PROBES = 512
 # Beyond this many units (a vocabulary's logits) per-unit numbers would dwarf the rest of a report.
 MOST_UNITS = 16_384

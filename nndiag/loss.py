@@ -13,6 +13,8 @@ import torch
 from nndiag.batch import Batch, describe, tensors_in
 from nndiag.errors import LossError
 
+__all__ = ["LossMaker"]
+
 
 @dataclass(frozen=True)
 class LossMaker:

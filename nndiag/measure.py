@@ -26,6 +26,17 @@ from nndiag.layout import BLOCK, Axes, Pending, blocks_of, grid_of, plan_of, rea
 from nndiag.moments import SAFE, Remains, reduced_of, stats_of
 from nndiag.stats import DirectionStats, FlatStats
 
+__all__ = [
+    "GATHERED",
+    "GATHERED_ELSEWHERE",
+    "MOST_DIRECTIONS",
+    "MOST_GATHERED",
+    "SMALL",
+    "SMALL_ELSEWHERE",
+    "Meter",
+    "is_small",
+]
+
 MOST_DIRECTIONS = 4_096
 # In values: a tensor up to SMALL waits until there are GATHERED of its kind. Anywhere but on a CPU
 # the price is the number of calls, up to far larger tensors.

@@ -26,6 +26,8 @@ from nndiag.layout import (
 )
 from nndiag.stats import Histogram, ProbeStats, TensorStats, UnitStats
 
+__all__ = ["SAFE", "Counts", "Reduced", "Remains", "reduced_of", "stats_of"]
+
 Made = TypeVar("Made")
 
 # Sizes whose squares and their sums neither underflow nor overflow in float32.

@@ -12,7 +12,41 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-INF = math.inf
+__all__ = [
+    "ABOVE",
+    "ANY",
+    "BELOW",
+    "CLASS_INDEX",
+    "CONTRACTIONS",
+    "COUNTS",
+    "DISTANCES",
+    "DISTRIBUTIONS",
+    "ELEMENTWISE",
+    "GATES",
+    "LEARNED",
+    "LOGITS",
+    "LOG_PROBABILITIES",
+    "NORMS",
+    "ONE_SIDED",
+    "OPS",
+    "POOLS",
+    "PROBABILITIES",
+    "PRODUCTS",
+    "SAME_SHAPE",
+    "SIGNS",
+    "SOFTMAXES",
+    "SPELLINGS",
+    "STANDARDIZED",
+    "TRANSPARENT",
+    "UNIT_CENTRED",
+    "WEIGHTED",
+    "WITH_WEIGHTS",
+    "LossFacts",
+    "Op",
+    "named",
+]
+
+_INF = math.inf
 
 # What outputs and targets can be.
 LOGITS, PROBABILITIES, LOG_PROBABILITIES = "logits", "probabilities", "log-probabilities"
@@ -102,9 +136,9 @@ def _each(category: str, names: str) -> Iterator[Op]:
 
 # -- activations -------------------------------------------------------------------------------
 
-ANYTHING, POSITIVE = (-INF, INF), (0.0, INF)
+_ANYTHING, _POSITIVE = (-_INF, _INF), (0.0, _INF)
 BELOW, ABOVE = "below", "above"
-SELU = 1.0507009873554805 * 1.6732632423543772  # scale times alpha (Klambauer et al. 2017)
+_SELU = 1.0507009873554805 * 1.6732632423543772  # scale times alpha (Klambauer et al. 2017)
 
 
 def _activation(
@@ -140,11 +174,11 @@ def _activation(
 
 # The costs are medians on one CPU thread, remade by `python -m tests.benchmarks.activation_cost`.
 _ACTIVATIONS = (
-    _activation("relu", "ReLU", range=POSITIVE, flat=(BELOW,), zero_below=True),
+    _activation("relu", "ReLU", range=_POSITIVE, flat=(BELOW,), zero_below=True),
     _activation("relu6", range=(0, 6), flat=(BELOW, ABOVE), zero_below=True, cost=1.06),
-    _activation("leaky_relu", "LeakyReLU", "negative_slope", range=ANYTHING, cost=1.05),
-    _activation("rrelu", "RReLU", "lower upper", range=ANYTHING),
-    _activation("prelu", "PReLU", "weight", range=ANYTHING),
+    _activation("leaky_relu", "LeakyReLU", "negative_slope", range=_ANYTHING, cost=1.05),
+    _activation("rrelu", "RReLU", "lower upper", range=_ANYTHING),
+    _activation("prelu", "PReLU", "weight", range=_ANYTHING),
     _activation("threshold", "Threshold", "threshold value", flat=(BELOW,),
                 spellings=("_threshold",)),
     replace(
@@ -157,32 +191,33 @@ _ACTIVATIONS = (
         orders=dict.fromkeys(("torch.clamp_max", "torch.clamp_max_", "torch.Tensor.clamp_max",
                               "torch.Tensor.clamp_max_"), ("input", "max")),
     ),
-    _activation("hardswish", "Hardswish", range=(-0.375, INF), steepest=1.5, flat=(BELOW,),
+    _activation("hardswish", "Hardswish", range=(-0.375, _INF), steepest=1.5, flat=(BELOW,),
                 zero_below=True, cost=1.05),
     _activation("hardsigmoid", "Hardsigmoid", range=(0, 1), steepest=1 / 6, flat=(BELOW, ABOVE),
                 zero_below=True, cost=1.05, makes=PROBABILITIES),
-    _activation("hardshrink", "Hardshrink", "lambd", range=ANYTHING),
-    _activation("softshrink", "Softshrink", "lambd", range=ANYTHING),
-    _activation("tanhshrink", "Tanhshrink", range=ANYTHING),
+    _activation("hardshrink", "Hardshrink", "lambd", range=_ANYTHING),
+    _activation("softshrink", "Softshrink", "lambd", range=_ANYTHING),
+    _activation("tanhshrink", "Tanhshrink", range=_ANYTHING),
     _activation("sigmoid", "Sigmoid", range=(0, 1), steepest=0.25, flat=(BELOW, ABOVE), cost=1.10,
                 spellings=("special_expit",), makes=PROBABILITIES),
-    _activation("logsigmoid", "LogSigmoid", range=(-INF, 0), flat=(ABOVE,), cost=2.51,
+    _activation("logsigmoid", "LogSigmoid", range=(-_INF, 0), flat=(ABOVE,), cost=2.51,
                 spellings=("log_sigmoid",), makes=LOG_PROBABILITIES),
     _activation("tanh", "Tanh", range=(-1, 1), flat=(BELOW, ABOVE), cost=1.01),
     _activation("softsign", "Softsign", range=(-1, 1), flat=(BELOW, ABOVE), cost=5.23),
     _activation("erf", range=(-1, 1), steepest=2 / math.sqrt(math.pi), flat=(BELOW, ABOVE),
                 spellings=("special_erf",)),
-    _activation("elu", "ELU", "alpha", range=(-1, INF), flat=(BELOW,), cost=2.35),
-    _activation("celu", "CELU", "alpha", range=(-1, INF), flat=(BELOW,), cost=2.33),
-    _activation("selu", "SELU", range=(-SELU, INF), steepest=SELU, flat=(BELOW,), cost=2.33),
-    _activation("gelu", "GELU", "approximate", range=(-0.16997, INF), steepest=1.12890,
+    _activation("elu", "ELU", "alpha", range=(-1, _INF), flat=(BELOW,), cost=2.35),
+    _activation("celu", "CELU", "alpha", range=(-1, _INF), flat=(BELOW,), cost=2.33),
+    _activation("selu", "SELU", range=(-_SELU, _INF), steepest=_SELU, flat=(BELOW,), cost=2.33),
+    _activation("gelu", "GELU", "approximate", range=(-0.16997, _INF), steepest=1.12890,
                 flat=(BELOW,), cost=1.62),
-    _activation("silu", "SiLU", range=(-0.27846, INF), steepest=1.09984, flat=(BELOW,), cost=1.23),
-    _activation("mish", "Mish", range=(-0.30884, INF), steepest=1.08850, flat=(BELOW,), cost=9.65),
-    _activation("softplus", "Softplus", "beta threshold", range=POSITIVE, flat=(BELOW,), cost=2.49),
+    _activation("silu", "SiLU", range=(-0.27846, _INF), steepest=1.09984, flat=(BELOW,), cost=1.23),
+    _activation("mish", "Mish", range=(-0.30884, _INF), steepest=1.08850, flat=(BELOW,), cost=9.65),
+    _activation("softplus", "Softplus", "beta threshold", range=_POSITIVE, flat=(BELOW,),
+                cost=2.49),
     replace(
         # Half of its channels gate the other half: no function of one value has its slope.
-        _activation("glu", "GLU", range=ANYTHING, steepest=None),
+        _activation("glu", "GLU", range=_ANYTHING, steepest=None),
         order=("dim",),
         elementwise=False,
     ),
@@ -382,7 +417,7 @@ _LOSSES = (
     # The variance is held at eps = 1e-6 or more.
     _loss("gaussian_nll_loss", "GaussianNLLLoss", ANY, (SAME_SHAPE,), 0.5 * math.log(1e-6)),
     # The outputs are logarithms of rates. exp(x) - n x falls without end as the count n grows.
-    _loss("poisson_nll_loss", "PoissonNLLLoss", ANY, (COUNTS,), -INF),
+    _loss("poisson_nll_loss", "PoissonNLLLoss", ANY, (COUNTS,), -_INF),
 )
 
 

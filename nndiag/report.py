@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nndiag.errors import FindingsError, ReportError, SettingsError
 from nndiag.fixes.fix import Fix
+from nndiag.judge import judge
 from nndiag.render import files, story, tables
 from nndiag.render.formats import Document, Kind, PathLike
-from nndiag.rule import SEVERITIES, Finding, Outcome, Severity, Unjudged, judge
+from nndiag.rule import SEVERITIES, Finding, Outcome, Severity, Unjudged
 from nndiag.stats import Snapshot
+from nndiag.verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +66,11 @@ class Report(Document):
     def __bool__(self) -> bool:
         """The same as :attr:`ok`, so that ``assert nndiag.check(model, batch)`` is a test."""
         return self.ok
+
+    @property
+    def verdict(self) -> str:
+        """One line: what will happen and what to do first, or that no problem was found."""
+        return verdict(self.snapshot, self.findings, self.outcomes, self.unjudged)
 
     @property
     def crashed(self) -> tuple[Outcome, ...]:

@@ -1,26 +1,19 @@
-"""What a rule is, how rules are found, and how their findings become one ordered story.
+"""What a rule is, and what it says: findings, what it could not judge, what became of it.
 
 A rule is one file in ``nndiag/rules``: a docstring that is its page, a ``RULE`` and a pure
-function ``check(snapshot, limit)`` that yields findings. Nothing registers it: :func:`discover`
+function ``check(snapshot, limit)`` that yields findings. Nothing registers it: :func:`nndiag.rules.discover`
 walks the folder, and the entry-point group ``nndiag.rules`` for other people's.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.metadata
 import math
-import pkgutil
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from nndiag import flow
-from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
 from nndiag.fixes.fix import Fix
+from nndiag.numbers import Unit
 from nndiag.stats import Layer, Parameter, Snapshot
 
 Severity = Literal["error", "warning", "note"]
@@ -33,13 +26,15 @@ class Threshold:
     """A number a verdict hangs on, and where it comes from.
 
     ``source`` begins with ``derived:`` (arithmetic the reader can redo), ``cited:`` (a paper or
-    standard, with the place in it) or ``measured:`` (a file under ``reports/``).
+    standard, with the place in it) or ``measured:`` (a file under ``reports/``). ``unit`` says how
+    it and what is held against it are written: as a "share" (75 %), as a "factor" (16×), or plain.
     """
 
     value: float
     source: str
     low: float = 0.0
     high: float = math.inf
+    unit: Unit = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Finding:
     ``evidence`` maps names to numbers; ``threshold`` is the limit that the one called ``measure``
     (the name of the threshold, too) was held against;
     ``cause`` the finding that explains this one, or None for a root; ``suspects`` the rules whose
-    findings can explain it.
+    findings can explain it; ``summary`` one sentence that says what will happen because of it.
     """
 
     rule: str
@@ -64,6 +59,7 @@ class Finding:
     fixes: tuple[Fix, ...] = ()
     suspects: tuple[str, ...] = ()
     measure: str = ""
+    summary: str = ""
 
     @property
     def root(self) -> Finding:
@@ -103,6 +99,7 @@ class Rule:
         where: Layer | Parameter | str,
         message: str,
         *,
+        summary: str = "",
         evidence: Mapping[str, float] | None = None,
         severity: Severity | None = None,
         against: tuple[str, Limits] | None = None,
@@ -112,8 +109,9 @@ class Rule:
     ) -> Finding:
         """A finding of this rule at a layer, a parameter or a named place.
 
-        ``against``: the name of the threshold, and of the evidence held against it, and the limits
-        in force.
+        ``message`` says what was measured there; ``summary`` what will happen because of it, in one
+        sentence for the first line of a report. ``against``: the name of the threshold, and of the
+        evidence held against it, and the limits in force.
         """
         measure, limit = against or ("", None)
         return Finding(
@@ -125,6 +123,7 @@ class Rule:
             evidence={key: float(value) for key, value in (evidence or {}).items()},
             threshold=None if limit is None else getattr(limit, measure),
             measure=measure,
+            summary=summary,
             location=where.location if isinstance(where, Layer) else location,
             fixes=self.fixes if fixes is None else fixes,
             suspects=self.caused_by if suspects is None else suspects,
@@ -166,343 +165,3 @@ class Outcome:
     @property
     def title(self) -> str:
         return f"{self.code} {self.rule}".strip()
-
-
-@dataclass(frozen=True)
-class Judgement:
-    findings: tuple[Finding, ...]
-    outcomes: tuple[Outcome, ...]
-    unjudged: tuple[Unjudged, ...]
-
-
-@functools.cache
-def discover() -> Mapping[str, ModuleType]:
-    """Every rule's module by the rule's name, in order of code."""
-    return _load()[0]
-
-
-@functools.cache
-def not_loaded() -> Mapping[str, str]:
-    """Rules of other packages that cannot be used: the module's name, and why not."""
-    return _load()[1]
-
-
-@functools.cache
-def _load() -> tuple[Mapping[str, ModuleType], Mapping[str, str]]:
-    from nndiag import rules
-
-    modules = [
-        importlib.import_module(f"{rules.__name__}.{info.name}")
-        for info in pkgutil.iter_modules(rules.__path__)
-    ]
-    broken: dict[str, str] = {}
-    entries = importlib.metadata.entry_points(group="nndiag.rules")
-    for entry in sorted(entries, key=lambda entry: (entry.name, entry.value)):
-        try:
-            module = entry.load()
-            fault = _fault(module, modules)
-        except Exception as error:  # one broken rule must not cost the others
-            first, *_ = str(error).splitlines() or [""]
-            fault = f"{type(error).__name__}: {first}"
-        if fault:
-            package = f" from {entry.dist.name} {entry.dist.version}" if entry.dist else ""
-            broken[entry.value] = f"could not be loaded{package}: {fault}"
-        else:
-            modules.append(module)
-    return {m.RULE.name: m for m in sorted(modules, key=lambda m: m.RULE.code)}, broken
-
-
-CODE = re.compile(r"[A-Z]{2,}\d+")
-
-
-def _fault(module: object, known: Sequence[ModuleType]) -> str:
-    """Why a module from outside is no rule beside the known ones; "" where it is one."""
-    rule = getattr(module, "RULE", None)
-    if not isinstance(rule, Rule):
-        return "it has no RULE = nndiag.Rule(...)"
-    if not callable(getattr(module, "check", None)):
-        return "it has no function check(snapshot, limit)"
-    if not (getattr(module, "__doc__", None) or "").strip():
-        return "it has no docstring, which is the rule's page"
-    if not CODE.fullmatch(rule.code):
-        return f"its code {rule.code!r} is not capital letters and digits, such as MY101"
-    for value, legal in ((rule.severity, SEVERITIES), (rule.about, ABOUT)):
-        if value not in legal:
-            return f"{value!r} is not one of {', '.join(map(repr, legal))}"
-    for other in known:
-        for what in ("name", "code"):
-            if getattr(rule, what) == getattr(other.RULE, what):
-                return f"its {what} {getattr(rule, what)!r} is that of {other.__name__}"
-    return ""
-
-
-def chosen(
-    select: Iterable[str] | str | None = None, ignore: Iterable[str] | str | None = None
-) -> dict[str, ModuleType]:
-    """The rules that ``select`` names less those ``ignore`` names.
-
-    A word is a rule's name, its code, or the beginning of codes ("ND2": all gradient rules).
-
-    Raises:
-        UnknownRuleError: a word that names no rule, with the nearest one that does.
-    """
-    known = discover()
-    picked = _named(select, ignore)
-    return {name: module for name, module in known.items() if name in picked}
-
-
-def _named(
-    select: Iterable[str] | str | None, ignore: Iterable[str] | str | None
-) -> frozenset[str]:
-    """The names of what is selected, also of rules that could not be loaded."""
-    codes = {name: module.RULE.code for name, module in discover().items()}
-    codes |= dict.fromkeys(not_loaded(), "")
-    picked = _matching(select, codes) if select is not None else set(codes)
-    return frozenset(picked - (_matching(ignore, codes) if ignore is not None else set()))
-
-
-def _matching(words: Iterable[str] | str, codes: Mapping[str, str]) -> set[str]:
-    matched: set[str] = set()
-    for word in [words] if isinstance(words, str) else words:
-        # The beginning of a code has both its letters, so that no stray letter selects a family.
-        begins = re.fullmatch(r"[A-Z]{2,}\d*", word.upper()) is not None
-        hits = {
-            name
-            for name, code in codes.items()
-            if word == name or (begins and code.startswith(word.upper()))
-        }
-        if not hits:
-            legal = (f"{name} ({code})" if code else name for name, code in codes.items())
-            raise UnknownRuleError(
-                f"no rule is called {word!r}."
-                f"{did_you_mean(word, [*codes, *map(str.lower, codes.values())])} "
-                f"Legal are: {', '.join(legal)}; or the beginning of a code, such as ND2."
-            )
-        matched |= hits
-    return matched
-
-
-def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[str, Limits]:
-    """Thresholds by rule, with the user's own: ``{"dead-relu.share": 0.5}`` or nested.
-
-    Raises:
-        UnknownRuleError: no such rule or no such threshold.
-        SettingsError: a value that is no number or outside the threshold's range.
-    """
-    known = discover()
-    values = {name: {k: t.value for k, t in m.RULE.thresholds.items()} for name, m in known.items()}
-    flat: dict[str, object] = {}
-    for key, given in (overrides or {}).items():
-        if isinstance(given, Mapping):
-            flat.update({f"{key}.{inner}": v for inner, v in given.items()})
-        else:
-            flat[key] = given
-    for key, value in flat.items():
-        rule_name, _, threshold_name = key.partition(".")
-        if rule_name not in known:
-            raise UnknownRuleError(
-                f"thresholds name a rule {rule_name!r} that does not exist."
-                f"{did_you_mean(rule_name, known)}"
-            )
-        known_here = known[rule_name].RULE.thresholds
-        if not threshold_name and known_here:
-            raise UnknownRuleError(
-                f"thresholds name the rule {rule_name!r} but none of its thresholds. Legal are: "
-                f"{', '.join(f'{rule_name}.{n}' for n in known_here)}."
-            )
-        if threshold_name not in known_here:
-            legal = ", ".join(f"{rule_name}.{n}" for n in known_here) or "none: it has no threshold"
-            raise UnknownRuleError(
-                f"{rule_name} has no threshold {threshold_name!r}."
-                f"{did_you_mean(threshold_name, known_here)} Legal are: {legal}."
-            )
-        t = known_here[threshold_name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise SettingsError(f"threshold {key} = {value!r}: give a number.")
-        if not t.low <= value <= t.high:
-            hint = f" For {value:g} %, write {value / 100:g}." if t.high == 1 < value <= 100 else ""
-            raise SettingsError(
-                f"threshold {key} = {value:g}: it lies between {t.low:g} and {t.high:g}.{hint}"
-            )
-        values[rule_name][threshold_name] = float(value)
-    return {name: Limits(v) for name, v in values.items()}
-
-
-def needed(modules: Mapping[str, ModuleType]) -> frozenset[str]:
-    """What has to be computed so that these rules can judge."""
-    rules: list[Rule] = [module.RULE for module in modules.values()]
-    return frozenset(need for rule in rules for need in rule.needs + rule.uses)
-
-
-def judge(
-    snapshot: Snapshot,
-    select: Iterable[str] | str | None = None,
-    ignore: Iterable[str] | str | None = None,
-    thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
-) -> Judgement:
-    """Run the rules over a snapshot. A rule that crashes is an outcome, not an exception."""
-    modules, limit = chosen(select, ignore), limits(thresholds)
-    named = _named(select, ignore)
-    findings: list[Finding] = []
-    outcomes: list[Outcome] = []
-    unjudged: list[Unjudged] = []
-    sick = sum(layer.output.nonfinite > 0 for layer in snapshot.layers)
-    for name, module in discover().items():
-        rule: Rule = module.RULE
-        if name not in modules:
-            outcomes.append(Outcome(name, rule.code, "skipped", NOT_SELECTED))
-            continue
-        reason = _cannot_run(rule, snapshot)
-        if reason:
-            outcomes.append(Outcome(name, rule.code, "skipped", reason))
-            continue
-        try:
-            results = list(module.check(snapshot, limit[name]))
-        except Exception as error:  # one broken rule must not cost the others' verdicts
-            where = _line_of(error)
-            outcomes.append(
-                Outcome(name, rule.code, "crashed", f"{type(error).__name__}: {error}{where}")
-            )
-            continue
-        if wrong := [r for r in results if not isinstance(r, (Finding, Unjudged))]:
-            reason = f"check yielded a {type(wrong[0]).__name__}: yield RULE.finding(...)"
-            outcomes.append(Outcome(name, rule.code, "crashed", reason))
-            continue
-        found = [r for r in results if isinstance(r, Finding)]
-        unjudged += [r for r in results if isinstance(r, Unjudged)]
-        if not found and sick and rule.name != "non-finite" and rule.about in _OF_VALUES:
-            reason = f"{sick} of {len(snapshot.layers)} layers hold NaN or infinity"
-            outcomes.append(Outcome(name, rule.code, "skipped", reason))
-            continue
-        findings += found
-        outcomes.append(Outcome(name, rule.code, "found" if found else "passed"))
-    for name, reason in not_loaded().items():
-        if name in named:
-            outcomes.append(Outcome(name, "", "crashed", reason))
-        else:
-            outcomes.append(Outcome(name, "", "skipped", NOT_SELECTED))
-    return Judgement(tuple(explain(findings, snapshot)), tuple(outcomes), tuple(unjudged))
-
-
-NOT_SELECTED = "not selected"
-_OF_VALUES = ("activations", "gradients")
-
-
-def _cannot_run(rule: Rule, snapshot: Snapshot) -> str:
-    if "gradients" in rule.needs and not snapshot.has_gradients:
-        return f"needs gradients: {snapshot.no_gradients_because or 'none were computed'}"
-    if "step" in rule.needs and not snapshot.has_step:
-        return f"needs a virtual update: {snapshot.no_step_because or 'none was made'}"
-    return ""
-
-
-def _line_of(error: BaseException) -> str:
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    if frame is None:
-        return ""
-    return f" ({frame.tb_frame.f_globals.get('__name__')}, line {frame.tb_lineno})"
-
-
-def explain(findings: Sequence[Finding], snapshot: Snapshot) -> list[Finding]:
-    """Set each finding's ``cause`` and put the list in the order a reader should meet it.
-
-    A finding is explained by one of a rule it suspects (the earliest named first), if that one
-    lies on a common path with it and is no mere note (a note explains only notes). Roots come
-    first, by severity, then input, parameters, activations, gradients, then depth; the explained
-    ones follow in the same order.
-    """
-    rules = {name: module.RULE for name, module in discover().items()}
-    place = _Places(snapshot)
-    rank = {name: index for index, name in enumerate(SEVERITIES)}
-
-    def order(finding: Finding) -> tuple[float, ...]:
-        rule = rules.get(finding.rule)
-        about = ABOUT.index(rule.about) if rule else len(ABOUT)
-        return (rank[finding.severity], about, place.depth(finding.layer))
-
-    ordered = sorted(findings, key=order)
-    explained: dict[int, Finding] = {}
-
-    def cause_of(index: int, seen: frozenset[int]) -> int | None:
-        finding = ordered[index]
-        for name in finding.suspects:
-            for other, candidate in enumerate(ordered):
-                if (
-                    other not in seen
-                    and candidate.rule == name
-                    and (candidate.rule != finding.rule or other < index)
-                    and (candidate.severity != "note" or finding.severity == "note")
-                    and place.connected(candidate.layer, finding.layer)
-                ):
-                    return other
-        return None
-
-    def resolve(index: int, seen: frozenset[int]) -> Finding:
-        if index not in explained:
-            cause = cause_of(index, seen | {index})
-            root = None if cause is None else resolve(cause, seen | {index})
-            explained[index] = replace(ordered[index], cause=root)
-        return explained[index]
-
-    resolved = [resolve(index, frozenset()) for index in range(len(ordered))]
-    return sorted(resolved, key=lambda f: f.cause is not None)
-
-
-EVERYWHERE = -1  # as bits: all of them
-
-
-class _Places:
-    """Where findings lie in the data flow, and which lie on a common path.
-
-    A place is a set of nodes, as the bits of a number. A parameter lies where its row is; one
-    without a row of its own (a part of an opaque layer) where the nearest module around it has
-    rows; a bare parameter of the model itself everywhere; one of a module that never ran nowhere.
-    """
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self._nodes: dict[str, int] = {}
-        around: dict[str, int] = {}
-        for layer in snapshot.layers:
-            bit = 1 << layer.node
-            used = (layer.weight.name, layer.weight.bias) if layer.weight is not None else ()
-            for name in {layer.name, *used} - {None}:
-                self._nodes[name] = self._nodes.get(name, 0) | bit
-            for prefix in _prefixes(layer.name.partition("/")[0].partition("@")[0]):
-                around[prefix] = around.get(prefix, 0) | bit
-        self._ran, never = frozenset(around), frozenset(snapshot.never_called)
-        for parameter in snapshot.parameters:
-            if parameter.name not in self._nodes:
-                modules = _prefixes(parameter.name)[1:]
-                if never.isdisjoint(modules):
-                    homes = (around[m] for m in modules if m in around)
-                    self._nodes[parameter.name] = next(homes, 0 if modules else EVERYWHERE)
-        for name in snapshot.inputs:
-            for index, node in enumerate(snapshot.nodes):
-                if node.op == "input":
-                    self._nodes[name] = self._nodes.get(name, 0) | 1 << index
-
-    def depth(self, name: str) -> float:
-        bits = self._at(name)
-        return (bits & -bits).bit_length() if bits not in (0, EVERYWHERE) else math.inf
-
-    def _at(self, name: str) -> int:
-        """``(model)`` and ``(loss)`` are everywhere."""
-        return self._nodes.get(name, EVERYWHERE if name.startswith("(") else 0)
-
-    def connected(self, a: str, b: str) -> bool:
-        here, there = self._at(a), self._at(b)
-        if EVERYWHERE in (here, there):
-            return True
-        if not here and not there:  # parts of one module that never ran
-            shared = {*_prefixes(a)} & {*_prefixes(b)}
-            return any(prefix not in self._ran for prefix in shared)
-        return flow.connected(self._snapshot, here, there)
-
-
-def _prefixes(name: str) -> list[str]:
-    """``a.b.c``, ``a.b``, ``a``."""
-    parts = name.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
-from nndiag.rule import chosen, limits
+from nndiag.judge import chosen, limits
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -485,6 +485,24 @@ class Snapshot:
     def parameter(self) -> dict[str, Parameter]:
         return {p.name: p for p in self.parameters}
 
+    @functools.cached_property
+    def parameters_of(self) -> dict[str, tuple[Parameter, ...]]:
+        """By the name of a module, its own parameters."""
+        own: dict[str, list[Parameter]] = {}
+        for p in self.parameters:
+            own.setdefault(p.name.rpartition(".")[0], []).append(p)
+        return {module: tuple(found) for module, found in own.items()}
+
+    @functools.cached_property
+    def parameters_in(self) -> dict[str, tuple[Parameter, ...]]:
+        """By the name of a module, the parameters anywhere inside it."""
+        inside: dict[str, list[Parameter]] = {}
+        for p in self.parameters:
+            for end, letter in enumerate(p.name):
+                if letter == ".":
+                    inside.setdefault(p.name[:end], []).append(p)
+        return {module: tuple(found) for module, found in inside.items()}
+
     def layer_at(self, node: int) -> Layer | None:
         index = self.nodes[node].layer
         return self.layers[index] if index >= 0 else None

@@ -19,6 +19,32 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+__all__ = [
+    "INF",
+    "Activation",
+    "Array",
+    "Function",
+    "Interval",
+    "Layer",
+    "Moments",
+    "activity_bound",
+    "correlation_map",
+    "density",
+    "fluctuation",
+    "gain_backward",
+    "gain_forward",
+    "gain_variance",
+    "log_norm_band",
+    "mean_square_condition",
+    "moments",
+    "never_active",
+    "never_active_bound",
+    "normal_cdf",
+    "recursion",
+    "reference_name",
+    "sign_coherence",
+]
+
 Array: TypeAlias = NDArray[np.float64]
 Function: TypeAlias = Callable[[Array], Array]
 Interval: TypeAlias = tuple[float, float]

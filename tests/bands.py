@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nndiag.gallery import run
+from gallery.page import HERE as GALLERY
+from gallery.page import read
 
-GALLERY = Path(__file__).parents[1] / "reports" / "gallery"
 CHANCE = 1e-6
 """Of a false alarm, in each comparison."""
 
 
 def committed(page: str) -> dict[str, pd.DataFrame]:
     """The tables of a page as they are in the repository."""
-    return run.read(GALLERY / page)
+    return read(GALLERY / page)
 
 
 def band(values: Sequence[float], *, log: bool = False) -> tuple[float, float]:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
+from nndiag import flow
+from nndiag.causes import explain
+from nndiag.rule import SEVERITIES, Finding
+from nndiag.stats import Layer, Loss, Node, Parameter, Snapshot, Weight
 
 CLASSES = 10
 
@@ -400,3 +407,121 @@ def test_a_cause_is_itself_in_the_report_and_no_circle():
             seen.append(id(f))
             f = f.cause
             assert id(f) not in seen
+
+
+# -- against a naive search ----------------------------------------------------------------------
+
+RULES = ("a", "b", "c")
+NOWHERE = ("gone.x.weight", "gone.y.weight", "lost.weight")
+PLACES = ("(model)", "read", "bare", "shared", "body.part", *NOWHERE)
+
+
+@st.composite
+def snapshots(draw):
+    """Some rows that use one another, two of them with the same weight, and modules never run."""
+    size = draw(st.integers(1, 6))
+    nodes, layers = [Node("input")], []
+    for node in range(1, size + 1):
+        inputs = sorted(draw(st.sets(st.integers(0, node - 1), max_size=2)))
+        nodes.append(Node("linear", tuple(inputs), node - 1))
+        weight = Weight("shared", None, 1, 1) if draw(st.booleans()) else None
+        layers.append(
+            Layer(f"body.{node}", "Linear", "linear", (1,), node, output=None, weight=weight)
+        )
+    parameters = [Parameter(name, (1,), "float32", True, None) for name in PLACES[2:]]
+    never = draw(st.sets(st.sampled_from(["gone", "gone.x", "gone.y", "lost"])))
+    return Snapshot(
+        "Net", tuple(layers), tuple(nodes), tuple(parameters), {"read": None}, Loss("none"), 1, 1,
+        outputs=(size,), never_called=tuple(never),
+    )  # fmt: skip
+
+
+@st.composite
+def reports(draw):
+    snapshot = draw(snapshots())
+    place = st.sampled_from([*PLACES, *(layer.name for layer in snapshot.layers)])
+    finding = st.builds(
+        Finding,
+        rule=st.sampled_from(RULES),
+        code=st.just(""),
+        severity=st.sampled_from(SEVERITIES),
+        layer=place,
+        message=st.integers(0, 99).map(str),
+        suspects=st.lists(st.sampled_from(RULES), max_size=3, unique=True).map(tuple),
+    )
+    return snapshot, draw(st.lists(finding, max_size=8))
+
+
+def rank(finding):
+    return (SEVERITIES.index(finding.severity),)
+
+
+@given(reports())
+def test_the_cause_is_what_a_comparison_of_all_pairs_finds(report):
+    snapshot, findings = report
+
+    assert explain(findings, snapshot, rank) == naively(findings, snapshot)
+
+
+def naively(findings, snapshot):
+    ordered = sorted(findings, key=lambda f: (*rank(f), depth(snapshot, f.layer)))
+    done = {}
+
+    def cause_of(index, seen):
+        finding = ordered[index]
+        for name in finding.suspects:
+            for other, candidate in enumerate(ordered):
+                if (
+                    candidate.rule == name
+                    and other not in seen
+                    and (name != finding.rule or other < index)
+                    and (candidate.severity != "note" or finding.severity == "note")
+                    and on_a_path(snapshot, candidate.layer, finding.layer)
+                ):
+                    return other
+        return None
+
+    def resolve(index, seen):
+        if index not in done:
+            cause = cause_of(index, seen | {index})
+            root = None if cause is None else resolve(cause, seen | {index})
+            done[index] = replace(ordered[index], cause=root)
+        return done[index]
+
+    return sorted(
+        (resolve(k, frozenset()) for k in range(len(ordered))), key=lambda f: f.cause is not None
+    )
+
+
+def at(snapshot, name):
+    """The nodes of a place; None for everywhere."""
+    if name in ("(model)", "bare") or (name == "shared" and not users(snapshot)):
+        return None
+    if name == "read":
+        return {0}
+    if name == "shared":
+        return users(snapshot)
+    if name == "body.part":
+        return {layer.node for layer in snapshot.layers}
+    return {layer.node for layer in snapshot.layers if layer.name == name}
+
+
+def users(snapshot):
+    return {layer.node for layer in snapshot.layers if layer.weight is not None}
+
+
+def depth(snapshot, name):
+    return min(at(snapshot, name) or [math.inf])
+
+
+def on_a_path(snapshot, a, b):
+    here, there = at(snapshot, a), at(snapshot, b)
+    if here is None or there is None:
+        return True
+    if not here and not there:
+        return a.partition(".")[0] == b.partition(".")[0]
+    return any(
+        n == m or n in flow.ancestors(snapshot, m) or m in flow.ancestors(snapshot, n)
+        for n in here
+        for m in there
+    )

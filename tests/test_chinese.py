@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nndiag import rule
-from nndiag.gallery import page as gallery
+from gallery import render
+from gallery.page import every
+from nndiag import rules
 from nndiag.languages import words
 from nndiag.render import page
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")
 )
-RULES = rule.discover()
+RULES = rules.discover()
 HOME = "https://github.com/nndiag/nndiag/blob/main"
 EACH_OTHER = (f"{HOME}/README.md", f"{HOME}/README.zh-CN.md")
 HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -76,7 +77,7 @@ def test_a_rules_chinese_page_goes_on_in_english(module):
     what, *others = page.sections(module).values()
     first, *paragraphs = what.split("\n\n")
     assert first not in chinese
-    assert "\n\n".join((*paragraphs, words("zh")["english"])) in chinese
+    assert "\n\n".join((words("zh")["english"], *paragraphs)) in chinese
     assert all(text in chinese for text in others)
 
 
@@ -97,22 +98,21 @@ def test_the_chinese_readme_names_each_rule_as_the_command_line_does():
     ]
 
 
-@pytest.mark.parametrize("name", gallery.discover())
+@pytest.mark.parametrize("name", every())
 def test_a_pages_title_and_claim_are_there_with_the_same_numbers(name):
-    own, page_ = words("zh")["gallery"]["pages"][name], gallery.discover()[name].PAGE
+    own, page_ = render.words("zh")["pages"][name], every()[name]
     assert HAN.search(own["title"])
     assert HAN.search(own["claim"])
     assert numbers(own["title"] + own["claim"]) == numbers(f"{page_.title} {page_.claim}")
 
 
 def test_nothing_is_translated_that_does_not_exist():
-    said = words("zh")
-    assert said["rules"].keys() == RULES.keys()
-    assert said["gallery"]["pages"].keys() == gallery.discover().keys()
+    assert words("zh")["rules"].keys() == RULES.keys()
+    assert render.words("zh")["pages"].keys() == every().keys()
 
 
-def test_both_languages_have_the_same_words():
-    english, chinese = words("en"), words("zh")
-    assert set(english["gallery"]) | {"pages"} == set(chinese["gallery"])
+def test_the_galleries_index_has_the_same_words_in_both_languages():
+    english, chinese = render.words("en"), render.words("zh")
+    assert set(english) | {"pages"} == set(chinese)
     for group in ("verdicts", "meaning"):
-        assert english["gallery"][group].keys() == chinese["gallery"][group].keys()
+        assert english[group].keys() == chinese[group].keys()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -728,3 +729,16 @@ def test_python_m_nndiag_is_the_same_and_commands_without_a_model_need_no_torch(
 
     assert done.returncode == 0, done.stderr
     assert "ND103" in done.stdout
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == cli.FAILED
+    said = capsys.readouterr().err
+    assert said.startswith("nndiag: the output could not be written: [Errno 28] No space left")
+    assert "fault in nndiag" not in said

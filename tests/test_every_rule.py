@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge, rule, rules
 from nndiag.batch import batches
 from nndiag.capture.watch import watch
 from nndiag.loss import LossMaker
@@ -25,7 +25,7 @@ from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
 
 ROOT = Path(nndiag.__file__).parents[1]
-RULES = rule.discover()
+RULES = rules.discover()
 # Consequences have their cause in front: slopes that let the gradient vanish let the signal
 # collapse, and weights that are too large let the gradient explode.
 LED_BY = {"signal-collapse": "vanishing-gradient", "exploding-gradient": "init-scale"}
@@ -38,7 +38,7 @@ def run(code, names):
     return watch(
         model,
         batches(names["batch"], model),
-        needs=rule.needed(RULES),
+        needs=judge.needed(RULES),
         loss=LossMaker(names.get("loss_fn"), 0),
         seed=0,
         max_batches=4,
@@ -59,7 +59,7 @@ def examples():
 @every_rule
 def test_the_sick_example_is_found_and_leads(module, examples):
     sick, _ = examples[module.RULE.name]
-    findings = rule.judge(sick).findings
+    findings = judge.judge(sick).findings
 
     own = [f for f in findings if f.rule == module.RULE.name]
     assert own
@@ -73,7 +73,7 @@ def test_the_sick_example_is_found_and_leads(module, examples):
 @every_rule
 def test_the_well_example_has_nothing_of_it_beyond_a_note(module, examples):
     _, well = examples[module.RULE.name]
-    judged = rule.judge(well)
+    judged = judge.judge(well)
 
     own = [f for f in judged.findings if f.rule == module.RULE.name]
     assert [f for f in own if f.severity != "note" or module.RULE.severity == "note"] == []
@@ -150,7 +150,7 @@ def test_it_names_only_rules_that_exist_as_causes(module):
 @every_rule
 def test_it_survives_an_empty_snapshot(module):
     empty = Snapshot("Empty", (), (), (), {}, Loss("none"), 0, 0)
-    limits = rule.limits(None)[module.RULE.name]
+    limits = judge.limits(None)[module.RULE.name]
 
     found = [f for f in module.check(empty, limits) if isinstance(f, rule.Finding)]
     assert found == []
@@ -159,7 +159,7 @@ def test_it_survives_an_empty_snapshot(module):
 @every_rule
 def test_it_says_nothing_about_layers_whose_numbers_are_not_finite(module, examples):
     sick = _poisoned(examples["vanishing-gradient"][0])
-    limits = rule.limits(None)[module.RULE.name]
+    limits = judge.limits(None)[module.RULE.name]
 
     found = [f for f in module.check(sick, limits) if isinstance(f, rule.Finding)]
     assert module.RULE.name == "non-finite" or [f for f in found if f.severity != "note"] == []
@@ -185,7 +185,7 @@ def _poisoned(snapshot):
 def test_it_does_not_change_the_snapshot(module, examples):
     sick, _ = examples[module.RULE.name]
     before = _fingerprint(sick)
-    list(module.check(sick, rule.limits(None)[module.RULE.name]))
+    list(module.check(sick, judge.limits(None)[module.RULE.name]))
 
     assert _fingerprint(sick) == before
 
@@ -198,12 +198,34 @@ def _fingerprint(snapshot):
 
 @every_rule
 def test_its_findings_carry_what_the_contract_says(module, examples):
-    for finding in rule.judge(examples[module.RULE.name][0]).findings:
+    for finding in judge.judge(examples[module.RULE.name][0]).findings:
         assert finding.severity in rule.SEVERITIES
         assert finding.code == RULES[finding.rule].RULE.code
         assert finding.message
         assert "\n" not in finding.message
         assert all(isinstance(v, float) for v in finding.evidence.values())
+
+
+@every_rule
+def test_each_of_its_findings_has_a_summary_and_messages_are_sentences(module, examples):
+    for snapshot in examples[module.RULE.name]:
+        for finding in judge.judge(snapshot).findings:
+            assert finding.summary
+            assert finding.summary.endswith(".")
+            assert len(finding.summary) <= 160
+            assert finding.message.endswith(".")
+            for text in (finding.summary, finding.message):
+                assert not text[0].islower() or text.startswith((finding.layer, "relu", "mish"))
+                assert finding.rule not in text
+                assert "\n" not in text
+                assert "  " not in text
+
+
+@every_rule
+def test_shares_and_factors_say_what_they_are(module):
+    for name, threshold in module.RULE.thresholds.items():
+        assert (threshold.high == 1) == (threshold.unit == "share"), name
+        assert threshold.unit != "factor" or threshold.low == 1, name
 
 
 def test_codes_and_names_are_unique_and_there_are_fourteen():
@@ -216,7 +238,7 @@ def test_a_rule_that_crashes_costs_nobody_else_their_verdict(examples, monkeypat
         raise ZeroDivisionError("one over nothing")
 
     monkeypatch.setattr(RULES["saturation"], "check", broken)
-    judged = rule.judge(examples["dead-relu"][0])
+    judged = judge.judge(examples["dead-relu"][0])
 
     [crashed] = [o for o in judged.outcomes if o.status == "crashed"]
     assert crashed.rule == "saturation"
@@ -228,7 +250,7 @@ def test_without_gradients_the_rules_that_need_them_are_skipped_with_the_reason(
     blind = replace(
         examples["vanishing-gradient"][0], has_gradients=False, no_gradients_because="nobody asked"
     )
-    outcomes = {o.rule: o for o in rule.judge(blind).outcomes}
+    outcomes = {o.rule: o for o in judge.judge(blind).outcomes}
 
     assert outcomes["vanishing-gradient"].status == "skipped"
     assert outcomes["vanishing-gradient"].reason == "needs gradients: nobody asked"
@@ -236,45 +258,45 @@ def test_without_gradients_the_rules_that_need_them_are_skipped_with_the_reason(
 
 
 def test_what_is_computed_follows_from_the_rules_that_are_selected():
-    assert rule.needed(rule.chosen("saturation")) == {"outputs"}
-    assert "gradients" in rule.needed(rule.chosen("ND2"))
-    assert "step" in rule.needed(rule.chosen("covariate-shift"))
+    assert judge.needed(judge.chosen("saturation")) == {"outputs"}
+    assert "gradients" in judge.needed(judge.chosen("ND2"))
+    assert "step" in judge.needed(judge.chosen("covariate-shift"))
 
 
 class TestChoosing:
     def test_by_name_by_code_and_by_the_beginning_of_codes(self):
-        assert list(rule.chosen("ND103")) == ["dead-relu"]
-        assert list(rule.chosen(["dead-relu", "nd2"])) == [
+        assert list(judge.chosen("ND103")) == ["dead-relu"]
+        assert list(judge.chosen(["dead-relu", "nd2"])) == [
             "dead-relu", "vanishing-gradient", "exploding-gradient", "no-gradient", "frozen-layer",
         ]  # fmt: skip
-        assert "saturation" not in rule.chosen(None, "ND1")
+        assert "saturation" not in judge.chosen(None, "ND1")
 
     def test_an_unknown_rule_names_the_nearest(self):
         with pytest.raises(nndiag.UnknownRuleError, match="Did you mean 'dead-relu'") as caught:
-            rule.chosen("dead-relus")
+            judge.chosen("dead-relus")
         assert isinstance(caught.value, KeyError)
         assert str(caught.value).startswith("no rule is called 'dead-relus'.")
 
     def test_thresholds_flat_and_nested(self):
-        assert rule.limits({"dead-relu.share": 0.5})["dead-relu"].share == 0.5
-        assert rule.limits({"dead-relu": {"share": 0.5}})["dead-relu"].share == 0.5
-        assert rule.limits(None)["dead-relu"].share == 0.40
+        assert judge.limits({"dead-relu.share": 0.5})["dead-relu"].share == 0.5
+        assert judge.limits({"dead-relu": {"share": 0.5}})["dead-relu"].share == 0.5
+        assert judge.limits(None)["dead-relu"].share == 0.40
 
     def test_an_unknown_threshold_names_the_nearest(self):
         with pytest.raises(nndiag.UnknownRuleError, match="Did you mean 'share'"):
-            rule.limits({"dead-relu.shares": 0.5})
+            judge.limits({"dead-relu.shares": 0.5})
         with pytest.raises(nndiag.UnknownRuleError, match="Did you mean 'dead-relu'"):
-            rule.limits({"dead-rely.share": 0.5})
+            judge.limits({"dead-rely.share": 0.5})
 
     def test_a_share_in_percent_is_told_how_to_write_it(self):
         with pytest.raises(
             nndiag.SettingsError, match=r"lies between 0 and 1. For 40 %, write 0.4"
         ):
-            rule.limits({"dead-relu.share": 40})
+            judge.limits({"dead-relu.share": 40})
 
     def test_a_threshold_that_is_no_number(self):
         with pytest.raises(nndiag.SettingsError, match="give a number"):
-            rule.limits({"dead-relu.share": "lots"})
+            judge.limits({"dead-relu.share": "lots"})
 
 
 class TestCauses:
@@ -350,7 +372,7 @@ class TestCauses:
 
 
 def test_explaining_leaves_the_findings_as_they_were(examples):
-    judged = rule.judge(examples["init-scale"][0])
+    judged = judge.judge(examples["init-scale"][0])
     before = copy.deepcopy(judged.findings)
     rule.explain(list(judged.findings), examples["init-scale"][0])
 
@@ -361,7 +383,7 @@ def test_explaining_leaves_the_findings_as_they_were(examples):
 @every_rule
 def test_what_was_held_against_a_threshold_is_in_the_evidence_under_its_name(module, examples):
     for snapshot in examples[module.RULE.name]:
-        for finding in rule.judge(snapshot).findings:
+        for finding in judge.judge(snapshot).findings:
             known = RULES[finding.rule].RULE.thresholds
             if finding.threshold is not None:
                 assert finding.threshold == known[finding.measure].value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,13 +22,13 @@ def graph(*nodes, outputs=()):
 
 
 @st.composite
-def graphs(draw):
+def graphs(draw, ops=("linear",)):
     """Directed acyclic graphs in order, with inputs, constants and outputs anywhere."""
     size = draw(st.integers(1, 9))
     nodes = [("input", ())]
     for index in range(1, size):
         inputs = draw(st.sets(st.integers(0, index - 1), max_size=3))
-        op = "input" if not inputs and draw(st.booleans()) else "linear"
+        op = "input" if not inputs and draw(st.booleans()) else draw(st.sampled_from(ops))
         nodes.append((op, sorted(inputs)))
     outputs = draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=2))
     return graph(*nodes, outputs=sorted(outputs))
@@ -73,6 +75,49 @@ def test_ancestors_and_descendants_are_what_a_search_finds(snapshot):
         assert flow.descendants(snapshot, node) == {
             n for n in range(len(snapshot.nodes)) if node in search(n)
         }
+
+
+@given(graphs(), st.frozensets(st.integers(0, 8), max_size=3))
+def test_a_way_out_passes_none_of_the_stops_behind_its_start(snapshot, stops):
+    def leads_out(node):
+        users = (u for u, n in enumerate(snapshot.nodes) if node in n.inputs and u not in stops)
+        return node in snapshot.outputs or any(map(leads_out, users))
+
+    nodes = range(len(snapshot.nodes))
+    assert flow.ways_out(snapshot, stops) == [leads_out(node) for node in nodes]
+
+
+@given(graphs(), st.sets(st.integers(0, 8), max_size=3))
+def test_related_are_those_before_and_behind_one_of_them(snapshot, some):
+    some = {node for node in some if node < len(snapshot.nodes)}
+    around = [flow.ancestors(snapshot, n) | flow.descendants(snapshot, n) for n in some]
+    assert flow.related(snapshot, flow.bits(some)) == flow.bits(some.union(*around))
+
+
+@given(graphs())
+def test_a_bypass_is_what_a_walk_finds(snapshot):
+    """From what a layer reads, and what lies before that in a row, to what lies behind it."""
+    for layer, node in enumerate(snapshot.nodes):
+        starts = list(node.inputs)
+        for start in starts:
+            if len(snapshot.nodes[start].inputs) == 1:
+                starts += snapshot.nodes[start].inputs
+        behind, todo, reached = flow.descendants(snapshot, layer), starts, set()
+        while todo:
+            users = {*snapshot.consumers[todo.pop()]} - {layer} - reached
+            reached |= users
+            todo += users - behind
+        assert flow.bypassed(snapshot, SimpleNamespace(node=layer)) == bool(reached & behind)
+
+
+@given(graphs(ops=("linear", "dropout", "flatten")))
+def test_a_source_is_what_is_read_looking_through_what_hands_on(snapshot):
+    for node, source in enumerate(flow.source_nodes(snapshot)):
+        found = node
+        while found >= 0 and (found == node or snapshot.nodes[found].op in flow.TRANSPARENT):
+            inputs = snapshot.nodes[found].inputs
+            found = inputs[0] if len(inputs) == 1 else -1
+        assert source == found
 
 
 def test_what_is_known_of_a_snapshot_is_forgotten_with_it():

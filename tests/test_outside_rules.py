@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import rule, rules
 from nndiag.render import page
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "own-rules.md"
@@ -82,9 +82,9 @@ def distribution(folder, **modules):
 
 
 def forget():
-    rule._load.cache_clear()
-    rule.discover.cache_clear()
-    rule.not_loaded.cache_clear()
+    rules._load.cache_clear()
+    rules.discover.cache_clear()
+    rules.not_loaded.cache_clear()
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_rule_from_outside_is_found_and_listed(install):
 
     assert next(iter(nndiag.rules.catalogue())) == "loud-layer"  # MY101 comes before ND101
     assert nndiag.rules.catalogue()["loud-layer"].thresholds["size"].value == 10
-    assert rule.not_loaded() == {}
+    assert rules.not_loaded() == {}
 
 
 def test_the_command_line_lists_it_and_says_what_is_broken(tmp_path):
@@ -158,7 +158,7 @@ def test_it_is_shown_in_every_format(install, form, tmp_path):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_its_page_is_in_english_where_nobody_translated_it(install, language):
     install(loud_layer=LOUD)
-    text = page.page(rule.discover()["loud-layer"], language)
+    text = page.page(rules.discover()["loud-layer"], language)
 
     assert "Layers whose outputs are larger than ten." in text
     assert "The largest output is held against ten." in text
@@ -170,8 +170,8 @@ def test_a_broken_rule_is_one_line_and_costs_no_other_rule(install, name):
     text, why = BROKEN[name]
     install(loud_layer=LOUD, **{name: text})
 
-    assert {"loud-layer", "dead-relu"} <= set(rule.discover())
-    [(broken, reason)] = rule.not_loaded().items()
+    assert {"loud-layer", "dead-relu"} <= set(rules.discover())
+    [(broken, reason)] = rules.not_loaded().items()
     assert broken == name
     assert reason.startswith(f"could not be loaded from outside 1.0: {why}")
     assert "\n" not in reason
@@ -228,7 +228,7 @@ def test_the_guides_rule_works_as_it_is_written(install):
 
     assert entry == ("half-overflow", "half_overflow")
     exec(f"{check}\ntest_it_is_found()", {"nndiag": nndiag, "nn": nn, "torch": torch})
-    found = rule.discover()["half-overflow"]
+    found = rules.discover()["half-overflow"]
     for code, times in zip(page.examples(found), (1, 0), strict=True):
         names = {"nn": nn, "torch": torch, "model": nn.Linear(4, 4)}
         exec(code, names)

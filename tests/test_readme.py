@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nndiag import rule
+from nndiag import rules
 from nndiag.render import page
 
 README = Path(__file__).parents[1] / "README.md"
@@ -53,7 +53,7 @@ def test_the_example_prints_what_is_printed_below_it(text, tmp_path):
 def test_the_table_lists_every_rule(text):
     rows = re.findall(r"^\| (ND\d+) \| `([\w-]+)` \| (\w+) \| (.+) \|$", text, re.M)
     assert rows == [
-        (m.RULE.code, name, m.RULE.severity, page.title(m)) for name, m in rule.discover().items()
+        (m.RULE.code, name, m.RULE.severity, page.title(m)) for name, m in rules.discover().items()
     ]
 
 

@@ -15,7 +15,7 @@ from bitwise import untouched
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import rules
 from nndiag.loss import LossMaker
 
 every_model = pytest.mark.parametrize("name", models.AWKWARD)
@@ -104,7 +104,7 @@ def test_no_trace_is_left_when_the_backward_raises(name):
 @every_model
 def test_no_trace_is_left_when_a_rule_raises(name, monkeypatch):
     case = models.make(name)
-    module = rule.discover()["dead-relu"]
+    module = rules.discover()["dead-relu"]
     monkeypatch.setattr(module, "check", break_)
 
     with untouched(case.model, case.batch):

@@ -11,6 +11,8 @@ from torch import nn
 
 from nndiag.capture.recorder import Recorder
 
+__all__ = ["backward"]
+
 
 def backward(
     value: torch.Tensor,

@@ -12,6 +12,8 @@ import torch
 from nndiag import ops
 from nndiag.batch import tensors_in
 
+__all__ = ["Call", "Options", "canonical", "options", "understood"]
+
 Options = dict[str, float]
 
 # Functions that take their arguments in another order than their namesake in torch.nn.functional.

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+__all__ = ["eager"]
+
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:

@@ -10,6 +10,8 @@ from torch import nn
 import nndiag
 from nndiag.stats import Environment
 
+__all__ = ["environment"]
+
 
 def environment(model: nn.Module, device: str, seed: int | None) -> Environment:
     return Environment(

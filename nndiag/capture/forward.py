@@ -12,6 +12,8 @@ from nndiag.capture.modules import has_layers, is_script
 from nndiag.capture.recorder import ROOT, Recorder
 from nndiag.errors import BatchError, CaptureError
 
+__all__ = ["forward"]
+
 
 def forward(
     model: nn.Module, batch: Batch, recorder: Recorder

@@ -32,6 +32,30 @@ from nndiag.capture.weights import running, spatial
 from nndiag.layout import Axes, Pending
 from nndiag.stats import Weight
 
+__all__ = [
+    "HANDLERS",
+    "HEADS",
+    "QUIET",
+    "Handler",
+    "Recording",
+    "activation",
+    "affine",
+    "attention",
+    "hidden",
+    "join",
+    "kept",
+    "norm",
+    "of_values",
+    "recurrent",
+    "reduce",
+    "reshape",
+    "same",
+    "softmax",
+    "unknown",
+    "view",
+    "weighted",
+]
+
 HEADS = "its heads are axes of their own"
 
 

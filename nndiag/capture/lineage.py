@@ -16,6 +16,24 @@ import torch
 
 from nndiag.layout import Axes
 
+__all__ = [
+    "NO_UNITS",
+    "RESHAPED",
+    "UNKNOWN",
+    "TensorMap",
+    "Trail",
+    "Trails",
+    "arrangement",
+    "elementwise",
+    "joined",
+    "next_function",
+    "reduced",
+    "reshaped",
+    "version",
+    "viewed",
+    "whole",
+]
+
 NO_UNITS = "no layer before it that has units"
 RESHAPED = "a reshape merged or split its unit axis"
 UNKNOWN = "it comes out of a call that is not understood"

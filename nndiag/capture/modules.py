@@ -11,6 +11,8 @@ from torch import nn
 
 from nndiag.capture.calls import Call, understood
 
+__all__ = ["as_one_call", "has_layers", "is_script", "is_spelled_out", "is_torch_leaf"]
+
 
 def is_script(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)

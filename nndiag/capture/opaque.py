@@ -17,6 +17,17 @@ import torch.nn.functional as F
 from nndiag import activations, ops
 from nndiag.layout import Pending, readable, spread, wide
 
+__all__ = [
+    "HEADS",
+    "MASKED",
+    "ONE_HOT",
+    "ROWS",
+    "SEQUENCES",
+    "attention_rows",
+    "gates",
+    "one_hot_rows",
+]
+
 # A softmax row whose largest entry is p has slope at most p (1 - p); 5 % of its maximum 1/4 is
 # reached at p = 0.9873 (the same 5 % as for every other activation).
 ONE_HOT = 0.5 + math.sqrt(0.25 - activations.SATURATED_SLOPE * 0.25)

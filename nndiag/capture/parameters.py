@@ -13,6 +13,8 @@ from nndiag.layout import Pending, readable, wide
 from nndiag.measure import Meter, is_small
 from nndiag.stats import Layer, Parameter, Weight, merge_parts
 
+__all__ = ["MOST_COMPARED", "measure_parameters"]
+
 # Comparing rows of a weight sorts them: beyond this size it would dominate a check.
 MOST_COMPARED = 30_000_000
 

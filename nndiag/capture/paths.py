@@ -13,6 +13,8 @@ from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails
 from nndiag.layout import Axes
 from nndiag.stats import Node
 
+__all__ = ["Paths", "measurable", "why_not_measurable"]
+
 
 def measurable(tensor: Any) -> bool:
     return (

@@ -38,6 +38,8 @@ from nndiag.layout import Axes, Pending
 from nndiag.measure import Meter
 from nndiag.stats import Layer, Node, TensorStats, Weight
 
+__all__ = ["FROZEN", "GRADIENTS_OFF", "NONE_CAME", "NONE_CAME_TO_VIEW", "ROOT", "Recorder", "Scope"]
+
 ROOT = "(root)"
 GRADIENTS_OFF = "gradient not observed: it ran where gradients are off (no_grad, or a checkpoint)"
 FROZEN = "gradient not observed: nothing before it is trainable"

@@ -10,6 +10,8 @@ from typing import Any
 from nndiag.capture.weights import Running
 from nndiag.stats import Layer, TensorStats, Weight
 
+__all__ = ["Row", "layer_of"]
+
 
 @dataclass
 class Row:

@@ -15,6 +15,8 @@ from nndiag.capture.recorder import Recorder
 from nndiag.errors import CaptureError
 from nndiag.stats import Layer, Parameter, Shift, TensorStats
 
+__all__ = ["STEP", "shifts", "step"]
+
 # It moves every parameter by this share of its own norm along its gradient.
 STEP = 0.01
 

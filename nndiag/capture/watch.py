@@ -36,6 +36,8 @@ from nndiag.stats import (
     TensorStats,
 )
 
+__all__ = ["Tick", "validate", "watch"]
+
 Tick = Callable[[str], None]
 
 

@@ -13,6 +13,8 @@ import torch
 from nndiag.layout import Pending, wide
 from nndiag.stats import TensorStats, Weight
 
+__all__ = ["Running", "covered", "running", "spatial", "use_of"]
+
 
 def spatial(op: str) -> int:
     """How many axes a convolution slides along; 0 for anything else."""

@@ -76,7 +76,7 @@ def lsuv_(
 
     Raises:
         FixError: an output's variance is zero or not finite; no such layer ran; a setting out of
-            its range; or as :func:`nndiag.fixes.matrix.matrices`.
+            its range; or as :func:`nndiag.fixes.matrices`.
         BatchError: the batch does not fit the model.
     """
     if not 0 < tolerance < math.inf or attempts < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from nndiag import activations, flow, ops, theory
@@ -28,26 +29,23 @@ def is_opaque(layer: Layer) -> bool:
     return flow.is_module(layer) and layer.weight is None and layer.op in ops.LEARNED
 
 
-def parameters(snapshot: Snapshot, layer: Layer) -> list[Parameter]:
+def parameters(snapshot: Snapshot, layer: Layer) -> Sequence[Parameter]:
     """Those of the module that a row works with, and of an opaque one's parts."""
     owner = flow.owner(snapshot, layer)
     if is_opaque(layer):
-        within = f"{owner}." if owner else ""
-        return [p for p in snapshot.parameters if p.name.startswith(within)]
+        return snapshot.parameters_in.get(owner, ()) if owner else snapshot.parameters
     home = layer.weight.name.rpartition(".")[0] if layer.weight is not None else owner
-    return [p for p in snapshot.parameters if p.name.rpartition(".")[0] == home]
+    return snapshot.parameters_of.get(home, ())
 
 
 def gathered(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The outermost modules of which every parameter is among ``names``, and what is left."""
-    wanted = set(names)
-    spared = {
-        prefix for p in snapshot.parameters if p.name not in wanted for prefix in _around(p.name)
-    }
+    wanted = Counter(prefix for name in set(names) for prefix in _around(name))
+    inside = {"": snapshot.parameters} | {m: snapshot.parameters_in.get(m, ()) for m in wanted if m}
     modules: dict[str, None] = {}
     rest: list[str] = []
     for name in names:
-        whole = next((prefix for prefix in _around(name) if prefix not in spared), None)
+        whole = next((m for m in _around(name) if wanted[m] == len(inside[m])), None)
         if whole is None:
             rest.append(name)
         else:

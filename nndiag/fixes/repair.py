@@ -264,6 +264,10 @@ class _Search:
         fixes = [fix for fix in finding.fixes if fix.runnable]
         if self.wanted is not None:
             fixes = [fix for fix in fixes if fix.kind in self.wanted]
+        norm = next((n for n, fix in enumerate(fixes) if fix.kind == "normalize"), -1)
+        # A normalisation keeps the activation that was chosen, so it is tried before another one.
+        places = {fix: max(n, norm + 0.5) if fix.kind == SWAP else n for n, fix in enumerate(fixes)}
+        fixes.sort(key=places.__getitem__)
         if self.trained:  # first what keeps more of what was learned
             fixes.sort(key=lambda fix: LEAST_FIRST.index(fix.changes))
         return fixes
@@ -370,6 +374,7 @@ class _Search:
 
 
 LEAST_FIRST = get_args(Changes)
+SWAP = "swap-activation"
 TAKEN_BACK = "what it brought up could not be fixed, so it was taken back"
 NO_BETTER = "but trains no better"
 

@@ -1,6 +1,6 @@
-"""What nndiag says in other languages than English: ``zh.toml``, and the English of what has one.
+"""What nndiag says in other languages than English: ``zh.toml``.
 
-The gallery's index and the rule pages' first paragraphs have a Simplified-Chinese edition.
+The first paragraphs of the rules' pages have a Simplified-Chinese edition.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ LANGUAGES = ENGLISH, CHINESE = "en", "zh"
 
 @functools.cache
 def words(language: str) -> dict[str, Any]:
-    """The translations into a language; for English only what templates share.
+    """The translations into a language.
 
     Args:
-        language: one of ``LANGUAGES``.
+        language: one of ``LANGUAGES`` but English, which the rules' docstrings hold.
     """
+    text = (importlib.resources.files(__name__) / f"{language}.toml").read_text(encoding="utf-8")
+    return parsed(text)
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """What a TOML file says."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
 
-    text = (importlib.resources.files(__name__) / f"{language}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)

@@ -76,8 +76,7 @@ def difference_text(difference: Difference) -> str:
     d = difference
     if d.text:
         return d.text
-    share = d.kind == "share"
-    old, new = (story.number(x, share=share) for x in (d.old, d.new))
+    old, new = (story.number(x, "share" if d.kind == "share" else "") for x in (d.old, d.new))
     text = f"{d.name}: {d.what} of the {d.kind} was {old}, is {new}"
     if d.kind == "share":
         text = f"{d.name}: {d.what} was {old}, is {new}"

@@ -95,8 +95,9 @@ def _block(block: Block, snapshot: Snapshot) -> Iterator[str]:
     measure = story.yardstick(worst)
     if measure is not None:
         measured = f"{measure.name} {measure.measured}, " if measure.measured else ""
-        source = f" ({measure.source})" if measure.source else ""
-        details.append(f"- {escape(f'{measured}threshold {measure.limit}{source}')}")
+        details.append(f"- {escape(f'{measured}threshold {measure.limit}')}")
+        if measure.source:
+            details.append(f"- why this threshold: {escape(measure.source)}")
     if worst.cause is not None:
         told = f"explained by {worst.root.rule} at {worst.root.layer}"
         details.append(f"- {escape(told)}")

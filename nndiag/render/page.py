@@ -15,8 +15,10 @@ from typing import Any
 from rich.cells import cell_len
 
 from nndiag.languages import ENGLISH, words
+from nndiag.numbers import number
 from nndiag.render import story
-from nndiag.rule import Rule, discover
+from nndiag.rule import Rule, Threshold
+from nndiag.rules import discover
 
 HEADINGS = ("What it does", "Why it matters", "When it is no fault")
 """Those that each rule's docstring has, in this order."""
@@ -49,7 +51,7 @@ def sections(module: ModuleType) -> dict[str, str]:
     found |= dict(zip(parts[::2], parts[1::2], strict=True))
     found["Example"] = f"Sick::\n{example}" if example else ""
     found["Thresholds"] = "\n".join(
-        f"- {name} = {story.number(t.value)}\n{textwrap.indent(t.source, '    ')}"
+        f"- {_value(name, t)}\n{textwrap.indent(t.source, '    ')}"
         for name, t in rule.thresholds.items()
     )
     found["Fixes"] = "\n".join(_fixes(rule))
@@ -69,7 +71,7 @@ def page(module: ModuleType, language: str = ENGLISH) -> str:
         own = _translated(module, language)
         if own and heading == HEADINGS[0]:
             _, *others = text.split("\n\n")
-            text = "\n\n".join((own["text"].strip(), *others, words(language)["english"]))
+            text = "\n\n".join((own["text"].strip(), words(language)["english"], *others))
         shown = heading if language == ENGLISH else words(language)["headings"][heading]
         lines += [shown, "-" * cell_len(shown), "", text, ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -90,7 +92,9 @@ def examples(module: ModuleType) -> tuple[str, str]:
 
 
 def _translated(module: ModuleType, language: str) -> dict[str, Any]:
-    """Its title and first paragraph in a language; nothing for another package's rule."""
+    """Its title and first paragraph in another language; nothing for another package's rule."""
+    if language == ENGLISH:
+        return {}
     found: dict[str, Any] = words(language).get("rules", {}).get(module.RULE.name, {})
     return found
 
@@ -99,8 +103,15 @@ def _docstring(module: ModuleType) -> str:
     return inspect.cleandoc(module.__doc__ or "")
 
 
+def _value(name: str, threshold: Threshold) -> str:
+    """``share = 0.75 (75 %)``: as it is set, and as reports show it."""
+    shown = f" ({number(threshold.value, 'share')})" if threshold.unit == "share" else ""
+    return f"{name} = {number(threshold.value)}{shown}"
+
+
 def _fixes(rule: Rule) -> Iterator[str]:
     for fix in rule.fixes:
-        yield "- " + " ".join(filter(None, (fix.what, fix.why, story.expectation(fix))))
+        safety = story.expectation(fix) or story.CHANGES[fix.changes]
+        yield "- " + " ".join(filter(None, (fix.what, fix.why, safety)))
         if code := fix.code() or fix.source:
             yield textwrap.indent(code, "      ")

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from nndiag.render import story
 from nndiag.render.page import page, title_of
-from nndiag.rule import Finding, discover
+from nndiag.rule import Finding
+from nndiag.rules import discover
 
 if TYPE_CHECKING:
     from nndiag.report import Report

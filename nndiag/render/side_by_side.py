@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nndiag import flow
+from nndiag.numbers import Unit
 from nndiag.pairing import SLACK, Pair, paired
 from nndiag.render import story
 from nndiag.render.picture import dead, saturated
@@ -43,8 +44,8 @@ class Row:
         """The layer and its numbers as text, old → new."""
         numbers = []
         for name, *values in zip(NUMBERS, self.before, self.after, strict=True):
-            share = name == "saturated or dead"
-            told = ("—" if math.isnan(v) else story.number(v, share=share) for v in values)
+            unit: Unit = "share" if name == "saturated or dead" else ""
+            told = ("—" if math.isnan(v) else story.number(v, unit) for v in values)
             numbers.append(_change(*told))
         return [f"{self.name} {self.op}", *numbers]
 

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING
 
 from nndiag.fixes.fix import Fix
 from nndiag.flow import plural as plural
-from nndiag.rule import (
-    NOT_SELECTED,
-    SEVERITIES,
-    Finding,
-    Rule,
-    Severity,
-    discover,
-)
+from nndiag.judge import NOT_SELECTED
+from nndiag.numbers import Unit
+from nndiag.numbers import number as number
+from nndiag.rule import SEVERITIES, Finding, Rule, Severity
+from nndiag.rules import discover
 from nndiag.stats import Snapshot
 
 if TYPE_CHECKING:
@@ -48,13 +45,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The number a verdict hangs on, the threshold it was held against, and whose that is."""
+    """The number a finding hangs on, its threshold, and why the threshold is this one."""
 
     name: str
     value: float | None
     threshold: float
     source: str = ""
-    is_share: bool = False
+    unit: Unit = ""
+    overridden: bool = False
 
     @property
     def excess(self) -> float:
@@ -67,11 +65,11 @@ class Yardstick:
 
     @property
     def measured(self) -> str:
-        return "" if self.value is None else number(self.value, share=self.is_share)
+        return "" if self.value is None else number(self.value, self.unit)
 
     @property
     def limit(self) -> str:
-        return number(self.threshold, share=self.is_share)
+        return number(self.threshold, self.unit)
 
 
 def rule_of(name: str) -> Rule | None:
@@ -88,11 +86,14 @@ def yardstick(finding: Finding) -> Yardstick | None:
     known = rule.thresholds.get(finding.measure) if rule is not None else None
     if known is None:
         return Yardstick(words(finding.measure), None, finding.threshold)
-    share, source = known.high == 1, known.source
-    if known.value != finding.threshold:
-        source = f"set for this run; the default is {number(known.value, share=share)}"
+    source = known.source
+    overridden = known.value != finding.threshold
+    if overridden:
+        source = f"set for this run; the default is {number(known.value, known.unit)}"
     value = finding.evidence.get(finding.measure)
-    return Yardstick(words(finding.measure), value, finding.threshold, source, share)
+    return Yardstick(
+        words(finding.measure), value, finding.threshold, source, known.unit, overridden
+    )
 
 
 def blocks(findings: Sequence[Finding]) -> list[Block]:
@@ -171,7 +172,7 @@ def verdict(report: Report) -> str:
     if broken:
         return f"Nothing was found, but {broken}."
     if not by_status["passed"]:
-        return "Nothing was judged: there is neither a good nor a bad word to say."
+        return "Nothing was judged: no rule could run."
     if by_status["passed"] == len(report.outcomes):
         layers = plural(len(report.snapshot.layers), "layer")
         return f"Nothing found: all {rules} passed on {layers}."
@@ -291,18 +292,6 @@ def evidence(finding: Finding) -> list[tuple[str, str]]:
 
 def words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def number(value: float, *, share: bool = False) -> str:
-    """A number as one would say it: 524,288, 61 %, 0.0123, 6.53e-12."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if share and (value == 0 or 0.001 <= value <= 1):
-        percent = f"{value * 100:.3g}"
-        return "over 99.9 %" if percent == "100" and value < 1 else f"{percent} %"
-    if value == int(value) and abs(value) < 1e9:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -124,7 +124,8 @@ def _headline(block: Block) -> Text:
 
 def _against(measure: story.Yardstick) -> str:
     measured = f"{measure.name} {measure.measured}, " if measure.value is not None else ""
-    source = f"   ({' '.join(measure.source.split())})" if measure.source else ""
+    # Why a rule has the threshold it has is on its page; what was set for this run is news.
+    source = f"   ({measure.source})" if measure.overridden else ""
     return story.printable(f"{measured}threshold {measure.limit}{source}")
 
 
@@ -137,10 +138,10 @@ def _fix(fixes: Sequence[Fix]) -> Iterator[RenderableType]:
     yield _hang("   = ", Text.assemble(("fix: ", "green"), story.printable(what)))
     code = story.lines_of_code(first)
     for line in code[:MOST_CODE]:
-        yield _hang("         ", Text(story.printable(line)))
+        yield _hang("    ", Text(story.printable(line)))
     if len(code) > MOST_CODE:
-        left = story.plural(len(code) - MOST_CODE, "line")
-        yield _hang("         ", Text(f"# and {left} more"))
+        left = story.plural(len(code) - MOST_CODE, "more line")
+        yield _hang("    ", Text(f"# and {left}"))
     if others:
         more = story.plural(len(others), "more fix", "more fixes")
         yield _hang("   = ", Text(f"{more}: see report.fixes, or the HTML report"))

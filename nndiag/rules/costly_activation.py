@@ -50,7 +50,7 @@ RULE = Rule(
     severity="note",
     about="activations",
     thresholds={
-        "times_relu": Threshold(2.0, f"measured: {MEASURED}", 1),
+        "times_relu": Threshold(2.0, f"measured: {MEASURED}", 1, unit="factor"),
     },
 )
 
@@ -69,7 +69,9 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{flow.plural(len(costly), 'activation takes', 'activations take')} up to "
             f"{times:.2g} times as long as ReLU "
             f"({', '.join(dict.fromkeys(layer.op for layer in costly))}), over {values:,.0f} "
-            "values a sample",
+            "values per sample.",
+            summary=f"{flow.plural(len(costly), 'activation')} will take up to {times:.2g} times "
+            "as long as ReLU.",
             against=("times_relu", limit),
             evidence={"times_relu": times, "values_per_sample": values},
         )

@@ -52,6 +52,7 @@ from collections.abc import Iterator
 from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
+from nndiag.numbers import number
 from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Snapshot
 
@@ -73,6 +74,7 @@ RULE = Rule(
             "derived: the variance of 8 normal samples lies within a factor 10 of the truth with "
             "probability 99.8 % (chi-square, 7 degrees of freedom)",
             1,
+            unit="factor",
         ),
         "shift": Threshold(
             0.5,
@@ -84,6 +86,7 @@ RULE = Rule(
             10.0,
             "derived: a layer fed at ten times another's scale takes a hundred times its step",
             1,
+            unit="factor",
         ),
     },
     caused_by=("non-finite", "init-scale", "exploding-gradient", "covariate-shift"),
@@ -116,12 +119,18 @@ def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         if shift <= limit.running_mean and off <= limit.running_variance:
             continue
         fresh = tracked == 0
+        wrong = f"its running mean is off by {number(shift)} standard deviations"
+        if shift <= limit.running_mean:
+            wrong = f"its running variance is off by a factor {number(off)}"
+        if fresh:
+            wrong = "it has not seen a batch in training mode"
         yield RULE.finding(
             layer,
-            f"in evaluation mode its running statistics do not fit this batch: the median "
-            "channel's "
-            f"mean is off by {shift:.2g} running standard deviations, its variance by a factor "
-            f"{off:.2g}" + ("; it has not seen a single batch in training mode" if fresh else ""),
+            "In evaluation mode its running statistics do not fit this batch. The mean of the "
+            f"median channel is off by {shift:.2g} running standard deviations, its variance by a "
+            f"factor {off:.2g}."
+            + (" It has not seen a single batch in training mode." if fresh else ""),
+            summary=f"{layer.name} will normalise wrongly: {wrong}.",
             severity="note" if fresh else "warning",
             against=(
                 "running_mean" if shift > limit.running_mean else "running_variance",
@@ -145,9 +154,11 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     least = next((s.mean for _, s in moved if s.mean > 0), shift.mean)
     yield RULE.finding(
         layer,
-        f"one update of 1 % of the weights' norm moves the means of its inputs by {shift.mean:.2g} "
-        f"standard deviations and their scale by a factor {math.exp(shift.scale):.2g}; "
-        f"{len(over)} of {len(moved)} layers move by more than {limit.shift:g}",
+        f"One update of 1 % of the weights' norm moves the means of its inputs by {shift.mean:.2g} "
+        f"standard deviations and their scale by a factor {math.exp(shift.scale):.2g}. The inputs "
+        f"of {len(over)} of {len(moved)} layers move by more than {limit.shift:g}.",
+        summary=f"One update of 1 % will move the inputs of {layer.name} by {shift.mean:.2g} "
+        "standard deviations.",
         severity="note",
         against=("shift", limit),
         fixes=(),
@@ -174,11 +185,14 @@ def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     over = [drift for drift in drifts if drift[0] >= limit.drift]
     if over:
         ratio, (smallest, first), (largest, last) = max(over, key=lambda x: x[0])
-        more = f" ({flow.plural(len(over) - 1, 'more chain')} likewise)" if len(over) > 1 else ""
+        others = flow.plural(len(over) - 1, "more chain")
+        more = f" The same holds for {others}." if len(over) > 1 else ""
         yield RULE.finding(
             first,
-            f"the scale of layer inputs drifts by a factor {ratio:.3g} along this chain, from "
-            f"{smallest:.2g} at {first.name} to {largest:.2g} at {last.name}{more}",
+            f"The scale of layer inputs differs by a factor {ratio:.3g} along this chain, from "
+            f"{smallest:.2g} at {first.name} to {largest:.2g} at {last.name}.{more}",
+            summary="Layers will learn at different speeds: the scale of their inputs differs "
+            f"{ratio:.3g}-fold.",
             severity="note",
             against=("drift", limit),
             fixes=(),

@@ -55,10 +55,9 @@ from dataclasses import replace
 from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
+from nndiag.numbers import number
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
-
-LEARNED = ops.LEARNED | {"embedding", "embedding_bag"}
 
 RATE = advice(
     "Lower the learning rate, or warm it up.",
@@ -79,6 +78,7 @@ RULE = Rule(
             'dead"; trained networks with 13 to 15 % of dead units still classify 99 % correctly',
             0,
             1,
+            "share",
         ),
         "confidence": Threshold(
             0.999,
@@ -86,6 +86,7 @@ RULE = Rule(
             "layers (Bonferroni)",
             0.5,
             1,
+            "share",
         ),
         "samples": Threshold(
             59, "derived: 0.95^59 < 5 %, so a unit active on 5 % of inputs is spared", 1
@@ -111,7 +112,7 @@ RULE = Rule(
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
     healthy: list[Finding] = []
-    constant: list[int] = []  # nodes, as bits, behind which nothing depends on the input any more
+    constant = 0  # nodes, as bits, behind which nothing depends on the input any more
     rows = [layer for layer in snapshot.layers if _can_die(snapshot, layer)]
     confidence = 1 - (1 - limit.confidence) / max(len(rows), 1)
     for layer in rows:
@@ -119,32 +120,35 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         if layer.output.nonfinite:
             yield RULE.unjudged(layer, "its outputs are not finite")
         elif flat is None or flat.open is None:
-            yield RULE.unjudged(layer, next(iter(layer.unseen), "its unit axis is not known"))
+            yield RULE.unjudged(
+                layer, next(iter(layer.unseen), "which of its axes holds the units is not known")
+            )
         elif not flat.closed:
             continue  # every unit was seen active: health needs no more samples
         elif flat.samples < limit.samples:
             bound = theory.activity_bound(flat.samples)
             yield RULE.unjudged(
                 layer,
-                f"{flow.plural(flat.closed, 'unit')} never active, but {flat.samples} samples only "
-                f"show an activity below {bound:.1%}; give {limit.samples:.0f} or more",
+                f"{flow.plural(flat.closed, 'unit was', 'units were')} never active, but with "
+                f"{flow.plural(flat.samples, 'sample')} this only shows an activity below "
+                f"{number(bound, 'share')}; give {limit.samples:.0f} samples or more",
             )
         else:
-            found = _judge(snapshot, layer, limit, confidence)
-            if any(flow.connected(snapshot, node, 1 << layer.node) for node in constant):
-                found = replace(found, suspects=(*found.suspects, RULE.name))
-            if found.severity == "error":
-                constant.append(1 << layer.node)
-            likely = found.evidence["dead_units"] <= found.evidence["healthy_bound"]
-            if found.severity == "note" and likely:
-                healthy.append(found)
+            finding = _judge(snapshot, layer, limit, confidence)
+            if constant & flow.related(snapshot, 1 << layer.node):
+                finding = replace(finding, suspects=(*finding.suspects, RULE.name))
+            if finding.severity == "error":
+                constant |= 1 << layer.node
+            by_chance = finding.evidence["dead_units"] <= finding.evidence["healthy_bound"]
+            if finding.severity == "note" and by_chance:
+                healthy.append(finding)
             else:
-                yield found
+                yield finding
     if healthy:
         worst = max(healthy, key=lambda f: f.evidence["share"])
         more = len(healthy) - 1
-        tail = f" ({flow.plural(more, 'more layer')} likewise)" if more else ""
-        yield replace(worst, message=worst.message + tail)
+        others = f" The same holds for {flow.plural(more, 'more layer')}." if more else ""
+        yield replace(worst, message=worst.message + others)
 
 
 def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
@@ -152,8 +156,7 @@ def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
     act = flow.act_of(layer)
     if act is None or act.family != "rectifier" or layer.flat is None:
         return False
-    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    return bool(before & ops.WITH_WEIGHTS)
+    return flow.has_weights_before(snapshot, layer)
 
 
 def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -> Finding:
@@ -161,9 +164,9 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
     assert flat is not None
     assert flat.open is not None
     units, dead, samples = len(flat.open), flat.closed, flat.samples
-    likeness = _likeness(snapshot, layer)
-    known = not math.isnan(likeness)
-    healthy = theory.never_active_bound(units, samples, likeness if known else 1.0, confidence)
+    correlation = _input_correlation(snapshot, layer)
+    known = not math.isnan(correlation)
+    healthy = theory.never_active_bound(units, samples, correlation if known else 1.0, confidence)
     share = dead / units
     severity: Severity = "note"
     if dead == units and flow.only_path(snapshot, layer.node):
@@ -172,23 +175,28 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
         severity = "warning"
     stuck = layer.output.units is not None and layer.output.units.mean[~flat.open].any()
     never = f"never where {layer.op} has a slope" if stuck else "never active"
+    which = f"{dead:,} of {flow.plural(units, 'unit')}"
+    they = "it is" if dead == 1 else "they are"
     message = (
-        f"{dead:,} of {flow.plural(units, 'unit')} {'was' if dead == 1 else 'were'} {never} on "
-        f"{samples:,} samples (at 95 % confidence: active on less than "
-        f"{theory.activity_bound(samples):.2g} of inputs); a random layer of this width has at "
-        f"most {healthy:,} of those"
+        f"{which} {'was' if dead == 1 else 'were'} {never} on {samples:,} samples. At 95 % "
+        f"confidence {they} active on less than {number(theory.activity_bound(samples), 'share')} "
+        f"of inputs. A random layer of this width has at most {healthy:,} such units"
+        + ("." if known else ", however similar its inputs are.")
     )
-    if not known:
-        message += ", however alike its inputs are"
     bias, spread = _bias_against_spread(snapshot, layer)
     if bias < -2 * spread:
-        message += f"; the biases before it are {bias:.2g} on average, what they shift has std "
-        message += f"{spread:.2g}"
+        message += f" The biases before it average {bias:.2g}; the values they shift have std "
+        message += f"{spread:.2g}."
+    summary = f"{which} of {layer.name} will not learn: never active on {samples:,} samples."
     if severity == "error":
-        message += "; what comes after it no longer depends on the input"
+        message += " The layers after it no longer depend on the input."
+        summary = f"The output will not depend on the input: all units of {layer.name} are dead."
+    elif severity == "note":
+        summary = f"{which} of {layer.name} may not learn: never active on {samples:,} samples."
     return RULE.finding(
         layer,
         message,
+        summary=summary,
         severity=severity,
         against=("share", limit),
         fixes=RULE.fixes if severity == "note" else (*_fixes(snapshot, layer), RATE),
@@ -196,7 +204,7 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
             "share": share,
             "dead_units": dead,
             "healthy_bound": healthy,
-            "likeness": likeness,
+            "input_correlation": correlation,
         },
     )
 
@@ -229,7 +237,7 @@ def _bias_against_spread(snapshot: Snapshot, layer: Layer) -> tuple[float, float
     return bias.value.mean, math.sqrt(float(source.output.units.variance.mean()))
 
 
-def _likeness(snapshot: Snapshot, layer: Layer) -> float:
+def _input_correlation(snapshot: Snapshot, layer: Layer) -> float:
     """Correlation of a unit's pre-activations on two inputs, were its weights random; NaN: unknown.
 
     A normalisation over the batch centres each unit, so that none is off on all of it by chance;

@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nndiag import flow
+from nndiag.numbers import number
 from nndiag.rule import Finding, Limits, Rule, Threshold
 from nndiag.stats import Snapshot
 
@@ -49,6 +50,7 @@ RULE = Rule(
             "derived: a rectifier of N(0, 1) is zero for 50 % of its inputs, a smooth one for none",
             0,
             1,
+            "share",
         ),
     },
 )
@@ -62,8 +64,10 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         yield RULE.finding(
             dense[0],
             f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) "
-            f"{'has' if len(dense) == 1 else 'have'} under {100 * limit.zero_fraction:.3g} % "
-            "zeros: every unit takes part in every output",
+            f"{'has' if len(dense) == 1 else 'have'} under {number(limit.zero_fraction, 'share')} "
+            "zeros: every unit takes part in every output.",
+            summary=f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) "
+            f"{'is' if len(dense) == 1 else 'are'} hardly ever zero.",
             against=("zero_fraction", limit),
             evidence={
                 "zero_fraction": max(layer.output.zero_fraction for layer in dense),

@@ -51,6 +51,7 @@ from collections.abc import Iterator
 from nndiag import flow, gradient_flow
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
+from nndiag.numbers import number
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
 from nndiag.stats import Snapshot
 
@@ -66,6 +67,7 @@ RULE = Rule(
             "derived: the mirror of vanishing-gradient; 10 layers of tanh with torch's recommended "
             "gain 5/3 reach 1.8, ten He layers 1.0",
             1,
+            unit="factor",
         ),
         "overflow": Threshold(
             1e4,
@@ -73,6 +75,7 @@ RULE = Rule(
             "in the "
             "first by the square of the warning's factor",
             1,
+            unit="factor",
         ),
     },
     caused_by=("non-finite", "symmetry", "init-scale", "saturation"),
@@ -103,6 +106,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         yield RULE.finding(
             path.origin,
             _message(path),
+            summary=_summary(path),
             severity="note" if path.repeated else severity,
             against=("total", limit),
             fixes=RULE.fixes
@@ -123,11 +127,24 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
 
 def _message(path: gradient_flow.GradientPath) -> str:
     steps = flow.plural(len(path.passages), "call" if path.repeated else "layer")
-    where = f"a factor {path.per_layer:.2g} for each of {steps}"
+    where = f"it grows {path.per_layer:.2g}-fold in each of {steps}"
     if path.alone is not None:
         here = path.alone
-        where = f"{here.factor:.2g} times from {here.after.name} to {here.layer.name}"
+        where = f"it grows {number(here.factor)}-fold from {here.after.name} to {here.layer.name}"
     return (
-        f"the gradient at {path.first.name} is {path.total:.2g} times that at {path.last.name}: "
-        f"{where}; {path.reason}"
+        f"The gradient at {path.first.name} is {number(path.total)} times that at "
+        f"{path.last.name}: {where}. {path.reason}"
+    )
+
+
+def _summary(path: gradient_flow.GradientPath) -> str:
+    if path.alone is not None:
+        here = path.alone
+        return (
+            f"Updates of {here.layer.name} and the layers before it will be far too large: the "
+            f"gradient grows {number(here.factor)}-fold there."
+        )
+    return (
+        f"Updates of {path.beginning.lower()} will be far too large: the gradient grows "
+        f"{path.per_layer:.2g}-fold at each of {path.steps}."
     )

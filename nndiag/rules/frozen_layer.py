@@ -52,7 +52,7 @@ RULE = Rule(
     about="parameters",
     thresholds={
         "frozen_share": Threshold(
-            0.5, "derived: where most layers are frozen, freezing is the plan", 0, 1
+            0.5, "derived: where most layers are frozen, freezing is the plan", 0, 1, "share"
         ),
         "frozen_values": Threshold(
             2 / 3,
@@ -60,6 +60,7 @@ RULE = Rule(
             "adapters and LoRA all but a few percent are frozen",
             0,
             1,
+            "share",
         ),
     },
     caused_by=("frozen-layer",),
@@ -73,8 +74,8 @@ RULE = Rule(
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     holders = {name: layer for layer in reversed(snapshot.layers) for name in _own(snapshot, layer)}
     layers = sorted({id(x): x for x in holders.values()}.values(), key=lambda x: x.node)
-    training = {x.node for x in layers if _trains(snapshot, x)}
-    frozen = [x for x in layers if x.node not in training]
+    training = flow.bits(x.node for x in layers if _trains(snapshot, x))
+    frozen = [x for x in layers if not training >> x.node & 1]
     if not frozen:
         return
     evidence = {
@@ -85,7 +86,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     if not any(p.trainable for p in snapshot.parameters):
         yield RULE.finding(
             frozen[0],
-            f"every parameter of the model is frozen ({len(snapshot.parameters)})",
+            f"All {len(snapshot.parameters)} parameters of the model are frozen.",
+            summary=f"Nothing will learn: all {len(snapshot.parameters)} parameters are frozen.",
             severity="note",
             evidence=evidence,
         )
@@ -97,14 +99,16 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     between = [
         x
         for x in frozen
-        if flow.ancestors(snapshot, x.node) & training
-        and flow.descendants(snapshot, x.node) & training
+        if flow.ancestor_bits(snapshot)[x.node] & training
+        and flow.descendant_bits(snapshot)[x.node] & training
     ]
     for layer in () if planned else between:
         what = layer.weight.name if layer.weight is not None else layer.name
         yield RULE.finding(
             layer,
-            f"{what} is frozen, with trainable layers before and behind it",
+            f"{what} is frozen, but layers before and after it train.",
+            summary=f"{layer.name} will not learn: it is frozen, but layers before and after it "
+            "train.",
             against=("frozen_share", limit),
             fixes=(*propose.unfreeze(snapshot, [layer]), *RULE.fixes[-1:]),
             evidence=evidence,
@@ -112,7 +116,9 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     if planned or not between:
         yield RULE.finding(
             frozen[0],
-            f"{len(frozen)} of {len(layers)} layers with weights are frozen",
+            f"{len(frozen)} of {len(layers)} layers with weights are frozen.",
+            summary=f"{len(frozen)} of {len(layers)} layers with weights will not learn: they are "
+            "frozen.",
             severity="note",
             against=("frozen_share", limit),
             evidence=evidence,
@@ -126,7 +132,7 @@ def _own(snapshot: Snapshot, layer: Layer) -> list[str]:
     if layer.op not in ops.LEARNED:
         return []
     owner = layer.name.partition("@")[0]
-    inside = (p for p in snapshot.parameters if p.name.startswith(f"{owner}."))
+    inside = snapshot.parameters_in.get(owner, ())
     return [p.name for p in inside if len(p.shape) > 1]
 
 

@@ -64,6 +64,7 @@ from dataclasses import dataclass, replace
 from nndiag import activations, flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
+from nndiag.numbers import number
 from nndiag.rule import SEVERITIES, Finding, Limits, Rule, Severity, Threshold
 from nndiag.stats import Layer, Snapshot
 
@@ -78,20 +79,23 @@ RULE = Rule(
             "derived: Xavier in place of He is off by √2 = 1.41, torch's default nn.Linear by √3 = "
             "1.73 (tanh) and √6 = 2.45 (ReLU)",
             1,
+            unit="factor",
         ),
         "accumulated": Threshold(
             16,
             "derived: between torch's default init with ReLU over four hidden layers, off by 2.45³ "
             "= 14.7, which trains, and Xavier with ReLU over ten, off by 1.41⁹ = 22.6",
             1,
+            unit="factor",
         ),
         "stall": Threshold(
             1000,
             "cited: He et al. 2015, section 2.2: off by 2^11 over 22 layers still converges with "
             "care, 2^15 over 30 does not; CS231n 2017 lecture 6 slide 45",
             1,
+            unit="factor",
         ),
-        "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1),
+        "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1, "share"),
     },
     caused_by=("symmetry",),
     fixes=(
@@ -137,15 +141,16 @@ class _Step:
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     notes: list[Finding] = []
     for chain in flow.chains(snapshot):
-        found = None if chain.repeated else _judge(snapshot, chain, limit)
-        if found is not None and found.severity == "note":
-            notes.append(found)
-        elif found is not None:
-            yield found
+        finding = None if chain.repeated else _judge(snapshot, chain, limit)
+        if finding is not None and finding.severity == "note":
+            notes.append(finding)
+        elif finding is not None:
+            yield finding
     if notes:
         worst = max(notes, key=lambda f: f.evidence["times"])
-        more = f" ({flow.plural(len(notes) - 1, 'more place')} likewise)" if notes[1:] else ""
-        yield replace(worst, message=worst.message + more)
+        more = flow.plural(len(notes) - 1, "more place")
+        others = f" The same holds for {more}." if notes[1:] else ""
+        yield replace(worst, message=worst.message + others)
 
 
 def _steps(snapshot: Snapshot, chain: flow.Chain) -> list[_Step]:
@@ -222,10 +227,10 @@ def _made_by_weights(snapshot: Snapshot, layer: Layer) -> float:
 def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | None:
     steps = _steps(snapshot, chain)
     both = [_judge_direction(snapshot, chain, steps, sign, limit) for sign in (1, -1)]
-    found = [f for f in both if f is not None]
+    findings = [f for f in both if f is not None]
     # One large layer among small ones does not make up for them, nor the other way round.
     return max(
-        found, key=lambda f: (-SEVERITIES.index(f.severity), f.evidence["times"]), default=None
+        findings, key=lambda f: (-SEVERITIES.index(f.severity), f.evidence["times"]), default=None
     )
 
 
@@ -266,26 +271,27 @@ def _judge_direction(
     reference = theory.reference_name(first.act)
     what = first.act.name if first.link.activation is not None else "a layer without activation"
     message = (
-        f"weights of {weight.name} are {_times(times)} too {'large' if sign > 0 else 'small'} for "
-        f"{what}: std {first.weight_std:#.3g}, {reference} gives {first.reference_std:#.3g}"
+        f"The weights {weight.name} are {_times(times)} too {'large' if sign > 0 else 'small'} for "
+        f"{what}: std {first.weight_std:#.3g}, {reference} gives {first.reference_std:#.3g}."
     )
     if len(off) > 1:
-        rest = len(off) - 1
-        message += f"; so {'is' if rest == 1 else 'are'} {rest} more of {len(steps)} layers"
+        message += f" The same holds for {len(off) - 1} more of {len(steps)} layers."
     if measure == "saturated":
-        message += f"; {saturated:.0%} of the activation's values saturate"
+        message += f" {number(saturated, 'share')} of the activation's values saturate."
     elif sign > 0 and first.saturating and accumulated > 1:
         message += (
-            f"; what enters the activations, or the gradient, is {accumulated:.3g}× too large"
+            " The inputs of the activations, or the gradients, are "
+            f"{number(accumulated, 'factor')} too large."
         )
     elif len(steps) > 1 and accumulated > 1:
-        grows = "gradients or signals grow" if sign > 0 else "the signal shrinks"
-        message += f"; over this chain {grows} {accumulated:.3g} times"
+        grow = "gradients or signals grow" if sign > 0 else "the signal shrinks"
+        message += f" Over this chain {grow} {number(accumulated)}-fold."
     slopes = sum(abs(math.log(max(s.slope, 1e-30))) for s in steps)
     by_slope = sign < 0 and slopes > sum(abs(s.off) for s in steps)
     return RULE.finding(
         first.link.layer,
         message,
+        summary=_summary(off, sign, severity, saturated if measure == "saturated" else 0.0),
         severity=severity,
         against=(measure, limit),
         fixes=(*_fixes(snapshot, off, chain, sign * ALIKE * worst),),
@@ -299,6 +305,24 @@ def _judge_direction(
             "layers": len(off),
         },
     )
+
+
+def _summary(off: list[_Step], sign: int, severity: Severity, saturated: float) -> str:
+    first = off[0]
+    times = _times(math.exp(abs(first.off)))
+    weights = (
+        f"the weights of {first.link.layer.name}"
+        if len(off) == 1
+        else f"the weights of {len(off)} layers"
+    )
+    verb = "may" if severity == "note" else "will"
+    if saturated:
+        harm = f"{number(saturated, 'share')} of the activation's values {verb} saturate"
+    elif sign > 0:
+        harm = f"Signals or gradients {verb} blow up"
+    else:
+        harm = f"The signal {verb} fade"
+    return f"{harm}: {weights} are {times} too {'large' if sign > 0 else 'small'}."
 
 
 def _accumulated(steps: list[_Step], sign: int) -> float:

@@ -49,6 +49,7 @@ Well::
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from nndiag import flow, ops
 from nndiag.fixes.fix import advice
@@ -89,7 +90,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     if snapshot.backward_error:
         yield RULE.finding(
             "(model)",
-            f"the backward pass raises, so nothing gets a gradient: {snapshot.backward_error}",
+            f"The backward pass raises, so no parameter gets a gradient: {snapshot.backward_error}",
+            summary="Nothing will learn: the backward pass raises an error.",
             severity="error",
         )
         return
@@ -100,37 +102,56 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     if trainable and len(without) == len(trainable):
         yield RULE.finding(
             "(model)",
-            f"none of the {len(trainable)} trainable parameters gets a gradient",
+            f"None of the {len(trainable)} trainable parameters gets a gradient.",
+            summary=f"Nothing will learn: none of the {len(trainable)} trainable parameters gets a "
+            "gradient.",
             severity="error",
             evidence={"parameters": len(trainable)},
             suspects=() if all(map(_none, trainable)) else None,
         )
         return
     users = _users(snapshot, without)
-    stops = _silent(snapshot)
+    silent = _silence(snapshot)
     cut = {row.node: row for p in without if _none(p) for row in users[p.name]}
+    cut_bits = flow.bits(cut)
     for p in without:
         rows = users[p.name]
         location = next((row.location for row in rows if row.location), None)
         if _none(p):
             severity: Severity = "warning"
-            stopped = _stops(snapshot, rows, cut) if p.used else "it is never used"
-            why = f"its gradient is None: {stopped}"
+            stopped = _stops(snapshot, rows, cut, cut_bits) if p.used else "it is never used"
+            why, summary = (
+                f"Its gradient is None: {stopped}.",
+                f"{p.name} will not learn: {stopped}.",
+            )
             skipped = _never_called(snapshot, p.name)
             if skipped:
-                why = f"its gradient is None: {skipped} was never called"
+                never = f"{skipped} was never called"
+                why, summary = (
+                    f"Its gradient is None: {never}",
+                    f"{p.name} will not learn: {never}.",
+                )
                 if _has_called_sibling(snapshot, skipped):
-                    severity, why = "note", why + " in this run, its neighbours in the list were"
+                    severity, why = "note", why + " in this run; its neighbours in the list were"
                 elif snapshot.environment is not None and snapshot.environment.mode == "eval":
                     severity, why = "note", why + " in evaluation mode"
+                why += "."
             # Values make gradients zero; None is how the program is written.
-            yield RULE.finding(p, why, severity=severity, location=location, suspects=(RULE.name,))
-        elif not _by_construction(snapshot, p, rows, stops):
+            yield RULE.finding(
+                p,
+                why,
+                summary=summary,
+                severity=severity,
+                location=location,
+                suspects=(RULE.name,),
+            )
+        elif not _by_construction(snapshot, p, rows, silent):
             cancels = _cancels(snapshot, p, rows)
             yield RULE.finding(
                 p,
-                f"its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries"
+                f"Its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries."
                 + _why_zero(rows, cancels),
+                summary=f"{p.name} will not learn: its gradient is exactly zero.",
                 severity="note" if cancels else "warning",
                 location=location,
                 evidence={"gradient_entries": p.grad.count if p.grad else 0},
@@ -159,26 +180,35 @@ def _users(snapshot: Snapshot, parameters: list[Parameter]) -> dict[str, list[La
         owner = p.name
         while p.name not in used and owner and not _never_called(snapshot, p.name):
             owner = owner.rpartition(".")[0]
-            within = [x for x in snapshot.layers if _within(x.name, owner)]
-            own = [x for x in within if x.name.partition("@")[0] == owner]
-            if within:
-                used[p.name] = own or within[:1]
+            if owner in _homes(snapshot):
+                used[p.name] = _homes(snapshot)[owner]
     return {p.name: used.get(p.name, []) for p in parameters}
 
 
-def _within(name: str, module: str) -> bool:
-    return not module or name == module or name.startswith(tuple(f"{module}{c}" for c in "./@"))
+@flow.once
+def _homes(snapshot: Snapshot) -> dict[str, list[Layer]]:
+    """By the name of a module its own rows, or else the first row inside it."""
+    own: dict[str, list[Layer]] = {}
+    first = {"": list(snapshot.layers[:1])} if snapshot.layers else {}
+    for layer in snapshot.layers:
+        own.setdefault(layer.name.partition("@")[0], []).append(layer)
+        for end, letter in enumerate(f"{layer.name}."):
+            if letter in "./@":
+                first.setdefault(layer.name[:end], [layer])
+    return {module: own.get(module, rows) for module, rows in first.items()}
 
 
-def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer]) -> str:
+def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer], cut_bits: int) -> str:
     """Where the gradient that does not arrive at these rows gets lost."""
     if not rows:
         return "it takes no part in the loss"
-    after = {n for row in rows for n in (row.node, *flow.descendants(snapshot, row.node))}
-    if not after & set(snapshot.outputs):
-        return "its output does not reach the model's"
-    last = cut[max(after & cut.keys())].name
-    return f"none comes back to {last}: the path is cut there (detach, no_grad, .data, argmax)"
+    after = flow.bits(row.node for row in rows)
+    for row in rows:
+        after |= flow.descendant_bits(snapshot)[row.node]
+    if not after & flow.bits(snapshot.outputs):
+        return "the model's output does not depend on it"
+    last = cut[(after & cut_bits).bit_length() - 1].name
+    return f"none comes back to {last}, so it is cut off there (detach, no_grad, .data, argmax)"
 
 
 def _silent(snapshot: Snapshot) -> frozenset[int]:
@@ -221,22 +251,35 @@ def _is_zero(layer: Layer | None) -> bool:
     return layer is not None and layer.output.zeros == layer.output.total > 0
 
 
-def _by_construction(
-    snapshot: Snapshot, p: Parameter, rows: list[Layer], stops: frozenset[int]
-) -> bool:
+@dataclass(frozen=True)
+class _Silence:
+    """Nodes whose own weight lets no gradient pass."""
+
+    stops: frozenset[int]
+    ways_out: list[bool]  # for each node, whether a way leads past them to an output
+    sick: int  # those of them (as bits) that are no head, no scale and no end of a branch
+
+
+def _silence(snapshot: Snapshot) -> _Silence:
+    stops = _silent(snapshot)
+    sick = (n for n in stops if not _is_benign(snapshot, n))
+    return _Silence(stops, flow.ways_out(snapshot, stops), flow.bits(sick))
+
+
+def _by_construction(snapshot: Snapshot, p: Parameter, rows: list[Layer], silent: _Silence) -> bool:
     if not rows:
         return False
+    stops = silent.stops
     for row in rows:
         is_bias = row.weight is not None and row.weight.bias == p.name
         before_norm = is_bias and any(
             snapshot.nodes[n].op in ops.NORMS for n in flow.users(snapshot, row.node)
         )
-        starts_at_zero = bool(stops - {row.node}) and flow.blocked(
-            snapshot, row.node, stops - {row.node}
-        )
+        others = len(stops) - (row.node in stops)
+        starts_at_zero = others > 0 and not silent.ways_out[row.node]
         behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in ops.NORMS
         if not (before_norm or behind_zero) and not (
-            starts_at_zero and _ends_benign(snapshot, row, stops)
+            starts_at_zero and not flow.descendant_bits(snapshot)[row.node] & silent.sick
         ):
             return False
     return True
@@ -255,34 +298,48 @@ def _cancels(snapshot: Snapshot, p: Parameter, rows: list[Layer]) -> bool:
 
 def _why_zero(rows: list[Layer], cancels: bool) -> str:
     if cancels:
-        return "; it cancels over the batch: a constant does not change the loss"
+        return " It cancels over the batch: a constant does not change the loss."
     read = [row.input for row in rows if row.input is not None]
     if rows and len(read) == len(rows) and all(x.zeros == x.total for x in read):
-        return "; what it reads is zero on every sample"
+        return " The layer's input is zero on every sample."
     return ""
 
 
-def _ends_benign(snapshot: Snapshot, row: Layer, stops: frozenset[int]) -> bool:
-    """Whether the zero weight behind it is a head, a scale, or the end of a residual branch.
+def _is_benign(snapshot: Snapshot, node: int) -> bool:
+    """Whether a zero weight is a head, a scale, or the end of a residual branch.
 
     Zero weights in a layer that everything passes are symmetry's to report.
     """
-    for node in flow.descendants(snapshot, row.node) & stops:
-        layer = snapshot.layer_at(node)
-        if layer is None or layer.op in ops.NORMS:
-            continue
-        if flow.leads_on(snapshot, layer) and flow.only_path(snapshot, node):
-            return False
-    return True
+    layer = snapshot.layer_at(node)
+    if layer is None or layer.op in ops.NORMS:
+        return True
+    return not (flow.leads_on(snapshot, layer) and flow.only_path(snapshot, node))
 
 
 def _never_called(snapshot: Snapshot, parameter: str) -> str:
-    return next((m for m in snapshot.never_called if parameter.startswith(f"{m}.")), "")
+    """The module around it that was never called, of several the first on the list."""
+    order = _order_of_never_called(snapshot)
+    around = (parameter[:end] for end, letter in enumerate(parameter) if letter == ".")
+    return min((module for module in around if module in order), key=order.__getitem__, default="")
+
+
+@flow.once
+def _order_of_never_called(snapshot: Snapshot) -> dict[str, int]:
+    return {module: index for index, module in enumerate(snapshot.never_called)}
 
 
 def _has_called_sibling(snapshot: Snapshot, module: str) -> bool:
     """Whether it is an element of a list another element of which ran: LayerDrop, experts."""
     folder = module.rpartition(".")[0]
-    return folder in snapshot.lists and any(
-        layer.name.startswith(f"{folder}.") for layer in snapshot.layers
+    return folder in snapshot.lists and folder in _folders(snapshot)
+
+
+@flow.once
+def _folders(snapshot: Snapshot) -> frozenset[str]:
+    """The modules inside which something has a row."""
+    return frozenset(
+        layer.name[:end]
+        for layer in snapshot.layers
+        for end, letter in enumerate(layer.name)
+        if letter == "."
     )

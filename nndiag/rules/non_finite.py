@@ -92,19 +92,19 @@ RULE = Rule(
         ),
     ),
 )
-STOPPED = "; it stops there, as at a ReLU's zeros: no parameter's gradient has it"
-MASKED = "; nothing behind it does, so it looks like a mask"
+STOPPED = " It goes no further, as at the zeros of a ReLU: no parameter's gradient has it."
+MASKED = " It reaches no later layer, so it looks like a mask."
 
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
-    found = list(_values(snapshot))
-    yield from found
-    if not any(f.severity == "error" for f in found):
+    findings = list(_values(snapshot))
+    yield from findings
+    if not any(f.severity == "error" for f in findings):
         yield from _gradients(snapshot)
 
 
 def _values(snapshot: Snapshot) -> Iterator[Finding]:
-    sick = {layer.node for layer in snapshot.layers if layer.output.nonfinite}
+    sick = flow.bits(layer.node for layer in snapshot.layers if layer.output.nonfinite)
     lost = snapshot.loss.kind != "none" and not math.isfinite(snapshot.loss.value)
     blamed = False
     for name, stats in snapshot.inputs.items():
@@ -113,7 +113,8 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
             blamed |= harm
             yield RULE.finding(
                 name,
-                f"the input holds {_count(stats)}" + ("" if harm else MASKED),
+                f"The input holds {_count(stats)}." + ("" if harm else MASKED),
+                summary=_summary(f"the input {name} holds", stats, bool(harm)),
                 severity="error" if harm else "note",
                 fixes=CLEAN if harm else (),
                 evidence=_evidence(stats),
@@ -126,23 +127,24 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
             *propose.reset(snapshot, parameters),
             *RELOAD[1:],
         )
-        yield _parameters(parameters, "the parameter holds", lambda p: p.value, fixes)
+        yield _parameters(parameters, "The parameter holds", lambda p: p.value, fixes)
     if blamed or parameters:
         return
     origins = [
         layer
         for layer in snapshot.layers
         if layer.output.nonfinite
-        and not flow.ancestors(snapshot, layer.node) & sick
-        and not _told_within(snapshot, layer)
+        and not flow.ancestor_bits(snapshot)[layer.node] & sick
+        and not _is_reported_within(snapshot, layer)
     ]
     for layer in origins:
-        behind = flow.descendants(snapshot, layer.node) & sick
+        behind = flow.descendant_bits(snapshot)[layer.node] & sick
         masks = layer.op not in ops.LEARNED and layer.op not in ops.NORMS
         harm = not masks or bool(behind) or lost or any(_sick_gradients(snapshot))
         yield RULE.finding(
             layer,
-            _origin(snapshot, layer, len(sick)) + ("" if harm else MASKED),
+            _origin(snapshot, layer, sick.bit_count()) + ("" if harm else MASKED),
+            summary=_summary(f"the output of {layer.name} holds", layer.output, harm),
             severity="error" if harm else "note",
             fixes=RULE.fixes if harm else (),
             evidence=_evidence(layer.output),
@@ -150,18 +152,19 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
     if lost and not origins:
         yield RULE.finding(
             "(loss)",
-            f"the loss ({snapshot.loss.kind}) is {snapshot.loss.value}, though every layer's "
-            "output is finite",
+            f"The loss ({snapshot.loss.kind}) is {snapshot.loss.value}, although every layer's "
+            "output is finite.",
+            summary=f"Training will fail: the loss is {snapshot.loss.value}.",
         )
 
 
-def _told_within(snapshot: Snapshot, layer: Layer) -> bool:
+def _is_reported_within(snapshot: Snapshot, layer: Layer) -> bool:
     """Whether it is a module around the call that made it: that has a row of its own."""
     call = snapshot.layer_at(layer.node)
     return call is not None and call is not layer and call.output.nonfinite > 0
 
 
-def _spreads(snapshot: Snapshot, name: str, sick: set[int]) -> bool:
+def _spreads(snapshot: Snapshot, name: str, sick: int) -> bool:
     """Whether a layer has what an input holds, with no layer of finite outputs between them."""
     inputs = [i for i, node in enumerate(snapshot.nodes) if node.op == "input"]
     start = dict(zip(snapshot.inputs, inputs, strict=False)).get(name)
@@ -169,7 +172,7 @@ def _spreads(snapshot: Snapshot, name: str, sick: set[int]) -> bool:
     seen: set[int] = set()
     while todo:
         node = todo.pop()
-        if node in sick:
+        if sick >> node & 1:
             return True
         if node not in seen and snapshot.nodes[node].layer < 0:
             todo += snapshot.consumers[node]
@@ -179,19 +182,23 @@ def _spreads(snapshot: Snapshot, name: str, sick: set[int]) -> bool:
 
 def _origin(snapshot: Snapshot, layer: Layer, sick: int) -> str:
     stats = layer.output
-    text = f"its output holds {_count(stats)}"
+    text = f"Its output holds {_count(stats)}."
     if stats.count:
         largest = max(abs(stats.min), abs(stats.max))
         end = LARGEST.get(layer.dtype)
         if end and stats.inf and largest > 1e-3 * end:
-            text += f"; its largest finite value is {largest:.3g}, {layer.dtype} ends at {end:.3g}"
+            text += (
+                f" Its largest finite value is {largest:.3g}; the largest that {layer.dtype} can "
+                f"hold is {end:.3g}."
+            )
     op = flow.source_op(snapshot, layer)
     if layer.input is not None and layer.input.nonfinite:
-        text += f"; so does what it reads (made by {op.lstrip('?')})"
+        text += f" Its input is not finite either (made by {op.lstrip('?')})."
     else:
-        text += "; everything before it is finite"
+        text += " Everything before it is finite."
     if sick > 1:
-        text += f"; {sick - 1} more layers have it from there or beside it"
+        more = flow.plural(sick - 1, "more layer is", "more layers are")
+        text += f" {more} not finite either."
     return text
 
 
@@ -201,22 +208,23 @@ def _sick_gradients(snapshot: Snapshot) -> Iterator[Layer]:
 
 def _gradients(snapshot: Snapshot) -> Iterator[Finding]:
     sick = list(_sick_gradients(snapshot))
-    nodes = {layer.node for layer in sick}
+    nodes = flow.bits(layer.node for layer in sick)
     parameters = [p for p in snapshot.parameters if p.grad is not None and p.grad.nonfinite]
     for layer in sick:
         assert layer.grad is not None
-        if not flow.descendants(snapshot, layer.node) & nodes:
-            harm = parameters or flow.ancestors(snapshot, layer.node) & nodes
+        if not flow.descendant_bits(snapshot)[layer.node] & nodes:
+            harm = parameters or flow.ancestor_bits(snapshot)[layer.node] & nodes
             yield RULE.finding(
                 layer,
-                f"the gradient of its output holds {_count(layer.grad)}, though all outputs "
-                "are finite" + ("" if harm else STOPPED),
+                f"The gradient of its output holds {_count(layer.grad)}, although all outputs "
+                "are finite." + ("" if harm else STOPPED),
+                summary=_summary(f"the gradient at {layer.name} holds", layer.grad, bool(harm)),
                 severity="error" if harm else "note",
                 fixes=BACKWARD if harm else (),
                 evidence=_evidence(layer.grad),
             )
     if parameters and not sick:
-        yield _parameters(parameters[::-1], "its gradient holds", lambda p: p.grad, BACKWARD)
+        yield _parameters(parameters[::-1], "Its gradient holds", lambda p: p.grad, BACKWARD)
 
 
 def _parameters(
@@ -227,18 +235,28 @@ def _parameters(
 ) -> Finding:
     stats = of(sick[0])
     assert stats is not None
-    more = flow.plural(len(sick) - 1, "more parameter")
+    others = flow.plural(len(sick) - 1, "more parameter")
+    more = f" The same holds for {others}." if sick[1:] else ""
+    whose = sick[0].name if stats is sick[0].value else f"the gradient of {sick[0].name}"
     return RULE.finding(
         sick[0],
-        f"{what} {_count(stats)}" + (f"; so it is for {more}" if sick[1:] else ""),
+        f"{what} {_count(stats)}.{more}",
+        summary=_summary(f"{whose} holds", stats, True),
         fixes=fixes,
         evidence=_evidence(stats),
     )
 
 
+def _summary(what: str, stats: TensorStats, harm: bool) -> str:
+    if harm:
+        return f"Training will fail: {what} {_count(stats)}."
+    return f"{what[0].upper()}{what[1:]} {_count(stats)}; they go no further."
+
+
 def _count(stats: TensorStats) -> str:
-    parts = [f"{n:,} {what}" for n, what in ((stats.nan, "NaN"), (stats.inf, "infinite")) if n]
-    return f"{' and '.join(parts)} of {stats.total:,} values"
+    parts = [f"{stats.nan:,} NaN"] if stats.nan else []
+    parts += [flow.plural(stats.inf, "infinity", "infinities")] if stats.inf else []
+    return f"{' and '.join(parts)} among {flow.plural(stats.total, 'value')}"
 
 
 def _evidence(stats: TensorStats) -> dict[str, float]:

@@ -76,6 +76,7 @@ RULE = Rule(
             "probability 2^(1-d); half of all rows is far from that for any d",
             0,
             1,
+            "share",
         ),
         "fan_in": Threshold(
             8, "derived: below 8 inputs one sign is no rarity (2^(1-8) = 0.8 %)", 1
@@ -113,9 +114,11 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         layer, ratio = max(noted, key=lambda item: item[1])
         yield RULE.finding(
             noted[0][0],
-            f"{flow.plural(len(noted), 'hidden activation')} with units off zero: the mean of a "
-            f"unit lies up to {ratio:.2g} of its standard deviations from it ({layer.op}, at "
-            f"{layer.name})",
+            f"The units of {flow.plural(len(noted), 'hidden activation')} are not zero-centered: "
+            f"their means lie up to {ratio:.2g} standard deviations from zero ({layer.op}, at "
+            f"{layer.name}).",
+            summary="Updates may take a longer way: units have means up to "
+            f"{ratio:.2g} standard deviations from zero.",
             severity="note",
             against=("ratio", limit),
             fixes=(),
@@ -129,8 +132,10 @@ def _warn(
     width = len(layer.output.units) if layer.output.units is not None else 1
     return RULE.finding(
         layer,
-        f"the means of its units are {ratio:.2g} standard deviations from zero: in the next layer "
-        f"the weight gradients of {one:,} of {flow.plural(of, 'unit')} all have one sign",
+        f"The means of its units are {ratio:.2g} standard deviations from zero. In the next layer "
+        f"the weight gradients of {one:,} of {flow.plural(of, 'unit')} all have one sign.",
+        summary=f"Updates will zig-zag: after {layer.name}, the weight gradients of {one:,} of "
+        f"{flow.plural(of, 'unit')} all have one sign.",
         against=("one_sign", limit),
         fixes=(
             *propose.swap(
@@ -181,11 +186,10 @@ def _centred_in_training(snapshot: Snapshot, layer: Layer) -> bool:
 def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:
     """Of the units of the weight layers that read this one: whose gradients have one sign."""
     one = of = 0
-    for node in flow.descendants(snapshot, layer.node):
-        row = snapshot.layer_at(node)
-        if row is None or row.weight is None or row.weight.fan_in < limit.fan_in:
+    for row in flow.readers(snapshot).get(layer.node, ()):
+        if row.weight is None or row.weight.fan_in < limit.fan_in:
             continue
-        if flow.source_node(snapshot, row) != layer.node or _centred_in_training(snapshot, row):
+        if _centred_in_training(snapshot, row):
             continue
         parameter = snapshot.parameter.get(row.weight.name)
         if parameter is not None:

@@ -57,6 +57,7 @@ from collections.abc import Iterator
 from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
+from nndiag.numbers import number
 from nndiag.rule import Finding, Limits, Rule, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot
 
@@ -88,6 +89,7 @@ RULE = Rule(
             "tanh layers that classify well reach 60 %",
             0,
             1,
+            "share",
         ),
         "units": Threshold(
             0.40,
@@ -95,6 +97,7 @@ RULE = Rule(
             "as a dead one",
             0,
             1,
+            "share",
         ),
         "samples": Threshold(
             59, "derived: 0.95^59 < 5 %, so a unit unsaturated on 5 % of inputs is spared", 1
@@ -155,27 +158,39 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
     if share < limit.share and closed <= limit.units:
         return
     if count < limit.values:
-        yield RULE.unjudged(layer, f"{flow.plural(count, 'value')} are too few for a share")
+        few = flow.plural(count, "value is too few", "values are too few")
+        yield RULE.unjudged(layer, f"{few}; give {limit.values:.0f} or more")
         return
-    before = {snapshot.nodes[n].op for n in flow.ancestors(snapshot, layer.node)}
-    what = flow.role(snapshot, layer) if before & ops.WITH_WEIGHTS else "input"
-    where = {
-        "gate": " (a gate)",
-        "output": " (the model's output)",
-        "input": " (with no weights before it)",
-    }.get(what, "")
+    what = flow.role(snapshot, layer) if flow.has_weights_before(snapshot, layer) else "input"
     message = (
-        f"{saturated:,} of {count:,} values ({share:.0%}) lie where the slope of {layer.op} is "
-        f"under 5 % of its maximum{where}"
+        f"{saturated:,} of {count:,} values ({number(share, 'share')}) are saturated: the slope of "
+        f"{layer.op} is under 5 % of its maximum there."
     )
     if units:
+        are = "is" if flat.closed == 1 else "are"
         message += (
-            f"; {flat.closed:,} of {flow.plural(units, 'unit')} on all of {flat.samples:,} samples"
+            f" {flat.closed:,} of {flow.plural(units, 'unit')} {are} saturated on all "
+            f"{flat.samples:,} samples."
         )
     std = layer.input.std if layer.input is not None else float("nan")
+    message += f" Its inputs have std {std:.3g}."
+    message += {
+        "gate": " It is a gate.",
+        "output": " It is the model's output.",
+        "input": " No weights come before it.",
+    }.get(what, "")
+    if what != "hidden":
+        summary = f"Hardly any gradient passes {layer.name}: "
+    else:
+        summary = f"The weights before {layer.name} will hardly learn: "
+    if share >= limit.share:
+        summary += f"{number(share, 'share')} of its values are saturated."
+    else:
+        summary += f"{number(closed, 'share')} of its units are saturated on every sample."
     yield RULE.finding(
         layer,
-        f"{message}; its inputs have std {std:.3g}",
+        message,
+        summary=summary,
         severity="warning" if what == "hidden" else "note",
         against=("share" if share >= limit.share else "units", limit),
         fixes=(*_fixes(snapshot, layer),) if what == "hidden" else RULE.fixes,
@@ -219,7 +234,8 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
     if not rows or one_hot / rows < limit.share:
         return
     if rows < limit.values:
-        yield RULE.unjudged(layer, f"{flow.plural(int(rows), 'row')} are too few for a share")
+        few = flow.plural(int(rows), "row is too few", "rows are too few")
+        yield RULE.unjudged(layer, f"{few}; give {limit.values:.0f} or more")
         return
     users = {snapshot.nodes[n].op for n in flow.users(snapshot, layer.node)}
     attention = layer.op not in ops.SOFTMAXES or users & ops.CONTRACTIONS
@@ -227,8 +243,10 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
     hidden = (attention or users & ops.LEARNED) and layer.op != "gumbel_softmax"
     yield RULE.finding(
         layer,
-        f"{one_hot:,.0f} of {rows:,.0f} {'attention ' if attention else ''}rows are one-hot "
-        "(largest entry over 0.987): their softmax passes almost no gradient",
+        f"{one_hot:,.0f} of {rows:,.0f} {'attention ' if attention else ''}rows are one-hot: their "
+        "largest entry is over 0.987. Their softmax passes almost no gradient.",
+        summary=f"Hardly any gradient will pass the softmax of {layer.name}: "
+        f"{number(one_hot / rows, 'share')} of its rows are one-hot.",
         severity="warning" if hidden else "note",
         against=("share", limit),
         fixes=(*_softer(snapshot, layer), *SOFTMAX_FIXES),
@@ -253,12 +271,18 @@ def _gates(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]
     name = max(shares, key=lambda n: (n in CANDIDATES and shares[n] >= limit.share, shares[n]))
     if shares[name] < limit.share:
         return
-    each = ", ".join(f"{n} {share:.0%}" for n, share in shares.items())
+    each = ", ".join(f"{n} {number(share, 'share')}" for n, share in shares.items())
+    saturated = f"{number(shares[name], 'share')} of the {name} values"
+    if name in CANDIDATES:
+        summary = f"Hardly any gradient will pass {layer.name}: {saturated} are saturated."
+    else:
+        summary = f"A gate of {layer.name} is always open or shut: {saturated} are saturated."
     yield RULE.finding(
         layer,
-        f"{shares[name]:.0%} of the {name} values of this {layer.kind} lie where the slope of "
-        f"their {'tanh' if name in CANDIDATES else 'sigmoid (a gate)'} is under 5 % of its "
-        f"maximum; shares by gate: {each}",
+        f"{saturated} of this {layer.kind} are saturated: the slope of their "
+        f"{'tanh' if name in CANDIDATES else 'sigmoid (a gate)'} is under 5 % of its maximum "
+        f"there. Shares by gate: {each}.",
+        summary=summary,
         severity="warning" if name in CANDIDATES else "note",
         against=("share", limit),
         fixes=(

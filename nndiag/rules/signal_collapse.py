@@ -51,6 +51,7 @@ from collections.abc import Iterator
 from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
+from nndiag.numbers import number
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Layer, Snapshot, TensorStats
 
@@ -70,6 +71,7 @@ RULE = Rule(
             "0.20 at 30 (arc-cosine kernel, Cho & Saul 2009); sigmoid falls below 0.01 at layer 5",
             0,
             1,
+            "share",
         ),
         "gone": Threshold(
             1e-4,
@@ -77,6 +79,7 @@ RULE = Rule(
             "bfloat16 and float16 can tell apart",
             0,
             1,
+            "share",
         ),
         "samples": Threshold(
             8,
@@ -146,18 +149,20 @@ def _finding(snapshot: Snapshot, collapsed: list[tuple[Layer, float]], limit: Li
     severity: Severity = "error" if least < limit.gone else "warning"
     output = layer.output
     message = (
-        f"its outputs hardly depend on the input: across samples they vary by {output.spread:.2g}, "
-        f"across units and samples by {output.std:.2g}"
+        f"Its outputs hardly depend on the input: they vary by {output.spread:.2g} across samples "
+        f"and by {output.std:.2g} across units and samples."
     )
     if len(collapsed) > 1:
         last = collapsed[-1][0]
         message += (
-            f"; {len(collapsed) - 1} layers after it likewise, down to {last.output.spread:.2g} "
-            f"at {last.name}"
+            f" The same holds for {flow.plural(len(collapsed) - 1, 'layer')} after it, down to "
+            f"{last.output.spread:.2g} at {last.name}."
         )
     return RULE.finding(
         layer,
         message,
+        summary=f"The output will hardly depend on the input: only {number(share, 'share')} of the "
+        f"variation at {layer.name} is between samples.",
         severity=severity,
         against=("share", limit),
         fixes=(*_fixes(snapshot, [layer for layer, _ in collapsed]), *RULE.fixes[-1:]),

@@ -62,7 +62,7 @@ RULE = Rule(
     uses=("gradients",),
     thresholds={
         "share": Threshold(
-            0.1, "derived: a tenth of a layer's units lost; a stray pair is a note", 0, 1
+            0.1, "derived: a tenth of a layer's units lost; a stray pair is a note", 0, 1, "share"
         ),
     },
     caused_by=("non-finite", "symmetry"),
@@ -78,13 +78,14 @@ RULE = Rule(
 
 
 def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
-    found = list(_all(snapshot, limit))
-    yield from (f for f in found if f.severity != "note")
-    notes = [f for f in found if f.severity == "note"]
+    findings = list(_all(snapshot, limit))
+    yield from (f for f in findings if f.severity != "note")
+    notes = [f for f in findings if f.severity == "note"]
     if notes:
         worst = max(notes, key=lambda f: f.evidence["share"])
-        more = f" ({flow.plural(len(notes) - 1, 'more layer')} likewise)" if notes[1:] else ""
-        yield replace(worst, message=worst.message + more)
+        more = flow.plural(len(notes) - 1, "more layer")
+        others = f" The same holds for {more}." if notes[1:] else ""
+        yield replace(worst, message=worst.message + others)
 
 
 def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
@@ -119,40 +120,59 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
     elif same > p.duplicate_units:
         text += f"the same weights, all {p.value.min:.3g}; only their biases differ"
     else:
-        text += "the same weights and bias" + ("" if constant else " as another")
+        text += "the same weights and bias" + ("" if constant else " as another unit")
+    text += "."
     kept = p.duplicate_kept if known else 0
     lost = kept >= max(limit.share * units, 2) and p.zero_units < same
-    calls = frozenset(x.node for x in snapshot.layers if x.weight and x.weight.name == p.name)
-    one = constant and not _grouped(layer, p) and flow.only_way(snapshot, calls)
+    one = (
+        constant
+        and not _grouped(layer, p)
+        and flow.only_way(snapshot, flow.calls(snapshot)[p.name])
+    )
     severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
+    summary = f"{same} of {flow.plural(units, 'unit')} of {layer.name} start equal."
     if not known:
-        text += "; whether gradients keep them equal was not seen"
+        text += " No gradients were measured that would show whether they stay equal."
     elif kept >= 2:
-        text += f", and the same gradients: {kept} of them stay equal for ever"
+        text += f" The gradients of {kept} of them are the same, too, so they will stay equal."
+        summary = f"{kept} of {flow.plural(units, 'unit')} of {layer.name} will stay equal."
     elif severity == "note":
-        text += "; their gradients differ, so the first update tells them apart"
+        text += " Their gradients differ, so the first update makes them differ."
+    elif p.zero_units == units:
+        text += " Their gradients differ, but for now nothing passes the layer."
     else:
-        text += "; their gradients differ, but until updates have told them apart " + (
-            "nothing passes" if p.zero_units == units else "they are worth one"
-        )
-    yield _finding(snapshot, layer, text, severity, same, kept, units, p.zero_units, limit)
+        text += " Their gradients differ, but for now all of them compute the same value"
+        text += ", apart from their bias." if same > p.duplicate_units else "."
+    if severity != "note" and kept < 2:
+        summary = f"{layer.name} works as one unit for now: its {units} units start equal."
+        if p.zero_units == units:
+            summary = f"Nothing will pass {layer.name} for now: all its weights are zero."
+    yield _finding(snapshot, layer, text, summary, severity, same, kept, units, p.zero_units, limit)
 
 
 def _tokens(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
     p = snapshot.parameter.get(layer.weight.name if layer.weight is not None else "")
     if p is not None and _constant(p) and flow.only_path(snapshot, layer.node):
-        text = f"its weights are all {p.value.min:.3g}: every token has the same vector"
+        text = f"Its weights are all {p.value.min:.3g}, so every token has the same vector."
+        summary = f"{layer.name} cannot tell tokens apart: its weights are all {p.value.min:.3g}."
         yield _finding(
-            snapshot, layer, text, "warning", p.shape[0], 0, p.shape[0], p.zero_units, limit
+            snapshot,
+            layer,
+            text,
+            summary,
+            "warning",
+            p.shape[0],
+            0,
+            p.shape[0],
+            p.zero_units,
+            limit,
         )
 
 
 def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
     """Recurrent layers and attention: only where every matrix inside is constant."""
     owner = layer.name.partition("@")[0]
-    matrices = [
-        p for p in snapshot.parameters if p.name.startswith(f"{owner}.") and len(p.shape) > 1
-    ]
+    matrices = [p for p in snapshot.parameters_in.get(owner, ()) if len(p.shape) > 1]
     if not matrices or not all(_constant(p) for p in matrices):
         return
     if not flow.leads_on(snapshot, layer):
@@ -160,23 +180,22 @@ def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding
     rows = sum(p.shape[0] for p in matrices)
     kept = sum(p.duplicate_kept for p in matrices if p.grad is not None)
     zero = sum(p.zero_units for p in matrices)
-    text = f"all {len(matrices)} of its weight matrices are constant"
+    text = f"All {len(matrices)} of its weight matrices are constant"
     if kept == rows:
-        yield _finding(
-            snapshot,
-            layer,
-            text + ", and so are their gradients: its units stay equal for ever",
-            "error", rows, kept, rows, zero, limit,
-        )  # fmt: skip
+        text += ", and so are their gradients: its units will stay equal."
+        summary = f"All units of {layer.name} will stay equal: its weights are constant."
+        yield _finding(snapshot, layer, text, summary, "error", rows, kept, rows, zero, limit)
     elif flow.only_path(snapshot, layer.node):
-        text += ": its units are worth one until updates have told them apart"
-        yield _finding(snapshot, layer, text, "warning", rows, kept, rows, zero, limit)
+        text += ": all its units compute the same value for now."
+        summary = f"{layer.name} works as one unit for now: its weights are constant."
+        yield _finding(snapshot, layer, text, summary, "warning", rows, kept, rows, zero, limit)
 
 
 def _finding(
     snapshot: Snapshot,
     layer: Layer,
     text: str,
+    summary: str,
     severity: Severity,
     same: int,
     kept: int,
@@ -187,6 +206,7 @@ def _finding(
     return RULE.finding(
         layer,
         text,
+        summary=summary,
         severity=severity,
         against=("share", limit),
         fixes=RULE.fixes if severity == "note" else (*propose.redraw(snapshot, [layer]),),

@@ -57,6 +57,7 @@ from collections.abc import Iterator
 from nndiag import flow, gradient_flow
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
+from nndiag.numbers import number
 from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
 from nndiag.stats import Snapshot
 
@@ -88,6 +89,7 @@ RULE = Rule(
             "1/√3) pass (1/2 · 1/√3)³ = 1/42 and train; a factor 2.4 of room for chance",
             0,
             1,
+            "share",
         ),
         "stall": Threshold(
             1e-4,
@@ -96,6 +98,7 @@ RULE = Rule(
             "converge and 30 layers (2^-15 = 3.1e-5) stall completely",
             0,
             1,
+            "share",
         ),
         "steps": Threshold(
             4,
@@ -130,6 +133,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         yield RULE.finding(
             path.origin,
             _message(path),
+            summary=_summary(path, severity),
             severity="note" if path.repeated else severity,
             against=("total", limit),
             suspects=RULE.caused_by
@@ -181,39 +185,58 @@ def _message(path: gradient_flow.GradientPath) -> str:
     steps = flow.plural(len(path.passages), "call" if path.repeated else "layer")
     alone = path.alone
     if path.total > 0 or alone is None:
-        size = f"is {path.total:.2g} of what it is at {path.last.name}"
-        where = f"a factor {path.per_layer:.2g} for each of {steps}"
+        size = f"is {number(path.total, 'share')} of the gradient at {path.last.name}"
+        where = f"{number(path.per_layer, 'share')} passes each of {steps}"
         if alone is not None:
-            where = f"{alone.factor:.2g} of it passes from {alone.after.name} to {alone.layer.name}"
-        return f"the gradient at {path.first.name} {size}: {where}; {path.reason}"
-    why = f"behind {alone.after.name} it is smaller than {alone.layer.dtype} can hold"
+            factor = number(alone.factor, "share")
+            where = f"{factor} of it passes from {alone.after.name} to {alone.layer.name}"
+        return f"The gradient at {path.first.name} {size}: {where}. {path.reason}"
+    why = f"Before {alone.after.name} it is smaller than {alone.layer.dtype} can hold."
     if alone.blocked and alone.activation is not None:
-        why = f"no value of {alone.activation.name} lies where {alone.activation.op} has a slope"
+        why = f"No value of {alone.activation.name} lies where {alone.activation.op} has a slope."
     where = f"{steps} before {path.last.name}"
-    return f"the gradient at {path.first.name} is exactly zero, {where}: {why}"
+    return f"The gradient at {path.first.name} is exactly zero, {where}. {why}"
+
+
+def _summary(path: gradient_flow.GradientPath, severity: Severity) -> str:
+    slowly = "not learn" if severity == "error" and not path.repeated else "learn slowly"
+    if path.total == 0:
+        return f"{path.first.name} will not learn: its gradient is exactly zero."
+    if path.alone is not None:
+        here = path.alone
+        return (
+            f"{here.layer.name} and the layers before it will {slowly}: "
+            f"{number(here.factor, 'share')} of the gradient arrives from {here.after.name}."
+        )
+    return (
+        f"{path.beginning} will {slowly}: the gradient shrinks {1 / path.per_layer:.2g}-fold at "
+        f"each of {path.steps}."
+    )
 
 
 def _rounded_away(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     """Gradients at the end of their number format: of all verdicts here the loss as given's."""
     weighted = [la for la in snapshot.layers if la.weight is not None and la.grad is not None]
-    found = []
+    close = []
     for layer in weighted:
         grad, smallest = layer.grad, SMALLEST.get(layer.dtype)
         if grad is None or smallest is None or grad.nonfinite or grad.zeros >= grad.count:
             continue
         steps = grad.rms / math.sqrt(1 - grad.zero_fraction) / smallest
         if steps < limit.steps:
-            found.append((steps, layer))
-    if not found:
+            close.append((steps, layer))
+    if not close:
         return
-    steps, layer = found[0]
+    steps, layer = close[0]
     yield RULE.finding(
         layer,
-        f"the gradients of {len(found)} of {flow.plural(len(weighted), 'layer')} lie at the end of "
-        f"{layer.dtype}: where it is not zero, the one here is {steps:.2g} times the smallest "
-        f"number there is ({SMALLEST[layer.dtype]:.2g}), so much of it is rounding",
+        f"The gradients of {len(close)} of {flow.plural(len(weighted), 'layer')} are close to the "
+        f"smallest number of {layer.dtype}, {SMALLEST[layer.dtype]:.2g}. Where the gradient here "
+        f"is not zero, it is {steps:.2g} times that number. Rounding changes much of it.",
+        summary=f"Small gradients will be rounded away: at {layer.name} they are {steps:.2g} times "
+        f"the smallest number of {layer.dtype}.",
         against=("steps", limit),
         suspects=(*RULE.caused_by, RULE.name),
         fixes=(LOSS_SCALE,),
-        evidence={"steps": steps, "layers": len(found)},
+        evidence={"steps": steps, "layers": len(close)},
     )

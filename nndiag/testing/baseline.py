@@ -21,6 +21,7 @@ import numpy as np
 from nndiag import compare, flow, pairing
 from nndiag.compare import Difference
 from nndiag.errors import FindingsError, ModelError, ReportError, SettingsError
+from nndiag.numbers import Unit, number
 from nndiag.pairing import Kind, Outline
 from nndiag.settings import Settings
 from nndiag.stats import Snapshot, TensorStats
@@ -117,14 +118,14 @@ class Baseline:
         if _GRADIENT in now and before and _GRADIENT not in before:
             text = f"a gradient reaches {name}, where none did"
             yield Difference("structure", name, "gradient", math.nan, math.nan, text=text)
-        for number, (mean, deviation) in before.items():
-            kind, what = number
-            if number not in now:
+        for key, (mean, deviation) in before.items():
+            kind, what = key
+            if key not in now:
                 gone = f"{_whose(kind, name)} has no {what} any more"
-                text = f"no gradient reaches {name} any more" if number == _GRADIENT else gone
+                text = f"no gradient reaches {name} any more" if key == _GRADIENT else gone
                 yield Difference("structure", name, what, mean, math.nan, text=text)
                 continue
-            value = now[number]
+            value = now[key]
             if not math.isfinite(value):
                 if kind not in broken:
                     text = f"{_whose(kind, name)} holds NaN or infinity"
@@ -363,9 +364,9 @@ def _summary(
     ``widen``: the factor of the deviations of what the batch has a part in.
     """
     found = {}
-    for number in samples[0]:
-        kind, what = number
-        values = np.array([sample.get(number, math.nan) for sample in samples])
+    for key in samples[0]:
+        kind, what = key
+        values = np.array([sample.get(key, math.nan) for sample in samples])
         if not np.isfinite(values).all():
             raise FindingsError(
                 f"{_whose(kind, name)} holds NaN or infinity, or is not there from every seed: "
@@ -375,7 +376,7 @@ def _summary(
         deviation = 0.0 if np.ptp(values) <= 1e-9 else float(values.std(ddof=1))
         if what.endswith(_OF_FEW) and deviation > 0:
             continue  # the scale of a handful of random values is anybody's guess
-        found[number] = float(values.mean()), deviation * (1 if kind == "parameter" else widen)
+        found[key] = float(values.mean()), deviation * (1 if kind == "parameter" else widen)
     return found
 
 
@@ -435,8 +436,6 @@ def _told(
     band: float,
     seeds: int,
 ) -> str:
-    from nndiag.render.story import number
-
     if what.startswith("scale") and mean < math.log(2 * _TINY):
         return f"{_whose(kind, name)} was all zero, and has a scale of {number(math.exp(value))}"
     if what.startswith("scale") and value < math.log(2 * _TINY):
@@ -445,13 +444,13 @@ def _told(
         ratio, most = math.exp(value - mean), math.exp(band)
         return (
             f"{_whose(kind, name)}: its scale was {number(math.exp(mean))} "
-            f"(± {number(deviation, share=True)} over {seeds} seeds), is "
+            f"(± {number(deviation, 'share')} over {seeds} seeds), is "
             f"{number(math.exp(value))}: × {number(ratio)}, where chance makes it "
             f"× {number(most)} at most, either way"
         )
-    share = kind == "share"
-    was, now, chance, room = (number(x, share=share) for x in (mean, value, deviation, band))
-    if share:
+    unit: Unit = "share" if kind == "share" else ""
+    was, now, chance, room = (number(x, unit) for x in (mean, value, deviation, band))
+    if unit == "share":
         return (
             f"{_whose(kind, name)}: the share {what} was {was} (± {chance} over {seeds} seeds), is "
             f"{now}; chance moves it by {room} at most"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nndiag import rule
+from nndiag import judge
 from nndiag.errors import FindingsError, SettingsError
 from nndiag.render import story, terminal
 from nndiag.report import Report
@@ -57,7 +57,7 @@ def judged(report: Report, expect: Mapping[str, str], fail_on: FailOn) -> Verdic
     if fail_on == "never":
         return Verdict(report, (), (), {})
     found = report.at_least(fail_on)
-    known = {name: rule.chosen([name]) for name in expect}
+    known = {name: judge.chosen([name]) for name in expect}
     excused = {each for names in known.values() for each in names}
     left = tuple(f for f in found if not excused & set(_chain(f)))
     ran = {o.rule for o in report.outcomes if o.status in ("found", "passed")}
@@ -79,7 +79,7 @@ def checked(expect: object, what: str) -> dict[str, str]:
     if expect is None:
         return {}
     for name, reason in mapping(expect, what).items():
-        rule.chosen([name])
+        judge.chosen([name])
         if not isinstance(reason, str) or not reason.strip():
             raise SettingsError(f"{what}[{name!r}] is {reason!r}. Write why the finding is meant.")
     return dict(mapping(expect, what))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nndiag import rule, settings
+from nndiag import judge, rules, settings
 from nndiag.errors import FindingsError, ModelError, NNDiagError, SettingsError, did_you_mean
 from nndiag.report import Report
 from nndiag.settings import Settings
@@ -58,8 +58,8 @@ def parametrize_with_checks(
             f'models is {models!r}. Write {{"unet": build_unet}}: a name for each model, and the '
             "model or a function that builds it."
         )
-    rule.limits(thresholds)
-    chosen = rule.chosen(select, ignore)
+    judge.limits(thresholds)
+    chosen = judge.chosen(select, ignore)
     reasons = _reasons(expected, models)
     cases = []
     for name, model in models.items():
@@ -91,7 +91,7 @@ def _reasons(expected: object, models: Mapping[str, Any]) -> dict[str, dict[str,
             whose, meant = list(models), known.checked({key: value}, "expected")
         for word, reason in meant.items():
             for name in whose:
-                found[name] |= dict.fromkeys(rule.chosen([word]), reason)
+                found[name] |= dict.fromkeys(judge.chosen([word]), reason)
     return found
 
 
@@ -196,7 +196,7 @@ class ModelCheck:
         __tracebackhide__ = True
         item, subject = self.item, self._subject
         found = settings.load() if item is None else session.settings_for(item)
-        tested = rule.chosen(found.select, found.ignore).keys() & subject.rules
+        tested = judge.chosen(found.select, found.ignore).keys() & subject.rules
         if self.rule not in tested:
             # Tests are made when they are collected; a marker's rules are known only here.
             pytest.skip("not selected by option, marker or settings")
@@ -209,7 +209,7 @@ class ModelCheck:
         if item is not None:
             self._tell(item, verdict, outcome.status == "crashed")
         if outcome.status == "crashed":
-            home = rule.discover()[self.rule].__name__
+            home = rules.discover()[self.rule].__name__
             whose = "nndiag" if home.startswith("nndiag.") else home
             pytest.fail(
                 f"{self.rule} crashed: {outcome.reason}. This is a fault in {whose}, not in your "

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import pytest
 
-from nndiag import rule, settings
+from nndiag import judge, settings
 from nndiag.errors import (
     BatchError,
     CaptureError,
@@ -105,7 +105,7 @@ def _over(found: Settings, given: Mapping[str, Any], home: Path, named: str) -> 
     given = {name: _split(v) if isinstance(v, list) else v for name, v in given.items()}
     given = {name: value for name, value in given.items() if value != []}
     for name in ("select", "ignore"):
-        rule.chosen(given.get(name))
+        judge.chosen(given.get(name))
     _legal(given, named)
     given |= {name: home / given[name] for name in ("report", "baseline") if name in given}
     return found.override(**given)
@@ -143,8 +143,8 @@ def settings_for(item: pytest.Item) -> Settings:
             )
         _legal(mark.kwargs, "@pytest.mark.nndiag({}=)")
         found = found.override(**mark.kwargs)
-        rule.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
-        rule.limits(mark.kwargs.get("thresholds"))
+        judge.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
+        judge.limits(mark.kwargs.get("thresholds"))
     chosen = {
         k: v for k, v in _options(item.config).items() if k in ("select", "ignore", "fail_on")
     }

@@ -16,6 +16,7 @@ from rich.table import Table
 
 import nndiag
 from benchmarks import cuda, page, paired
+from benchmarks import judging as rules
 from benchmarks import linearity as lines
 from benchmarks import memory as peaks
 from benchmarks import plugin as sessions
@@ -40,6 +41,7 @@ def everything(context: typer.Context) -> None:
         speed(output=REPORT)
         memory(output=REPORT)
         linearity(output=REPORT)
+        judging(output=REPORT)
         plugin(output=REPORT)
         write_page()
 
@@ -92,6 +94,17 @@ def linearity(
     table = lines.compare(rounds=rounds, seconds=seconds)
     _show(table, "linearity")
     _write([table], output, "linearity.csv")
+
+
+@app.command()
+def judging(
+    rounds: Rounds = 3, seconds: Seconds = 0.2, threads: Threads = 1, output: Output = None
+) -> None:
+    """How the price of judging alone grows with depth."""
+    torch.set_num_threads(threads)
+    table = rules.compare(rounds=rounds, seconds=seconds)
+    _show(table, "judging")
+    _write([table], output, "judging.csv")
 
 
 @app.command()

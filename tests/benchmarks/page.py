@@ -33,6 +33,7 @@ def render(folder: Path) -> str:
     memory = pd.read_csv(folder / "memory.csv")
     growth = dict(iter(pd.read_csv(folder / "linearity.csv").groupby("grows_with")))
     verdicts = list(judge(speed, memory))
+    judging = dict(iter(pd.read_csv(folder / "judging.csv").groupby("network", sort=False)))
     narrow = memory.set_index(["workload", "tool"]).loc[("narrow", STATISTICS)]
     away = folder / "cuda.csv"
     cuda = pd.read_csv(away) if away.exists() else None
@@ -58,6 +59,11 @@ def render(folder: Path) -> str:
         growth=growth,
         exponents={what: _exponent(rows) for what, rows in growth.items()},
         upper={what: _exponent(rows.tail(4)) for what, rows in growth.items()},
+        judging=judging,
+        judging_exponents={
+            name: linearity.exponent(rows["layers"], rows["judging_cpu_ms"])
+            for name, rows in judging.items()
+        },
         machine=speed.iloc[0],
         plugin=pd.read_csv(folder / "plugin.csv").iloc[0],
         cuda=None if cuda is None else _on_cuda(cuda),

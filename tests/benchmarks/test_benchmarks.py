@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from benchmarks import linearity, memory, page, paired, plugin, tools
+from benchmarks import judging, linearity, memory, page, paired, plugin, tools
 from benchmarks.elsewhere import Accelerator, Elsewhere, moved
 from benchmarks.tools import TOOLS, Tool
 from benchmarks.workloads import GOALS, RECIPES, Workload, make, tanh_chain
@@ -105,6 +105,15 @@ def test_the_exponent_of_a_power_law_is_its_power(power):
     assert linearity.exponent(size, 7 * size**power) == pytest.approx((power,) * 3)
 
 
+def test_judging_is_held_against_the_bare_steps_beside_it():
+    rows = judging.compare(rounds=1, seconds=0.0, depths=(2, 4))
+
+    assert rows["network"].unique().tolist() == list(judging.NETWORKS)
+    assert rows["layers"].tolist() == [2, 4] * len(judging.NETWORKS)
+    assert rows["ratio"].tolist() == pytest.approx(rows["judging_cpu_ms"] / rows["bare_cpu_ms"])
+    assert rows.set_index(["network", "layers"]).loc[("ReLU, every unit dead", 4), "findings"] > 4
+
+
 def test_the_peak_is_what_a_step_holds_at_once():
     def step() -> None:
         torch.zeros(16, 2**20).add_(1)
@@ -139,9 +148,14 @@ def tables(tmp_path: Path) -> Path:
         [(what, size, size / 10) for what in linearity.TOOLS for size in (10, 100, 1000)],
         columns=["grows_with", "size", "extra_ms"],
     ).assign(bare_cpu_ms=1.0, extra_us_each=100.0)
+    judging = pd.DataFrame(
+        [(name, depth, depth / 10) for name in ("ReLU", "tanh") for depth in (50, 500, 2000)],
+        columns=["network", "layers", "judging_cpu_ms"],
+    ).assign(findings=3, rounds=3, bare_cpu_ms=10.0, ratio=1.2, ms_a_layer=0.1)
     session = pd.DataFrame([{"rounds": 3, "bare_cpu_ms": 500.0, "added_cpu_ms": 3.21,
                             "added_quartile_1": 1.0, "added_quartile_3": 6.0}])  # fmt: skip
-    tables = {"speed": speed, "memory": peaks, "linearity": growth, "plugin": session}
+    tables = {"speed": speed, "memory": peaks, "linearity": growth, "judging": judging,
+              "plugin": session}  # fmt: skip
     for name, table in tables.items():
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     return tmp_path
@@ -164,6 +178,8 @@ def test_the_page_says_what_was_measured_missed_and_not_measured(tables):
     assert "| no-op hooks | 1.20 (1.10–1.30) |" in text
     assert "- torchlens on gpt: it crashed" in text
     assert "exponent\n1.00 (1.00–1.00)" in text
+    assert "| tanh | 1.00 (1.00–1.00) |" in text
+    assert "| ReLU | 2,000 | 3 | 10.0 | 200.0 | 1.2 | 0.10 |" in text
 
 
 def test_a_session_with_the_plugin_is_held_against_its_neighbours_without():

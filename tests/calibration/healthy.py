@@ -32,7 +32,8 @@ from nndiag.progress import Progress, silenced
 from nndiag.render import files
 from nndiag.render.markdown import escape
 from nndiag.report import Report
-from nndiag.rule import SEVERITIES, discover
+from nndiag.rule import SEVERITIES
+from nndiag.rules import discover
 
 SEEDS = (0, 1, 2)
 FOLDER = Path(__file__).parents[2] / "reports" / "calibration"

@@ -14,7 +14,8 @@ from scipy import stats
 import nndiag
 from calibration.cases import Fault, Healthy, Subject
 from nndiag.report import Report
-from nndiag.rule import Finding, Threshold, discover
+from nndiag.rule import Finding, Threshold
+from nndiag.rules import discover
 
 FACTORS = (1 / 4, 1 / 2, 1 / 1.5, 1 / 1.2, 1.0, 1.2, 1.5, 2.0, 4.0)
 # No curve: how much evidence is enough, what is worth a note, and what makes a warning an error.

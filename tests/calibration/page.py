@@ -17,7 +17,7 @@ from calibration import judge
 from calibration.faults import KINDS
 from nndiag.render import files
 from nndiag.render.markdown import escape
-from nndiag.rule import discover
+from nndiag.rules import discover
 
 FOLDER = Path(__file__).parents[2] / "reports" / "calibration"
 GOALS = {"recall": 0.97, "cause": 0.90, "localisation": 0.95}

@@ -33,7 +33,7 @@ from calibration import (
 from calibration.cases import Fault, Subject
 from calibration.faults import FAULTS, KINDS, WHY
 from nndiag.report import Report
-from nndiag.rule import discover
+from nndiag.rules import discover
 
 
 def representative() -> list[Fault]:

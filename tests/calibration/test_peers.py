@@ -16,7 +16,7 @@ from calibration.cases import Fault, Healthy, Subject
 from calibration.faults import FAULTS
 from calibration.peers import Case, Share
 from calibration.peers_tools import TOOLS, Tool, Verdict
-from nndiag.rule import discover
+from nndiag.rules import discover
 
 
 def floats():

@@ -218,7 +218,7 @@ def measured(monkeypatch):
                               limit.value, measure="value")  # fmt: skip
 
         module.check = check
-        monkeypatch.setattr("nndiag.rule.discover", lambda: {"stub": module})
+        monkeypatch.setattr("nndiag.rules.discover", lambda: {"stub": module})
 
         def with_value(value: float) -> Report:
             loss = replace(OLD.snapshot.loss, value=value)

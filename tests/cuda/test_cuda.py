@@ -13,18 +13,18 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks import tools
 from benchmarks.workloads import RECIPES, make, tanh_chain
 from bitwise import untouched
 from torch import nn
 from torch.utils._pytree import tree_map
 
 import nndiag
-from nndiag import rule
+from benchmarks import tools
+from nndiag import rules
 from nndiag.render import page
 
 CUDA = torch.device("cuda")
-RULES = rule.discover()
+RULES = rules.discover()
 every_rule = pytest.mark.parametrize("name", RULES)
 every_workload = pytest.mark.parametrize("name", RECIPES)
 

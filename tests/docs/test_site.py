@@ -13,7 +13,7 @@ import yaml
 
 import nndiag
 from docs import site
-from nndiag import rule
+from nndiag import rules
 
 pytest.importorskip("sphinx", reason="the documentation needs Python 3.11")
 
@@ -50,7 +50,7 @@ def pages(tmp_path_factory):
 @pytest.mark.exhaustive
 class TestTheBuiltSite:
     def test_every_link_leads_somewhere(self, pages):
-        assert len(pages) > len(rule.discover())
+        assert len(pages) > len(rules.discover())
         assert sum(len(page.links) for page in pages.values()) > 500
         assert site.broken(pages) == []
 
@@ -88,10 +88,10 @@ def test_a_broken_link_is_found(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", rule.discover())
+@pytest.mark.parametrize("name", rules.discover())
 def test_every_rule_has_a_page_under_the_fixed_headings(made, name):
     text = made[f"rules/{name}.md"]
-    module = rule.discover()[name]
+    module = rules.discover()[name]
     found = re.findall(r"^## (.+)$", text, re.M)
 
     assert [heading for heading in found if heading != "Commands"] == [

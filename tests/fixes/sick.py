@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import rules
 from nndiag.batch import batches
 from nndiag.render import page
 
 
 def example(name):
-    sick, _ = page.examples(rule.discover()[name])
+    sick, _ = page.examples(rules.discover()[name])
     names = {"torch": torch, "nn": nn, "F": F}
     exec(sick, names)  # the examples of the rule pages are code
     return names["model"], names["batch"], names.get("loss_fn")
@@ -113,7 +113,7 @@ def equal_embeddings():
 
 
 SICK = {
-    **{name: lambda name=name: example(name) for name in rule.discover()},
+    **{name: lambda name=name: example(name) for name in rules.discover()},
     "saturated-lstm": saturated_lstm,
     "one-hot-attention": one_hot_attention,
     "dead-behind-a-norm": dead_behind_a_norm,

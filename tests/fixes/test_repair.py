@@ -15,7 +15,7 @@ from bitwise import untouched
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import rules
 from nndiag.errors import FixError, ModelError, NNDiagError, OutputError, SettingsError
 from nndiag.fixes import result
 from nndiag.fixes.actions import Action
@@ -239,7 +239,7 @@ ZERO_BIAS = Action("set-zeros", ("0.bias",))
 
 def proposing(monkeypatch: pytest.MonkeyPatch, *fixes: tuple[Action, ...]) -> None:
     """dead-relu proposes these actions, in this order."""
-    module = rule.discover()["dead-relu"]
+    module = rules.discover()["dead-relu"]
 
     def offered(snapshot, layer) -> Iterator[Fix]:
         for actions in fixes:
@@ -305,6 +305,14 @@ def test_a_fix_that_hurts_on_the_held_out_batch_is_refused():
     assert beside.steps[0].reason.startswith("on the held-out batch, it brings a new warning")
     assert beside.held_out is not None
     assert all(report.ok for report in beside.held_out)
+
+
+def test_a_normalisation_is_tried_before_another_activation_though_that_is_shown_first():
+    found = fix(stack(nn.Sigmoid, 1.0), allow="all")
+
+    shown = [f.kind for f in found.before.findings[0].fixes]
+    assert shown[:2] == ["swap-activation", "normalize"]
+    assert found.steps[0].fix.kind == "normalize"
 
 
 def test_only_the_named_kinds_of_fix_are_tried():

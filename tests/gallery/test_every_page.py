@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import re
 import warnings
 from pathlib import Path
@@ -13,22 +14,23 @@ import pandas as pd
 import pytest
 from bands import GALLERY
 
-from nndiag.gallery import kept, page, plots, render, run
-from nndiag.languages import words
+from gallery import __main__ as make
+from gallery import figures, render
+from gallery.lab import Lab
+from gallery.page import Judged, csv, every, read
 
-PAGES = page.discover()
+PAGES = every()
 LECTURE = Path(__file__).parents[1] / "lecture"
 SUBJECTS = (
-    "activations", "zigzag", "dead-relu", "weight-init", "depth", "batch-norm", "preprocessing",
+    "activations", "zigzag", "dead_relu", "weight_init", "depth", "batch_norm", "preprocessing",
     "babysitting", "maxout", "robustness", "regularization",
 )  # fmt: skip
 
-every_page = pytest.mark.parametrize(("name", "module"), PAGES.items(), ids=PAGES)
+every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
 def names_tested(name):
-    path = LECTURE / f"test_{name.replace('-', '_')}.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse((LECTURE / f"test_{name}.py").read_text(encoding="utf-8"))
     return [
         node.name.removeprefix("test_")
         for node in ast.walk(tree)
@@ -38,52 +40,53 @@ def names_tested(name):
 
 def test_the_pages_are_the_lectures_subjects_in_order():
     assert tuple(PAGES) == SUBJECTS
-    assert [module.PAGE.number for module in PAGES.values()] == [*range(1, 12)]
+    assert [page.number for page in PAGES.values()] == [*range(1, 12)]
 
 
 @every_page
-def test_every_claim_is_a_test_named_as_it_and_every_test_a_claim(name, module):
-    regression = f"{name.replace('-', '_')}_page_holds_whatever_the_seed"
-    assert sorted(names_tested(name)) == sorted(
-        [*(c.name for c in page.claims(module)), regression]
-    )
+def test_every_claim_is_a_test_named_as_it_and_every_test_a_claim(page):
+    regression = f"{page.name}_page_holds_whatever_the_seed"
+    assert sorted(names_tested(page.name)) == sorted([*(c.name for c in page.claims), regression])
 
 
-def test_the_lecture_has_forty_claims_and_no_two_of_one_name():
-    names = [claim.name for module in PAGES.values() for claim in page.claims(module)]
-    assert len(names) >= 40
+@every_page
+def test_every_claim_has_a_function_that_judges_it_and_its_test_asks_the_same_one(page):
+    judges = [
+        name
+        for name, value in vars(page.experiment).items()
+        if inspect.isfunction(value) and value.__annotations__.get("return") is Judged
+    ]
+    assert judges == [claim.name for claim in page.claims]
+    tests = (LECTURE / f"test_{page.name}.py").read_text(encoding="utf-8")
+    for name in judges:
+        assert f"page.{name}" in tests, name
+
+
+def test_the_lecture_has_97_claims_and_no_two_of_one_name():
+    names = [claim.name for page in PAGES.values() for claim in page.claims]
+    assert len(names) == 97
     assert len(set(names)) == len(names)
 
 
 @every_page
-def test_a_page_says_what_it_shows_and_whose_claim_it_is(name, module):
-    own = module.PAGE
-    assert own.sources
-    assert own.title
-    assert len(own.caption) > 80
-    assert len(module.__doc__.partition("\n\n")[2]) > 200
-    claims = page.claims(module)
-    assert any(claim.source == "nndiag" for claim in claims)
-    for claim in claims:
+def test_a_page_says_what_it_shows_and_whose_claim_it_is(page):
+    assert len(page.caption) > 80
+    assert len(page.prose) > 200
+    assert any(claim.source == "nndiag" for claim in page.claims)
+    # nothing of the file is left unread
+    assert (GALLERY / page.name / "page.md").read_text().count("\n### ") == len(page.claims)
+    for claim in page.claims:
         assert claim.statement.endswith("."), claim.name
-        assert claim.says, claim.name
+        assert claim.stands in ("confirmed", "qualified", "contradicted"), claim.name
         # what is not simply confirmed says why, and only that
         assert bool(claim.but) == (claim.stands != "confirmed"), claim.name
 
 
 @every_page
-def test_the_committed_page_is_what_its_committed_tables_say(name, module):
-    frames = run.read(GALLERY / name)
-    told = run.runs(GALLERY)[name]
-    assert (GALLERY / name / kept.PAGE).read_text(encoding="utf-8") == render.page(
-        name, module, frames, told
-    )
-
-
-@every_page
-def test_the_committed_tables_bear_every_claim_out(name, module):
-    told = render.tell(module, run.read(GALLERY / name))
-    assert [t.claim.name for t in told if t.verdict == "not shown"] == []
+def test_the_committed_page_is_what_its_committed_tables_say(page):
+    frames, told = read(GALLERY / page.name), make.runs(GALLERY)[page.name]
+    committed = (GALLERY / page.name / "README.md").read_text(encoding="utf-8")
+    assert committed == render.page(page, frames, told)
 
 
 # A law whose both sides are spoilt alike still holds; its own test in tests/lecture spoils one.
@@ -94,9 +97,9 @@ ALIKE = {
 
 
 @every_page
-def test_no_claim_survives_tables_that_are_all_wrong(name, module):
+def test_no_claim_survives_tables_that_are_all_wrong(page):
     """Whatever was measured, also counts and flags, is one and the same large number."""
-    flat = {key: frame.copy() for key, frame in run.read(GALLERY / name).items()}
+    flat = {key: frame.copy() for key, frame in read(GALLERY / page.name).items()}
     keys = {"seed", "layer", "size", "step", "scale", "rate", "trials", "case", "side"}
     for frame in flat.values():
         for column in frame.select_dtypes(["float", "int", "bool"]).columns.difference([*keys]):
@@ -104,53 +107,85 @@ def test_no_claim_survives_tables_that_are_all_wrong(name, module):
     survived = set()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        for claim in page.claims(module):
+        for claim in page.claims:
             # a table that it cannot make sense of is no confirmation either
             with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):
-                if claim.judge(flat).holds and claim.source != "nndiag":
+                if getattr(page.experiment, claim.name)(flat).holds and claim.source != "nndiag":
                     survived.add(claim.name)
-    assert survived <= ALIKE.get(name, set())
+    assert survived <= ALIKE.get(page.name, set())
 
 
 @every_page
-def test_judging_and_tabling_leave_the_tables_alone(name, module):
-    frames = run.read(GALLERY / name)
+def test_judging_and_tabling_leave_the_tables_alone(page):
+    frames = read(GALLERY / page.name)
     before = {key: frame.copy() for key, frame in frames.items()}
-    render.tell(module, frames)
-    module.tables(frames)
+    page.judge(frames)
+    page.experiment.tables(frames)
     for key, frame in frames.items():
         pd.testing.assert_frame_equal(frame, before[key])
 
 
 @every_page
-def test_the_figure_is_drawn_from_the_tables(name, module):
-    drawn = plots.svg(module, run.read(GALLERY / name))
+def test_the_figure_is_drawn_from_the_tables(page):
+    drawn = figures.svg(page, read(GALLERY / page.name))
     assert drawn.lstrip().startswith("<?xml")
     assert "<script" not in drawn
     assert len(drawn) < 300_000
     # what it says is that of the committed one, whatever the release of matplotlib
-    assert words_in(drawn) == words_in((GALLERY / name / kept.FIGURE).read_text(encoding="utf-8"))
+    committed = (GALLERY / page.name / "figure.svg").read_text(encoding="utf-8")
+    assert words_in(drawn) == words_in(committed)
 
 
 def words_in(svg):
     return sorted(re.findall(r"[A-Za-z]{3,}", " ".join(re.findall(r"<text[^>]*>([^<]*)<", svg))))
 
 
+NOT_ALWAYS = {
+    # timed: it depends on what else the machine does
+    "exp_costs_more_than_max_and_hardly_matters_in_a_layer",
+    "a_maxout_layer_computes_k_times_as_much",
+    # over eight seeds the 99 % interval of one of its gains is as wide as the gain; its own test
+    # holds the signs on fixed seeds
+    "batchnorm_gains_by_its_noise_and_gains_without_it",
+}
+
+
+@pytest.mark.exhaustive
+@every_page
+def test_every_claim_holds_when_it_is_measured_anew(page, tmp_path):
+    """On other random numbers than the committed tables', by the same functions."""
+    for key, frame in make.measured(page.name, Lab(first=100)).items():
+        (tmp_path / f"{key}.csv").write_text(csv(frame), encoding="utf-8")
+    told = page.judge(read(tmp_path))
+    missing = {t.claim.name for t in told if not t.judged.holds}
+    assert missing <= NOT_ALWAYS
+
+
 def test_a_figure_is_twice_the_same():
-    frames = run.read(GALLERY / "zigzag")
-    assert plots.svg(PAGES["zigzag"], frames) == plots.svg(PAGES["zigzag"], frames)
+    frames = read(GALLERY / "zigzag")
+    assert figures.svg(PAGES["zigzag"], frames) == figures.svg(PAGES["zigzag"], frames)
 
 
-def test_the_committed_indexes_and_claims_are_those_of_the_pages(tmp_path):
-    drawn = run.drawn(GALLERY)
-    for name, text in drawn.indexes().items():
+def test_the_committed_indexes_and_claims_are_those_of_the_pages():
+    texts, claims = make.indexes(GALLERY)
+    for name, text in texts.items():
         if name.endswith(".md"):
             assert (GALLERY / name).read_text(encoding="utf-8") == text
-    assert (GALLERY / kept.CLAIMS).read_text(encoding="utf-8") == run.csv(drawn.claims)
+    assert (GALLERY / make.CLAIMS).read_text(encoding="utf-8") == csv(claims)
+    assert "not shown" not in set(claims.verdict)
+
+
+def test_every_link_of_the_committed_pages_leads_to_a_file():
+    for path in [*GALLERY.glob("README*.md"), *GALLERY.glob("*/README.md")]:
+        text = path.read_text(encoding="utf-8")
+        links = re.findall(r'\]\(([^)\s]+)\)|(?:href|src)="([^"]+)"', text)
+        assert len(links) > 3
+        for link in {first or second for first, second in links}:
+            assert (path.parent / link).exists(), (path, link)
 
 
 def test_the_gallery_took_at_most_ten_minutes():
-    assert sum(int(told["seconds"]) for told in run.runs(GALLERY).values()) <= 600
+    assert sum(told["seconds"] for told in make.runs(GALLERY).values()) <= 600
 
 
 def test_the_gallery_is_under_3_mb_and_all_reports_under_6():
@@ -158,7 +193,7 @@ def test_the_gallery_is_under_3_mb_and_all_reports_under_6():
         return sum(
             path.stat().st_size
             for path in folder.rglob("*")
-            if path.is_file() and path.suffix != ".html" and "demo" not in path.parts
+            if path.is_file() and path.suffix not in (".html", ".pyc") and "demo" not in path.parts
         )
 
     assert size(GALLERY) < 3_000_000
@@ -168,11 +203,11 @@ def test_the_gallery_is_under_3_mb_and_all_reports_under_6():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_index_shows_every_page_with_thumbnail_title_and_verdict(language):
     text = (GALLERY / render.INDEX[language]).read_text(encoding="utf-8")
-    claims = pd.read_csv(GALLERY / kept.CLAIMS, keep_default_na=False)
-    said = words(language)["gallery"]
-    for name, module in PAGES.items():
+    claims = pd.read_csv(GALLERY / make.CLAIMS, keep_default_na=False)
+    said = render.words(language)
+    for name, page in PAGES.items():
         [row] = [line for line in text.splitlines() if f'<a href="{name}/README.md">' in line]
-        own = said.get("pages", {}).get(name, vars(module.PAGE))
+        own = said.get("pages", {}).get(name, vars(page))
         assert f'<img src="{name}/figure.svg"' in row
         assert own["title"] in row
         counts = claims[claims.page == name].verdict.value_counts()
@@ -191,7 +226,7 @@ def test_the_chinese_index_has_the_numbers_of_the_english_one():
 
 def test_the_readme_counts_the_claims_as_the_gallery_does():
     text = " ".join((GALLERY.parents[1] / "README.md").read_text(encoding="utf-8").split())
-    verdicts = pd.read_csv(GALLERY / kept.CLAIMS, keep_default_na=False).verdict
+    verdicts = pd.read_csv(GALLERY / make.CLAIMS, keep_default_na=False).verdict
     n = verdicts.value_counts()
     assert (
         f"of {len(verdicts)} claims (11 of them about nndiag itself) {n['confirmed']} are "

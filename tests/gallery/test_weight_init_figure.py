@@ -7,13 +7,13 @@ from bands import GALLERY
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
-from nndiag.gallery import run
-from nndiag.gallery.pages import weight_init
+from gallery.page import read
+from gallery.weight_init import experiment as weight_init
 
 
 def test_a_saturated_tanh_has_a_spike_at_each_end():
     figure = Figure()
-    weight_init.draw(run.read(GALLERY / "weight-init"), figure)
+    weight_init.draw(read(GALLERY / "weight_init"), figure)
     cells = [
         patch.get_data()
         for axes in figure.get_axes()

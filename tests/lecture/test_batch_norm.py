@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
-from nndiag.gallery import lab
-from nndiag.gallery.pages import batch_norm as page
+from gallery import lab
+from gallery.batch_norm import experiment as page
+
+TABLES = committed("batch_norm")
 
 
 @functools.cache
@@ -36,6 +38,7 @@ def drift(name, bn, seed=0):
 
 
 def test_bn_trains_over_a_hundredfold_range_of_init_scales():
+    assert page.bn_trains_over_a_hundredfold_range_of_init_scales(TABLES).holds
     for scale in (0.1, 10.0):
         assert cell(True, scale, 1.0) > page.LEARNT
         for rate in page.RATES:
@@ -45,6 +48,7 @@ def test_bn_trains_over_a_hundredfold_range_of_init_scales():
 
 
 def test_bn_allows_a_tenfold_learning_rate():
+    assert page.bn_allows_a_tenfold_learning_rate(TABLES).holds
     assert cell(False, 1.0, 0.1) > page.LEARNT
     assert not cell(False, 1.0, 1.0) > 0.5
     assert cell(True, 1.0, 1.0) > page.LEARNT
@@ -82,6 +86,7 @@ def undone(factor, draw, samples, units):
 
 
 def test_bn_undoes_the_scale_of_weights_and_divides_their_gradient_by_it(seed):
+    assert page.bn_undoes_the_scale_of_weights_and_divides_their_gradient_by_it(TABLES).holds
     undone()
     one, thousand = page.scaled(1.0, seed), page.scaled(1000.0, seed)
     # ε = 1e-5 beside variances of 0.1 and more, in five layers
@@ -93,6 +98,8 @@ def test_bn_undoes_the_scale_of_weights_and_divides_their_gradient_by_it(seed):
 
 
 def test_bn_holds_the_distribution_of_a_units_inputs():
+    assert page.bn_holds_the_distribution_of_a_units_inputs(TABLES).holds
+
     def wander(bn):
         rows = drift("sigmoid", bn)[0]
         first = rows.iloc[0]
@@ -106,6 +113,7 @@ def test_bn_holds_the_distribution_of_a_units_inputs():
 
 
 def test_bn_trains_faster_without_reliably_lowering_the_covariate_shift(seed):
+    assert page.bn_trains_faster_without_reliably_lowering_the_covariate_shift(TABLES).holds
     x, y, *_ = lab.digits()
     model = page.network(False, seed, hidden=(20,) * 3, activation=nn.Tanh).double()
     batch = x[:60].double(), y[:60]
@@ -120,6 +128,7 @@ def test_bn_trains_faster_without_reliably_lowering_the_covariate_shift(seed):
 
 
 def test_the_noise_of_bn_falls_with_the_root_of_the_batch(seed):
+    assert page.the_noise_of_bn_falls_with_the_root_of_the_batch(TABLES).holds
     rng = np.random.default_rng(seed)
     for x in (0.0, 1.0, 2.0):
         # the page's law, of normal values: the mean's scatter and the deviation's
@@ -129,13 +138,14 @@ def test_the_noise_of_bn_falls_with_the_root_of_the_batch(seed):
         # 5 sd of a deviation of 5000 draws, and the terms in 1/m
         law = math.sqrt((1 + x * x / 2) / 64)
         assert normed.std() == pytest.approx(law, rel=5 / math.sqrt(10_000) + 4 / 64)
-    few, many = page.noise(seed, sizes=(16, 256))
+    few, many = page.noise(seed, sizes=(16, 256)).to_dict("records")
     # 4 by the law; 64 units, 100 batches each, and values that are not normal
     assert 2.8 < few["first"] / many["first"] < 5.2
     assert many["first"] * 16 == pytest.approx(many["theory"], rel=0.35)
 
 
 def test_the_noise_of_bn_regularises_and_bn_as_a_whole_does_not():
+    assert page.the_noise_of_bn_regularises_and_bn_as_a_whole_does_not(TABLES).holds
     tested = {
         (bn, size): batches(bn, size, 2)["test_loss"]
         for bn in (False, True) for size in (32, 128)
@@ -146,6 +156,7 @@ def test_the_noise_of_bn_regularises_and_bn_as_a_whole_does_not():
 
 
 def test_evaluation_mode_differs_in_small_batches_and_early_on(seed):
+    assert page.evaluation_mode_differs_in_small_batches_and_early_on(TABLES).holds
     model = nn.BatchNorm1d(3, eps=1e-12)
     pair = model(torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)))
     assert pair.abs().flatten().tolist() == pytest.approx([1.0] * 6, abs=1e-3)
@@ -161,6 +172,7 @@ def test_evaluation_mode_differs_in_small_batches_and_early_on(seed):
 
 
 def test_nndiag_blames_the_scale_without_bn_and_not_with_it(seed):
+    assert page.nndiag_blames_the_scale_without_bn_and_not_with_it(TABLES).holds
     x, y, *_ = lab.digits()
     for scale in (0.1, 10.0):
         for bn in (False, True):
@@ -171,14 +183,15 @@ def test_nndiag_blames_the_scale_without_bn_and_not_with_it(seed):
             assert roots == (set() if bn else {"init-scale"}), (scale, bn)
 
 
+@pytest.mark.exhaustive
 def test_batch_norm_page_holds_whatever_the_seed(seed):
-    tables = committed("batch-norm")
+    tables = TABLES
     rows = tables["batches"].query("bn and size == 8")
     low, high = band(rows["test_loss"], log=True)
     assert low < batches(True, 8, seed)["test_loss"] < high
     rows = tables["noise"].query("size == 64")
     low, high = band(rows["first"], log=True)
-    assert low < page.noise(seed, sizes=(64,))[0]["first"] < high
+    assert low < page.noise(seed, sizes=(64,))["first"].item() < high
     rows = tables["ics"].query("bn and activation == 'sigmoid'")
     low, high = band(rows["ics"], log=True)
     assert low < page.drift("sigmoid", True, seed)[1]["ics"] < high

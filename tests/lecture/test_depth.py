@@ -1,4 +1,4 @@
-"""Page 5, depth: networks drawn by the session's seed; training in fewer steps and with fixed ones.
+"""Page 5, depth: networks drawn by the session's seed; training in fewer steps.
 
 Of one ReLU net's gradient over L layers of n units, ln δ² scatters with variance b = 5L/n about a
 mean shifted by -b/2 (the excess of 2 z² 1(z > 0) for normal z); other activations' scatters less.
@@ -20,9 +20,11 @@ from scipy import integrate, stats
 from torch import nn
 
 import nndiag
+from gallery import lab
+from gallery.depth import experiment as page
 from nndiag.demo import verdict
-from nndiag.gallery import lab
-from nndiag.gallery.pages import depth as page
+
+TABLES = committed("depth")
 
 FUNCTIONS = {
     "ReLU": (lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(float)),
@@ -64,6 +66,7 @@ def loss(case, layers, optimizer, steps, seed=0):
 
 
 def test_each_layer_multiplies_the_gradient_by_the_factor_of_theory(seed):
+    assert page.each_layer_multiplies_the_gradient_by_the_factor_of_theory(TABLES).holds
     for case in page.CASES:
         for depth in (2, 12, 30):
             theory = expected(case, depth)
@@ -95,6 +98,7 @@ def bounded(widths, scale, draw):
 
 
 def test_sigmoid_kills_the_gradient_with_hardly_a_unit_saturated(seed):
+    assert page.sigmoid_kills_the_gradient_with_hardly_a_unit_saturated(TABLES).holds
     bounded()
     row = measured("sigmoid, Xavier", 12, seed)
     # slope under 5% of the steepest: beyond ±4.36, of inputs with deviation 1 or a little more
@@ -105,6 +109,7 @@ def test_sigmoid_kills_the_gradient_with_hardly_a_unit_saturated(seed):
 
 
 def test_random_biases_make_the_weight_gradients_vanish_too(seed):
+    assert page.random_biases_make_the_weight_gradients_vanish_too(TABLES).holds
     he = measured("ReLU, He", 30, seed)
     model, x, direction = page.network("ReLU, He", 30, seed)
     for linear in list(model)[::2]:
@@ -121,6 +126,7 @@ def test_random_biases_make_the_weight_gradients_vanish_too(seed):
 
 
 def test_he_networks_scatter_by_depth_over_width(seed):
+    assert page.he_networks_scatter_by_depth_over_width(TABLES).holds
     excess, _ = integrate.quad(lambda z: (2 * z * z - 1) ** 2 * stats.norm.pdf(z), 0, 12)
     assert excess + 0.5 == pytest.approx(5)  # of 2 z² 1(z > 0), which has mean 1
     logs = np.array([page.scatter(100, seed % 10**6 + 10**6 + n, (10,)) for n in range(400)])
@@ -131,6 +137,7 @@ def test_he_networks_scatter_by_depth_over_width(seed):
 
 
 def test_xavier_stalls_the_30_layer_net_that_he_trains():
+    assert page.xavier_stalls_the_30_layer_net_that_he_trains(TABLES).holds
     assert loss("ReLU, He", 30, page.SGD, 150) < 2.0
     assert loss("ReLU, Xavier", 30, page.SGD, 150) > page.STALLED
     x = lab.digits()[0]
@@ -149,33 +156,19 @@ def test_xavier_stalls_the_30_layer_net_that_he_trains():
 
 
 def test_the_stall_is_a_plateau_of_sgd_that_adam_does_not_know():
-    assert loss("ReLU, Xavier", 30, page.ADAM, 150) < 2.0
-    assert loss("ReLU, Xavier", 30, page.SGD, 150) > page.STALLED
-    # at 14 layers the plateau ends sooner
-    losses = page.trained(page.Run("ReLU, Xavier", 14, page.SGD, 600), [2])[0]
-    assert losses[80:100].mean() > page.STALLED
-    assert losses[-20:].mean() < 1.5
+    assert page.the_stall_is_a_plateau_of_sgd_that_adam_does_not_know(TABLES).holds
 
 
 def test_at_ten_layers_both_train_and_he_only_earlier():
-    run = page.Run("ReLU, He", 10, page.SGD, 600)
-    he, xavier = (
-        page.trained(run._replace(case=f"ReLU, {init}"), [0]) for init in ("He", "Xavier")
-    )
-    assert he[0][100:120].mean() < 1 < xavier[0][100:120].mean()
-    assert xavier[0][-20:].mean() < 0.5
-    # four standard deviations of the difference of two shares of 500 about 0.96
-    assert abs(he[1][0] - xavier[1][0]) < 4 * math.sqrt(2 * 0.96 * 0.04 / 500)
+    assert page.at_ten_layers_both_train_and_he_only_earlier(TABLES).holds
 
 
 def test_torchs_default_stalls_where_xavier_still_trains():
-    assert loss("ReLU, torch", 10, page.SGD, 300) > page.STALLED
-    assert loss("ReLU, Xavier", 10, page.SGD, 300) < 2.0
-    assert loss("ReLU, torch", 30, page.ADAM, 150) > page.STALLED
-    assert loss("ReLU, Xavier", 30, page.ADAM, 150) < 2.0
+    assert page.torchs_default_stalls_where_xavier_still_trains(TABLES).holds
 
 
 def test_nndiag_passes_the_nets_that_train_and_none_that_stalls():
+    assert page.nndiag_passes_the_nets_that_train_and_none_that_stalls(TABLES).holds
     x, y, *_ = lab.digits()
     learning = {("ReLU, He", 10), ("ReLU, Xavier", 10), ("ReLU, He", 30), ("tanh, Xavier", 30)}
     for case, layers in page.CHECKED:
@@ -186,7 +179,7 @@ def test_nndiag_passes_the_nets_that_train_and_none_that_stalls():
 
 
 def test_depth_page_holds_whatever_the_seed(seed):
-    tables = committed("depth")
+    tables = TABLES
     for case in page.CASES:
         rows = tables["gradients"].query("case == @case and depth == 12")
         low, high = band(rows["delta"], log=True)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
-from nndiag.gallery.lab import digits
-from nndiag.gallery.pages import zigzag as page
+from gallery.lab import digits, softmax_regression
+from gallery.zigzag import experiment as page
+
+TABLES = committed("zigzag")
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -37,7 +39,7 @@ RATIOS = {
 
 
 @given(SEEDS, st.integers(2, 30), st.integers(1, 6))
-def test_one_example_moves_all_weights_of_a_unit_the_same_way(seed, width, depth):
+def of_one_sign(seed, width, depth):
     torch.manual_seed(seed)
     layers = []
     for fan_in in [5, *[width] * depth]:
@@ -50,7 +52,13 @@ def test_one_example_moves_all_weights_of_a_unit_the_same_way(seed, width, depth
         assert (((gradient >= 0).all(dim=1)) | ((gradient <= 0).all(dim=1))).all()
 
 
+def test_one_example_moves_all_weights_of_a_unit_the_same_way():
+    assert page.one_example_moves_all_weights_of_a_unit_the_same_way(TABLES).holds
+    of_one_sign()
+
+
 def test_over_a_batch_the_signs_mix_as_far_as_the_mean_allows(seed):
+    assert page.over_a_batch_the_signs_mix_as_far_as_the_mean_allows(TABLES).holds
     for name, k in RATIOS.items():
         assert page.ratio(name) == pytest.approx(k, abs=1e-3)
         share = page.signs(name, seed).set_index("batch").coherence[256]
@@ -62,13 +70,14 @@ def test_over_a_batch_the_signs_mix_as_far_as_the_mean_allows(seed):
 
 
 def test_a_whole_data_set_does_not_mix_the_signs_of_a_sigmoid_layer():
+    assert page.a_whole_data_set_does_not_mix_the_signs_of_a_sigmoid_layer(TABLES).holds
     sigmoid, tanh = (page.trained_signs(f, 100, (0, 100)).coherence for f in (nn.Sigmoid, nn.Tanh))
     assert sigmoid.min() > 0.75  # k = 1; six seeds: 0.785 to 0.933
     assert abs(tanh.mean() - 0.5) < 0.08  # 12 means of the page: sd 0.03, so 0.02 of two
 
 
 @given(SEEDS, st.integers(1, 12), st.integers(1, 30))
-def test_with_positive_inputs_the_path_is_a_zigzag(seed, d, steps):
+def forced(seed, d, steps):
     draws = np.random.default_rng(seed)
     moves = draws.exponential(size=(steps, d)) * draws.choice([-1, 1], size=(steps, 1))
     whole = moves.sum(axis=0)
@@ -82,12 +91,18 @@ def test_with_positive_inputs_the_path_is_a_zigzag(seed, d, steps):
     assert row["length"] >= row["forced"] > 1.41  # ends within 5 % of the goal, on the diagonal
 
 
+def test_with_positive_inputs_the_path_is_a_zigzag():
+    assert page.with_positive_inputs_the_path_is_a_zigzag(TABLES).holds
+    forced()
+
+
 def steps(inputs, rate, count=40):
     return [page.path(inputs == "centred", rate, 1000 + n)["steps"] for n in range(count)]
 
 
 def test_at_one_small_rate_the_zigzag_takes_no_more_steps():
     # E[x xᵀ] of the unit square, whole and less its mean, along (1, -1): 1/3 - 1/4 = 1/12 in both
+    assert page.at_one_small_rate_the_zigzag_takes_no_more_steps(TABLES).holds
     diagonal = np.array([1, -1]) / math.sqrt(2)
     for moments in (np.array([[1 / 3, 1 / 4], [1 / 4, 1 / 3]]), np.eye(2) / 12):
         assert diagonal @ moments @ diagonal == pytest.approx(1 / 12)
@@ -98,6 +113,7 @@ def test_at_one_small_rate_the_zigzag_takes_no_more_steps():
 
 
 def test_centred_inputs_bear_a_larger_rate_and_need_fewer_steps():
+    assert page.centred_inputs_bear_a_larger_rate_and_need_fewer_steps(TABLES).holds
     medians = {
         (inputs, rate): np.median(steps(inputs, rate))
         for inputs in ("positive", "centred")
@@ -115,6 +131,7 @@ def test_centred_inputs_bear_a_larger_rate_and_need_fewer_steps():
 
 def test_the_mean_of_the_inputs_predicts_the_steps_of_gradient_descent(seed):
     # two eigenvalues, naively: each step leaves (κ - 1)/(κ + 1)
+    assert page.the_mean_of_the_inputs_predicts_the_steps_of_gradient_descent(TABLES).holds
     for condition in (1.5, 7.0, 300.0):
         off, count = np.array([1.0, 1.0]), 0
         while np.linalg.norm(off) > math.sqrt(2) / 1000:
@@ -131,13 +148,14 @@ def test_the_mean_of_the_inputs_predicts_the_steps_of_gradient_descent(seed):
 
 
 def test_real_data_train_in_fewer_steps_when_centred():
+    assert page.real_data_train_in_fewer_steps_when_centred(TABLES).holds
     x, y = page.half("wine", 100, centred=False)
     assert (x > 0).all()
     linear = nn.Linear(13, 3, dtype=x.dtype)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     optimizer = torch.optim.SGD(linear.parameters(), lr=0.01)
-    for ours in page.regress(x, y, 0.01, 0.0, 3):
+    for ours in softmax_regression(x, y, 0.01, 0.0, 3):
         loss = nn.functional.cross_entropy(linear(x), y)
         assert loss.item() == pytest.approx(ours, rel=1e-10)
         optimizer.zero_grad()
@@ -150,6 +168,7 @@ def test_real_data_train_in_fewer_steps_when_centred():
 
 
 def test_nndiag_warns_of_the_sigmoid_stack_and_not_of_positive_data(seed):
+    assert page.nndiag_warns_of_the_sigmoid_stack_and_not_of_positive_data(TABLES).holds
     x, y, _, _ = digits()
     loss = nn.functional.cross_entropy
     for activation, expected in ((nn.Sigmoid, {"non-zero-centered"}), (nn.Tanh, set())):
@@ -163,7 +182,7 @@ def test_nndiag_warns_of_the_sigmoid_stack_and_not_of_positive_data(seed):
 
 
 def test_zigzag_page_holds_whatever_the_seed(seed):
-    tables = committed("zigzag")
+    tables = TABLES
     for name in page.INPUTS:
         ours = page.signs(name, seed).set_index("batch").coherence
         for batch in (16, 256):

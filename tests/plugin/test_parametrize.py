@@ -9,10 +9,10 @@ import sys
 import pytest
 from plugin_parts import both
 
-from nndiag import errors, rule
+from nndiag import errors, rules
 from nndiag.testing import parametrize_with_checks
 
-RULES = list(rule.discover())
+RULES = list(rules.discover())
 
 
 def models(what: str) -> str:
@@ -258,7 +258,7 @@ def test_a_rule_that_crashes_fails_its_test_whatever_was_expected(inner):
         "@pytest.fixture(autouse=True)\n"
         "def broken(monkeypatch):\n"
         "    def check(*_):\n        raise ZeroDivisionError('by zero')\n"
-        "    monkeypatch.setattr(rule.discover()['dead-relu'], 'check', check)\n"
+        "    monkeypatch.setattr(rules.discover()['dead-relu'], 'check', check)\n"
         + models("{'it': well}, batch, expected={'dead-relu': 'why not'}, select='dead-relu'"),
         "-v",
     )

@@ -45,13 +45,14 @@ RULES = {
     for module in (
         rule_module(
             Rule("ND101", "saturation", "warning", "activations", caused_by=("init-scale",),
-                 thresholds={"share": Threshold(0.5, "cited: somewhere", high=1)}),
+                 thresholds={"share": Threshold(0.5, "cited: somewhere", 0, 1, "share")}),
             "Units that no longer answer to their input.",
         ),
         rule_module(
             Rule("ND103", "dead-relu", "warning", "activations", fixes=(FIX,),
                  thresholds={
-                     "share": Threshold(0.4, "measured: reports/calibration/dead-relu.md", high=1),
+                     "share": Threshold(0.4, "measured: reports/calibration/dead-relu.md", 0, 1,
+                                        "share"),
                      "samples": Threshold(90, "derived: 0.95**90 < 1 %"),
                  }),
             "Units that were zero on every sample.\n\nA zero output has a zero gradient.",
@@ -66,7 +67,8 @@ RULES = {
         ),
         rule_module(
             Rule("ND301", "init-scale", "error", "parameters",
-                 thresholds={"factor": Threshold(2.0, "derived: 2**10 over ten layers")}),
+                 thresholds={"factor": Threshold(2.0, "derived: 2**10 over ten layers", 1,
+                                                  unit="factor")}),
             "Weights far from the scale their layer needs.",
         ),
         rule_module(
@@ -171,6 +173,7 @@ def sick() -> Report:
         "init-scale", "ND301", "error", "encoder.0.weight",
         "weights are 11.3 times as large as this layer needs", {"factor": 11.3}, 2.0, None, None,
         (FIX,), measure="factor",
+        summary="Signals will blow up: the weights of encoder.0 are 11.3× too large.",
     )  # fmt: skip
     dead = [
         Finding(

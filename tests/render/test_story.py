@@ -24,10 +24,11 @@ def test_numbers_are_written_as_one_would_say_them(value, text):
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.4, "40 %"), (0.609375, "60.9 %"), (1, "100 %"), (0.9999, "over 99.9 %"),
-     (0.005, "0.5 %"), (0.0005, "0.0005"), (0, "0 %")],
+     (0.005, "0.5 %"), (0.0005, "0.05 %"), (1.16e-6, "0.0001 %"), (1.2e-9, "1.2e-07 %"),
+     (0, "0 %"), (1.5, "1.5"), (-0.5, "-0.5"), (math.nan, "NaN")],
 )  # fmt: skip
 def test_a_share_is_a_percentage_and_not_all_where_it_is_not_all(value, text):
-    assert story.number(value, share=True) == text
+    assert story.number(value, "share") == text
 
 
 def test_counts_are_singular_where_there_is_one():

@@ -8,6 +8,8 @@ import pytest
 import samples
 from rich.console import Console
 
+from nndiag.fixes.actions import Action
+from nndiag.fixes.fix import Fix, advice
 from nndiag.render import terminal
 from nndiag.rule import Finding
 
@@ -23,13 +25,44 @@ def block(report, head):
     return lines[start : lines.index("", start)]
 
 
+def test_the_first_fix_is_shown_with_its_lines_and_the_others_are_counted():
+    names = tuple(f"block.{n * n}.weight" for n in range(30))
+    first = Fix("reset-bias", "Set them.", actions=(Action("set-zeros", names),))
+    swap = Fix("swap-activation", "Swap.", actions=(Action("swap", ("act",), ("ReLU",)),))
+    told = advice("Clean the data.")
+    report = samples.sick()
+    [root, *rest] = report.findings
+
+    def shown(*fixes):
+        findings = (replace(root, fixes=fixes), *rest)
+        lines = block(replace(report, findings=findings), "error[ND301]")
+        return [line for line in lines if line.startswith(("   = fix", "    ", "   = 1", "   = 2"))]
+
+    code = first.code().splitlines()
+    assert len(code) > 9
+    assert shown(first, swap, told)[:11] == [
+        "   = fix: Set them.",
+        *(f"    {line}" for line in code[:8]),
+        f"    # and {len(code) - 8} more lines",
+        "   = 2 more fixes: see report.fixes, or the HTML report",
+    ]
+    assert shown(swap, told)[:4] == [
+        "   = fix: Swap.",
+        "    from nndiag import fixes",
+        '    fixes.swap(model, "act", nn.ReLU())',
+        "   = 1 more fix: see report.fixes, or the HTML report",
+    ]
+    assert shown(told)[:1] == ["   = fix: Clean the data."]
+
+
 def test_the_worst_of_many_layers_speaks_for_them_and_the_others_are_named():
     assert block(samples.sick(), "warning[ND103]") == [
         "warning[ND103] dead-relu",
         "  --> encoder.1/relu   function   models/encoder.py:41",
         "   |  156 of 256 units were zero on all 128 samples",
-        "   |  share 60.9 %, threshold 40 %   (measured: reports/calibration/dead-relu.md)",
+        "   |  share 60.9 %, threshold 40 %",
         "   = fix: Re-initialise the weights (He), biases at zero.",
+        "    nn.init.kaiming_normal_(layer.weight)",
         "   = 2 more like it: encoder.5.act 54.7 % and encoder.3.act 43 %",
     ]
 

@@ -71,7 +71,7 @@ def test_calls_count_and_so_do_gates_and_outputs():
     assert found.layer == "/mish"
     assert found.message == (
         f"2 activations take up to {ops.named('mish').cost:.2g} times as long as ReLU "
-        "(mish, softplus), over 160 values a sample"
+        "(mish, softplus), over 160 values per sample."
     )
 
 

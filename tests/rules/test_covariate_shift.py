@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge, rules
 from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Shift, Snapshot, TensorStats
 
@@ -214,7 +214,7 @@ class TestTheVirtualUpdate:
                           shift=Shift(shift, 0.0, 10))  # fmt: skip
             snapshot = Snapshot("Net", (layer,), (Node("input"), Node("linear", (0,), 0)), (),
                                 {"input": stats}, Loss("loss_fn"), 64, 1, outputs=(1,))  # fmt: skip
-            assert len(rule.judge(snapshot, NAME).findings) == expected
+            assert len(judge.judge(snapshot, NAME).findings) == expected
 
 
 # -- BatchNorm in evaluation mode ---------------------------------------------------------------
@@ -364,7 +364,7 @@ class TestDrift:
 
 def test_what_santurkar_et_al_measured_is_claimed_on_no_page():
     # BatchNorm does not lower this shift (2018, section 2): the page shows a number, no harm.
-    text = page.page(rule.discover()[NAME])
+    text = page.page(rules.discover()[NAME])
     assert "Ioffe & Szegedy 2015" in text
     assert "Santurkar et al. 2018" in text
     assert "note at most" in text

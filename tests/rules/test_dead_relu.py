@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import nndiag
+from nndiag.numbers import number
 
 
 class Call(nn.Module):
@@ -197,7 +198,7 @@ class TestEvidence:
         nn.init.constant_(model.first.bias[:12], -25.0)
         [found] = alone(model, torch.randn(samples, 20))
         bound = 1 - 0.05 ** (1 / samples)  # exact one-sided binomial bound
-        assert f"active on less than {bound:.2g} of inputs" in found.message
+        assert f"active on less than {number(bound, 'share')} of inputs" in found.message
 
     @pytest.mark.parametrize("samples", [1, 8, 32, 58])
     def test_too_few_samples_are_neither_health_nor_sickness(self, samples):
@@ -208,9 +209,10 @@ class TestEvidence:
         assert own(report) == []
         [unjudged] = report.unjudged
         assert unjudged.layer == "/relu"
-        assert f"{samples} samples only show an activity below" in unjudged.reason
-        assert f"{1 - 0.05 ** (1 / samples):.1%}" in unjudged.reason
-        assert "give 59 or more" in unjudged.reason
+        given = "1 sample" if samples == 1 else f"{samples} samples"
+        bound = number(1 - 0.05 ** (1 / samples), "share")
+        assert f"with {given} this only shows an activity below {bound}" in unjudged.reason
+        assert "give 59 samples or more" in unjudged.reason
 
     def test_a_unit_seen_active_needs_no_more_samples(self):
         torch.manual_seed(0)
@@ -226,7 +228,7 @@ class TestEvidence:
             nn.init.constant_(model[0].bias, -25.0)
             report = check(model, x, select="dead-relu")
             assert own(report) == []
-            assert "8 samples only show" in report.unjudged[0].reason
+            assert "with 8 samples this only shows" in report.unjudged[0].reason
 
     def test_batches_of_a_stream_add_up(self):
         torch.manual_seed(0)
@@ -271,7 +273,7 @@ class TestSeverity:
         report = check(model, torch.randn(128, 100))
         assert (report.findings[0].rule, report.findings[0].severity) == ("dead-relu", "error")
         assert report.findings[0].layer == "3"
-        assert "no longer depends on the input" in report.findings[0].message
+        assert "The layers after it no longer depend on the input." in report.findings[0].message
 
     def test_a_whole_layer_beside_another_way_is_a_warning(self):
         class Residual(nn.Module):
@@ -385,7 +387,7 @@ class TestHealthyNull:
         counts = ((weights @ x.numpy().T) <= 0).all(2).sum(1)
         unit = x / x.norm(dim=1, keepdim=True)
         cosine = (unit @ unit.T).fill_diagonal_(0).sum().item() / (samples * (samples - 1))
-        assert found.evidence["likeness"] == pytest.approx(cosine, abs=1e-3)
+        assert found.evidence["input_correlation"] == pytest.approx(cosine, abs=1e-3)
         assert np.mean(counts > found.evidence["healthy_bound"]) <= 0.006
         assert found.evidence["healthy_bound"] <= counts.mean() + 8 * max(counts.std(), 1.0)
 
@@ -422,7 +424,7 @@ class TestHealthyNull:
             [most] = alone(model, x)
         assert (half.evidence["dead_units"], half.severity) == (20, "note")
         assert (most.evidence["dead_units"], most.severity) == (35, "warning")
-        assert "however alike its inputs are" in most.message
+        assert "however similar its inputs are" in most.message
 
 
 class Square(nn.Module):

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import nndiag
-from nndiag import gradient_flow, rule
+from nndiag import gradient_flow, judge
+from nndiag.numbers import number
 
 NAME = "exploding-gradient"
 
@@ -90,7 +91,7 @@ class TestMeasure:
         assert total > 100
         assert found.evidence["total"] == pytest.approx(total, rel=1e-3)
         assert found.evidence["per_layer"] == pytest.approx(total ** (1 / 5), rel=1e-3)
-        assert f"is {total:.2g} times that at" in found.message
+        assert f"is {number(total)} times that at" in found.message
 
     @pytest.mark.parametrize(
         ("activation", "std", "factor"),
@@ -168,7 +169,7 @@ class TestThresholds:
         b = 5 * 4 / 48  # Hanin & Nica 2020: five times the sum of the inverse widths
         room = math.exp(-b / 4 + 3.2905 * math.sqrt(b) / 2)
         assert path.band[1] == pytest.approx(room, rel=1e-2)
-        judged = rule.judge(deeper(healthy, total * path.band[1]), select=NAME)
+        judged = judge.judge(deeper(healthy, total * path.band[1]), select=NAME)
         assert [f.severity for f in judged.findings] == ([severity] if severity else [])
         assert {(f.measure, f.threshold) for f in judged.findings} <= {("total", 1e2)}
 
@@ -214,7 +215,7 @@ class TestWhereChainsEnd:
         torch.manual_seed(0)
         [found] = alone(Unrolled(), torch.randn(64, 48))
         assert found.severity == "note"
-        assert "for each of 9 calls" in found.message
+        assert "-fold in each of 9 calls" in found.message
 
 
 class TestWhereAndWhy:
@@ -227,14 +228,14 @@ class TestWhereAndWhy:
         report = check(model, x)
         [found] = own(report)
         assert found.layer == "6"
-        assert "times from 6 to 4" in found.message
+        assert "-fold from 6 to 4" in found.message
         assert [(f.rule, f.layer) for f in rooted(report)] == [("init-scale", "6")]
         assert found.cause is report.findings[0]
 
     def test_the_weights_gain_is_said_beside_the_references(self):
         torch.manual_seed(0)
         [found] = alone(stack(8, gain=3.0), torch.randn(128, 48))
-        assert re.search(r"the weights' gain .* is 4\.\d, where He has 1\.4", found.message)
+        assert re.search(r"The gain of the weights .* is 4\.\d; He init has 1\.4", found.message)
 
 
 class TestHealth:

@@ -156,7 +156,7 @@ class TestOnPurpose:
         torch.manual_seed(0)
         [found] = findings(mlp().requires_grad_(False), torch.randn(64, 16))
         assert found.severity == "note"
-        assert "every parameter of the model is frozen (10)" in found.message
+        assert "All 10 parameters of the model are frozen." in found.message
 
     def test_nothing_frozen_is_nothing(self):
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge
 from nndiag.stats import Layer, Loss, Node, Parameter, Snapshot, TensorStats, Weight
 
 NAME = "init-scale"
@@ -150,7 +150,7 @@ class TestOneLayerInTheMiddle:
         [found] = findings(nn.Sequential(*layers, nn.Linear(102, 10)), torch.randn(200, 102))
 
         expected = (
-            "weights of 3.weight are 9.9× too small for tanh: std 0.0100, Xavier gives 0.0990"
+            "The weights 3.weight are 9.9× too small for tanh: std 0.0100, Xavier gives 0.0990"
         )
         assert found.message.startswith(expected)
         assert found.fixes[0].code() == (
@@ -199,7 +199,7 @@ class TestDefaultInit:
     def test_accounts_for_every_layer_of_a_deep_network_with_biases(self, width):
         torch.manual_seed(0)
         [found] = findings(mlp(10, init=default, width=width), torch.randn(256, 32))
-        assert "so are 9 more of 10 layers" in found.message
+        assert "The same holds for 9 more of 10 layers." in found.message
         assert math.log(found.evidence["accumulated"]) == pytest.approx(
             9 * math.log(math.sqrt(6)), rel=0.12
         )
@@ -418,7 +418,7 @@ class TestWhereScaleDoesNotAccumulate:
     def test_many_branches_share_one_note_that_counts_them(self):
         torch.manual_seed(0)
         [found] = findings(Residual(0.001), torch.randn(128, 32))
-        assert "5 more places likewise" in found.message
+        assert "The same holds for 5 more places." in found.message
 
     @pytest.mark.parametrize("std", [0.001, 0.02, 1.0])
     def test_normalised_layers_are_quiet(self, std):
@@ -571,7 +571,7 @@ class TestConvolutions:
         model(x)
         [found] = findings(model, x)
         assert (found.severity, found.layer) == ("warning", "0")
-        assert "so are 5 more of 6 layers" in found.message
+        assert "The same holds for 5 more of 6 layers." in found.message
 
 
 # -- on numbers made by hand ------------------------------------------------------------------
@@ -610,7 +610,7 @@ def chain(offs, width=2000):
 
 
 def judged(snapshot, thresholds=None):
-    return rule.judge(snapshot, NAME, thresholds=thresholds).findings
+    return judge.judge(snapshot, NAME, thresholds=thresholds).findings
 
 
 class TestBoundaries:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge
 
 NAME = "no-gradient"
 
@@ -100,8 +100,8 @@ class TestNone:
         torch.manual_seed(0)
         rep = check(Detached("detach"), torch.randn(64, 16))
         assert {f.message for f in rep.findings} == {
-            "its gradient is None: none comes back to b: the path is cut there (detach, no_grad, "
-            ".data, argmax)"
+            "Its gradient is None: none comes back to b, so it is cut off there (detach, no_grad, "
+            ".data, argmax)."
         }
 
     def test_a_module_that_is_never_called(self):
@@ -113,7 +113,7 @@ class TestNone:
         assert alarms(rep) == dict.fromkeys(
             ["aux.0.weight", "aux.0.bias", "aux.2.weight", "aux.2.bias"], "warning"
         )
-        assert {f.message for f in rep.findings} == {"its gradient is None: aux was never called"}
+        assert {f.message for f in rep.findings} == {"Its gradient is None: aux was never called."}
         assert len([f for f in rep.findings if f.cause is None]) == 1
 
     def test_a_head_whose_output_is_thrown_away(self):
@@ -130,7 +130,7 @@ class TestNone:
         torch.manual_seed(0)
         rep = check(Net(), torch.randn(64, 16), labels(64))
         assert alarms(rep) == dict.fromkeys(["aux.weight", "aux.bias"], "warning")
-        assert "its output does not reach the model's" in rep.findings[0].message
+        assert "the model's output does not depend on it" in rep.findings[0].message
 
     def test_a_bare_parameter_nobody_uses(self):
         torch.manual_seed(0)
@@ -276,7 +276,7 @@ class TestExactlyZero:
         model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
         rep = check(model, torch.randn(64, 16), torch.zeros(64, dtype=torch.long))
         assert [(f.layer, f.severity) for f in rep.findings] == [("(model)", "error")]
-        assert "none of the 4 trainable parameters" in rep.findings[0].message
+        assert "None of the 4 trainable parameters" in rep.findings[0].message
 
     def test_recurrent_weights_that_only_ever_saw_the_zero_state(self):
         class Net(nn.Module):
@@ -296,7 +296,7 @@ class TestExactlyZero:
         model = mlp(2)
         rep = check(model, torch.zeros(64, 16), labels(64))
         [first] = [f for f in rep.findings if f.layer == "0.weight"]
-        assert "what it reads is zero on every sample" in first.message
+        assert "The layer's input is zero on every sample." in first.message
 
     def test_a_nearly_zero_gradient_is_none_of_this_rules_business(self):
         torch.manual_seed(0)
@@ -402,7 +402,7 @@ class TestZeroByConstruction:
         exact = replace(rep.snapshot, parameters=tuple(
             replace(q, grad=grad) if q is p else q for q in rep.snapshot.parameters
         ))  # fmt: skip
-        assert rule.judge(exact, NAME).findings == ()
+        assert judge.judge(exact, NAME).findings == ()
 
     def test_a_bias_the_loss_does_not_depend_on_is_a_note(self):
         torch.manual_seed(0)

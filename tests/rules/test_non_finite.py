@@ -60,10 +60,10 @@ class TestWhereItBegins:
     @pytest.mark.parametrize(
         ("function", "what"),
         [
-            (torch.log, "NaN"), (torch.sqrt, "NaN"), (lambda x: x / 0.0, "infinite"),
-            (lambda x: torch.exp(1e4 * x.abs()), "infinite"),
-            (lambda x: (x * math.inf), "infinite"), (lambda x: x - x / 0, "infinite"),
-            (torch.acos, None), (lambda x: F.normalize(x) / 0, "infinite"),
+            (torch.log, "NaN"), (torch.sqrt, "NaN"), (lambda x: x / 0.0, "infinit"),
+            (lambda x: torch.exp(1e4 * x.abs()), "infinit"),
+            (lambda x: (x * math.inf), "infinit"), (lambda x: x - x / 0, "infinit"),
+            (torch.acos, None), (lambda x: F.normalize(x) / 0, "infinit"),
         ],
     )  # fmt: skip
     def test_a_layer_that_makes_it_leads_and_the_layers_behind_are_counted(
@@ -80,12 +80,12 @@ class TestWhereItBegins:
         assert roots(rep) == [(NAME, "6", "error")]
         found = rep.findings[0]
         assert what in found.message
-        assert "everything before it is finite" in found.message
+        assert "Everything before it is finite." in found.message
         assert found.evidence["nan"] + found.evidence["inf"] == int(made.sum())
         assert found.evidence["values"] == made.numel()
         behind = [m(x) for m in [model[: k + 1] for k in range(7, len(model))]]
         sick = sum(bool((~torch.isfinite(h)).any()) for h in behind)
-        assert f"{sick} more layers have it from there" in found.message
+        assert f" {sick} more layers are not finite either." in found.message
 
     def test_the_function_that_makes_it_is_named_where_it_is_no_layer(self):
         class Net(nn.Module):
@@ -99,7 +99,7 @@ class TestWhereItBegins:
         torch.manual_seed(0)
         rep = check(Net(), torch.randn(64, 16), labels())
         assert roots(rep) == [(NAME, "b", "error")]
-        assert "so does what it reads (made by sqrt)" in rep.findings[0].message
+        assert "Its input is not finite either (made by sqrt)." in rep.findings[0].message
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("kind", ["dense", "conv", "norm"])
@@ -121,9 +121,9 @@ class TestWhereItBegins:
             parameter.view(-1)[0] = value
         rep = check(model, x, labels(16))
         assert roots(rep) == [(NAME, name, "error")]
-        what = "1 NaN" if math.isnan(value) else "1 infinite"
+        what = "1 NaN" if math.isnan(value) else "1 infinity"
         assert rep.findings[0].message == (
-            f"the parameter holds {what} of {parameter.numel():,} values"
+            f"The parameter holds {what} among {parameter.numel():,} values."
         )
 
     def test_a_model_that_diverged_whole_is_one_finding(self):
@@ -133,7 +133,7 @@ class TestWhereItBegins:
             nn.init.constant_(p, math.nan)
         rep = check(model, torch.randn(64, 16), labels())
         assert roots(rep) == [(NAME, "0.weight", "error")]
-        assert "so it is for 11 more parameters" in rep.findings[0].message
+        assert "The same holds for 11 more parameters." in rep.findings[0].message
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_an_input_that_holds_it_is_where_it_begins(self, value):
@@ -187,7 +187,7 @@ class TestWhereItBegins:
             model[0].weight.fill_(6e4)
         rep = check(model, torch.randn(64, 16).half(), select=NAME)
         assert roots(rep) == [(NAME, "0", "error")]
-        assert "float16 ends at 6.55e+04" in rep.findings[0].message
+        assert "the largest that float16 can hold is 6.55e+04" in rep.findings[0].message
 
 
 class TestTheLossAndTheGradients:
@@ -241,7 +241,7 @@ class TestTheLossAndTheGradients:
             select=NAME,
         )
         assert roots(rep) == [(NAME, "1.bias", "error")]
-        assert "its gradient holds" in rep.findings[0].message
+        assert "Its gradient holds" in rep.findings[0].message
 
     def test_nothing_else_is_said_of_gradients_that_are_not_finite(self):
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge
 
 NAME = "non-zero-centered"
 
@@ -281,7 +281,7 @@ class TestThresholds:
         return replace(snapshot, layers=tuple(layers), parameters=parameters)
 
     def severities(self, **numbers):
-        judged = rule.judge(self.snapshot(**numbers), select=NAME)
+        judged = judge.judge(self.snapshot(**numbers), select=NAME)
         return [(f.severity, f.measure) for f in judged.findings]
 
     @pytest.mark.parametrize(("ratio", "found"), [(0.499, []), (0.501, [("warning", "one_sign")])])

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import nndiag
+from nndiag.numbers import number
 
 # Two-sided activations, as a module and as a call, and the pre-activation scale that saturates.
 TWO_SIDED = {
@@ -91,7 +92,7 @@ class TestValues:
         assert found.severity == "warning"
         assert found.evidence["share"] == pytest.approx(expected, abs=2 / x.numel())
         assert found.evidence["input_std"] == pytest.approx((scale * x).std().item(), rel=1e-3)
-        assert f"{found.evidence['share']:.0%}" in found.message
+        assert f"({number(found.evidence['share'], 'share')})" in found.message
 
     @pytest.mark.one_in(3)
     @pytest.mark.parametrize("name", TWO_SIDED)
@@ -132,7 +133,10 @@ class TestValues:
         report = check(through(torch.tanh, width=4), torch.full((7, 4), 9.0), select="saturation")
         assert own(report) == []
         [unjudged] = report.unjudged
-        assert (unjudged.layer, unjudged.reason) == ("/tanh", "28 values are too few for a share")
+        assert (unjudged.layer, unjudged.reason) == (
+            "/tanh",
+            "28 values are too few; give 32 or more",
+        )
 
     @pytest.mark.one_in(5)
     @pytest.mark.parametrize("activation", SMOOTH, ids=lambda a: type(a).__name__)
@@ -181,7 +185,7 @@ class TestUnits:
         if found:
             [finding] = own(report)
             assert finding.evidence["units"] == units / 64
-            assert f"{units} of 64 units on all of 64 samples" in finding.message
+            assert f"{units} of 64 units are saturated on all 64 samples" in finding.message
 
     def test_exactly_two_fifths_are_not(self):
         assert own(self.saturating(4, of=10)) == []
@@ -260,7 +264,7 @@ class TestRoles:
         report = check(Gated(use), torch.randn(128, 16), select="saturation")
         found = [f for f in own(report) if f.layer == "/sigmoid"]
         assert [f.severity for f in found] == ["note"]
-        assert "(a gate)" in found[0].message
+        assert "It is a gate." in found[0].message
         assert report.ok
 
     def test_added_to_another_tensor_it_is_hidden_and_alarms(self):
@@ -275,7 +279,7 @@ class TestRoles:
         model[2].weight.data.mul_(100)
         [found] = alone(model, torch.randn(128, 16))
         assert (found.severity, found.layer) == ("note", "3")
-        assert "(the model's output)" in found.message
+        assert "It is the model's output." in found.message
 
     def test_so_is_the_activation_before_a_loss(self):
         torch.manual_seed(0)
@@ -298,7 +302,7 @@ class TestRoles:
         black_and_white = torch.randn(128, 16).sign()
         [found] = alone(Clipped(), black_and_white)
         assert found.severity == "note"
-        assert "no weights before it" in found.message
+        assert "No weights come before it." in found.message
 
 
 def rows(scores):
@@ -391,7 +395,7 @@ class TestAttention:
         report = check(Attention("softmax", 1e3), torch.randn(batch, 2, 16), select="saturation")
         assert bool(own(report)) == judged
         reasons = [u.reason for u in report.unjudged]
-        assert reasons == ([] if judged else ["30 rows are too few for a share"])
+        assert reasons == ([] if judged else ["30 rows are too few; give 32 or more"])
 
     @pytest.mark.parametrize("kind", ["boolean", "additive", "padding", "causal and padding"])
     @pytest.mark.parametrize("heads", [1, 2])
@@ -591,7 +595,7 @@ class TestRecurrentCells:
             model.rnn.bias_ih_l0[8:16] = 30.0
         [found] = alone(model, torch.randn(16, 7, 8))
         assert found.severity == "note"
-        assert "100% of the forget values" in found.message
+        assert "100 % of the forget values" in found.message
         assert "(a gate)" in found.message
 
     def test_cells_called_step_by_step_are_judged(self):

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge
 from nndiag.stats import Layer, Loss, Node, ProbeStats, Snapshot, TensorStats, Weight
 
 NAME = "signal-collapse"
@@ -248,7 +248,7 @@ class TestInjectedInTheMiddle:
         assert (found.layer, found.severity) == ("6", "error")
         behind = sum(type(m) is not nn.Flatten for m in list(model)[7:])
         assert found.evidence["layers"] == 1 + behind
-        assert f"{behind} layers after it likewise" in found.message
+        assert f"The same holds for {behind} layers after it" in found.message
 
     def test_names_the_cause_where_there_is_one(self):
         torch.manual_seed(0)
@@ -309,7 +309,7 @@ def snapshot(spread, std=1.0, samples=64, after=None):
 def test_the_boundaries_lie_at_a_hundredth_and_a_ten_thousandth_of_the_pooled_std(
     share, expected, std
 ):
-    found = rule.judge(snapshot(share * std, std), NAME).findings
+    found = judge.judge(snapshot(share * std, std), NAME).findings
     assert [f.severity for f in found] == ([expected] if expected else [])
     for f in found:
         assert f.layer == "b"
@@ -321,12 +321,12 @@ def test_the_boundaries_lie_at_a_hundredth_and_a_ten_thousandth_of_the_pooled_st
     [(0.0099, 0.099, "warning"), (0.0099, 0.101, None), (0.99e-4, 1.0, "error")],
 )
 def test_what_a_later_layer_still_shows_was_not_lost_except_into_rounding(share, after, expected):
-    found = rule.judge(snapshot(share, after=after), NAME).findings
+    found = judge.judge(snapshot(share, after=after), NAME).findings
     assert [f.severity for f in found] == ([expected] if expected else [])
 
 
 @pytest.mark.parametrize(("samples", "judged"), [(7, False), (8, True)])
 def test_from_eight_samples_on_it_judges(samples, judged):
-    outcome = rule.judge(snapshot(1e-5, samples=samples), NAME)
+    outcome = judge.judge(snapshot(1e-5, samples=samples), NAME)
     assert bool(outcome.findings) == judged
     assert bool(outcome.unjudged) != judged

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag import rule
+from nndiag import judge
 from nndiag.stats import Layer, Loss, Node, Parameter, Snapshot, TensorStats, Weight
 
 NAME = "symmetry"
@@ -76,7 +76,7 @@ class TestConstantWeights:
         [found] = check(model, x, y).findings
 
         assert (found.layer, found.severity) == ("4", "warning")
-        assert "their gradients differ" in found.message
+        assert "Their gradients differ" in found.message
         assert distinct_units(trained(model, x, y)[4]) == 32
 
     def test_with_random_biases_are_found_too(self):
@@ -191,7 +191,7 @@ class TestDuplicatedUnits:
         model, (x, y) = self.twins(pairs, outgoing=False), data()
         [found] = check(model, x, y).findings
         assert found.severity == "note"
-        assert "the first update tells them apart" in found.message
+        assert "the first update makes them differ" in found.message
         assert distinct_units(trained(model, x, y)[2]) == 32
 
     def test_that_differ_in_their_bias_are_no_twins(self):
@@ -211,7 +211,7 @@ class TestDuplicatedUnits:
         model.requires_grad_(False)
         [found] = nndiag.check(model, x, select=NAME, config=False).findings
         assert found.severity == "note"
-        assert "was not seen" in found.message
+        assert "No gradients were measured" in found.message
 
 
 class Residual(nn.Module):
@@ -417,7 +417,7 @@ def test_the_boundary_lies_at_a_tenth_of_the_units(kept, expected):
     nodes = (Node("input"), Node("linear", (0,), 0), Node("linear", (1,), 1))
     snapshot = Snapshot("Net", layers, nodes, parameters, {"input": counts(6400)}, Loss("loss_fn"),
                         64, 1, outputs=(2,), has_gradients=True)  # fmt: skip
-    [found] = rule.judge(snapshot, NAME).findings
+    [found] = judge.judge(snapshot, NAME).findings
     assert (found.layer, found.severity, found.threshold) == ("a", expected, 0.1)
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import nndiag
-from nndiag import gradient_flow, rule
+from nndiag import gradient_flow, judge
+from nndiag.numbers import number
 
 NAME = "vanishing-gradient"
 BOTH = [NAME, "exploding-gradient"]
@@ -116,7 +117,7 @@ class TestMeasure:
         assert finding.evidence["total"] == pytest.approx(total, rel=1e-3)
         assert finding.evidence["per_layer"] == pytest.approx(total ** (1 / 5), rel=1e-3)
         assert finding.evidence["layers"] == 5
-        assert f"{total:.2g} of what it is at" in finding.message
+        assert f"is {number(total, 'share')} of the gradient at" in finding.message
 
     @pytest.mark.parametrize(
         ("activation", "init", "factor"),
@@ -215,14 +216,14 @@ class TestThresholds:
     def test_a_hundredth_is_a_warning_and_a_ten_thousandth_an_error(
         self, healthy, room, total, severity
     ):
-        judged = rule.judge(shallower(healthy, total * room), select=NAME)
+        judged = judge.judge(shallower(healthy, total * room), select=NAME)
         assert [f.severity for f in judged.findings] == ([severity] if severity else [])
         for finding in judged.findings:
             assert (finding.threshold, finding.measure) == (1e-2, "total")
             assert finding.evidence["total"] == pytest.approx(total * room)
 
     def test_the_readers_threshold_is_used(self, healthy, room):
-        judged = rule.judge(
+        judged = judge.judge(
             shallower(healthy, 0.4 * room), select=NAME, thresholds={f"{NAME}.total": 0.5}
         )
         assert [f.threshold for f in judged.findings] == [0.5]
@@ -327,7 +328,7 @@ class TestWhereChainsEnd:
         torch.manual_seed(0)
         [found] = alone(Unrolled(12, torch.sigmoid), torch.randn(64, 48))
         assert (found.rule, found.severity) == (NAME, "note")
-        assert "for each of 11 calls" in found.message
+        assert "passes each of 11 calls" in found.message
 
     def test_a_long_branch_is_a_chain_of_its_own(self):
         class Branch(nn.Module):
@@ -494,7 +495,7 @@ class TestConstruction:
         [unjudged] = report.unjudged
         assert unjudged.layer == "body.0"
         assert unjudged.reason.startswith("gradient not observed")
-        assert unjudged.reason.endswith("so in 3 of 10 layers")
+        assert unjudged.reason.endswith("in 3 of 10 layers")
 
     def test_checkpointed_layers_are_judged_where_their_gradients_are_seen(self):
         class Checkpointed(nn.Module):
@@ -538,7 +539,7 @@ class TestWhereAndWhy:
         report = check(model, x)
         [found] = own(report)
         assert found.layer == "6"
-        assert "100% of its values are saturated" in found.message
+        assert "100 % of its values are saturated" in found.message
         assert [(f.rule, f.layer) for f in rooted(report)] == [("saturation", "7")]
         assert found.cause.rule == "saturation"
 
@@ -546,7 +547,7 @@ class TestWhereAndWhy:
         torch.manual_seed(0)
         report = check(stack(10), torch.randn(128, 48))
         assert [(f.rule, f.severity) for f in rooted(report)] == [(NAME, "error")]
-        assert "the slope of sigmoid is 0.2" in report.findings[0].message
+        assert "The slope of sigmoid is 0.2" in report.findings[0].message
         assert report.findings[0].evidence["slope_share"] > 0.9
 
     def test_the_weights_are_the_reason_of_a_small_init(self):
@@ -558,7 +559,7 @@ class TestWhereAndWhy:
         report = check(model, torch.randn(128, 48))
         [found] = own(report)
         assert found.evidence["slope_share"] < 0.5
-        assert "weights' gain (std times root of fan-in) is 0.42, where He has 1.4" in found.message
+        assert "The gain of the weights (std · √fan-in) is 0.42; He init has 1.4." in found.message
         assert [f.rule for f in rooted(report)] == ["init-scale"]
 
     def test_dead_units_are_named_as_a_reason(self):
@@ -584,8 +585,8 @@ class TestWhereAndWhy:
         [found] = own(report)
         assert (found.severity, found.layer, found.evidence["total"]) == ("error", "4", 0.0)
         assert found.message == (
-            "the gradient at 0 is exactly zero, 5 layers before 10: no value of 5 lies where "
-            f"{activation.__name__.lower()} has a slope"
+            "The gradient at 0 is exactly zero, 5 layers before 10. No value of 5 lies where "
+            f"{activation.__name__.lower()} has a slope."
         )
         cause = "saturation" if activation is nn.Tanh else "dead-relu"
         assert [(f.rule, f.layer) for f in rooted(report)] == [(cause, "5")]

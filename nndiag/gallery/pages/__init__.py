@@ -1,1 +1,0 @@
-"""One file a page; they are discovered, not registered."""
