@@ -94,6 +94,7 @@ REPORTS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
 def test_it_opens_and_fits(page, name, width):
@@ -321,6 +322,7 @@ REPAIRS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", REPAIRS)
 @pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
 def test_a_repair_opens_and_fits(page, name, width):
