@@ -16,10 +16,10 @@ import pytest
 import repairs
 import samples
 from bands import GALLERY
-
 from gallery import __main__ as make
 from gallery import render as gallery
 from gallery.page import every
+
 from nndiag.compare import compare
 from nndiag.fixes.repair import Repair
 from nndiag.render import html, index
