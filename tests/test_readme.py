@@ -31,23 +31,47 @@ def masked(output):
     return " ".join(words)
 
 
-def test_the_example_prints_what_is_printed_below_it(text, tmp_path):
-    """Rewritten by ``NNDIAG_GOLDEN=write pytest tests/test_readme.py``."""
-    (language, code), (_, printed) = [
-        b for b in blocks(text) if "import nndiag\n" in b[1] or "ND201" in b[1]
-    ]
-    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+def run(code, folder):
+    (folder / "example.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", "example.py"],
-        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True,
+        cwd=folder, capture_output=True, text=True, encoding="utf-8", check=True,
         env={"COLUMNS": "100", "PATH": "", "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
+    return done.stdout
+
+
+def example(text):
+    """The code of the first example, and what the README says its output begins with."""
+    code, printed = re.findall(
+        r"^```(?:python)?\n(.*?)^```$", text[text.index("## One call") :], re.M | re.S
+    )[:2]
+    return code, printed
+
+
+def test_the_example_begins_with_what_stands_below_it(text, tmp_path):
+    """Rewritten by ``NNDIAG_GOLDEN=write pytest tests/test_readme.py``."""
+    code, printed = example(text)
+
+    opening = run(code, tmp_path).partition("\n\n")[0] + "\n"
 
     if os.environ.get("NNDIAG_GOLDEN") == "write":
-        README.write_text(text.replace(printed, done.stdout.strip() + "\n"), encoding="utf-8")
+        README.write_text(text.replace(printed, opening), encoding="utf-8")
         return
-    assert language == "python"
-    assert masked(done.stdout) == masked(printed)
+    assert masked(opening) == masked(printed)
+
+
+def test_the_repair_of_the_examples_network_succeeds(text, tmp_path):
+    code, _ = example(text)
+    [repair] = [block for _, block in blocks(text) if block.startswith("repair = nndiag.repair(")]
+
+    shown = run(f"{code}\n{repair}\nprint('repaired:', repair.ok)", tmp_path)
+
+    assert shown.splitlines()[-1] == "repaired: True"
+
+
+def test_it_is_short(text):
+    assert len(text.split()) <= 1500
 
 
 def test_the_table_lists_every_rule(text):
