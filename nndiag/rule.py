@@ -1,8 +1,9 @@
-"""What a rule is, and what it says: findings, what it could not judge, what became of it.
+"""What a rule is, and its results: findings, layers it could not judge, its outcome.
 
 A rule is one file in ``nndiag/rules``: a docstring that is its page, a ``RULE`` and a pure
-function ``check(snapshot, limit)`` that yields findings. Nothing registers it: :func:`nndiag.rules.discover`
-walks the folder, and the entry-point group ``nndiag.rules`` for other people's.
+function ``check(snapshot, limit)`` that yields findings. Nothing registers it:
+:func:`nndiag.rules.discover` walks the folder, and the entry-point group ``nndiag.rules`` for other
+people's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,19 @@ from nndiag.fixes.fix import Fix
 from nndiag.numbers import Unit
 from nndiag.stats import Layer, Parameter, Snapshot
 
+__all__ = [
+    "ABOUT",
+    "SEVERITIES",
+    "Check",
+    "Finding",
+    "Limits",
+    "Outcome",
+    "Rule",
+    "Severity",
+    "Threshold",
+    "Unjudged",
+]
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ABOUT = ("input", "parameters", "activations", "gradients", "training")
@@ -23,11 +37,11 @@ ABOUT = ("input", "parameters", "activations", "gradients", "training")
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number a verdict hangs on, and where it comes from.
+    """A number that decides a verdict, and where it comes from.
 
     ``source`` begins with ``derived:`` (arithmetic the reader can redo), ``cited:`` (a paper or
     standard, with the place in it) or ``measured:`` (a file under ``reports/``). ``unit`` says how
-    it and what is held against it are written: as a "share" (75 %), as a "factor" (16×), or plain.
+    it, and the value compared with it, are written: "share" (75 %), "factor" (16×), or plain.
     """
 
     value: float
@@ -41,10 +55,10 @@ class Threshold:
 class Finding:
     """One thing that is wrong (or worth knowing) at one place.
 
-    ``evidence`` maps names to numbers; ``threshold`` is the limit that the one called ``measure``
-    (the name of the threshold, too) was held against;
-    ``cause`` the finding that explains this one, or None for a root; ``suspects`` the rules whose
-    findings can explain it; ``summary`` one sentence that says what will happen because of it.
+    ``evidence`` maps names to numbers. ``threshold`` is the number that the evidence called
+    ``measure`` was compared with; the threshold has the same name. ``cause`` is the finding that
+    explains this one, or None for a root; ``suspects`` are the rules whose findings can explain it.
+    ``summary`` is one sentence that says what will happen because of it.
     """
 
     rule: str
@@ -69,7 +83,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Unjudged:
-    """A layer a rule looked at and could not judge, and why: neither health nor sickness."""
+    """A layer that a rule could not judge, and why: it is neither a finding nor a pass."""
 
     rule: str
     layer: str
@@ -151,7 +165,7 @@ Check = Callable[[Snapshot, Limits], Iterable["Finding | Unjudged"]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one rule: "found", "passed", "skipped" or "crashed" (with the reason).
+    """The outcome of one rule: "found", "passed", "skipped" or "crashed", with the reason.
 
     A rule of another package that could not be loaded is "crashed", too: by its module's name,
     without a code.

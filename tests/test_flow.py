@@ -61,7 +61,7 @@ def test_the_only_path_is_what_all_paths_share(snapshot):
 def test_some_nodes_are_the_only_way_if_every_path_meets_one_of_them(snapshot, nodes):
     found = list(paths(snapshot))
     expected = bool(found) and all(nodes & set(path) for path in found)
-    assert flow.only_way(snapshot, nodes) == expected
+    assert flow.only_path_through_any(snapshot, nodes) == expected
 
 
 @given(graphs())
@@ -84,7 +84,7 @@ def test_a_way_out_passes_none_of_the_stops_behind_its_start(snapshot, stops):
         return node in snapshot.outputs or any(map(leads_out, users))
 
     nodes = range(len(snapshot.nodes))
-    assert flow.ways_out(snapshot, stops) == [leads_out(node) for node in nodes]
+    assert flow.reaches_output(snapshot, stops) == [leads_out(node) for node in nodes]
 
 
 @given(graphs(), st.sets(st.integers(0, 8), max_size=3))

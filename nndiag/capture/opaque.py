@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nndiag import activations, ops
-from nndiag.layout import Pending, readable, spread, wide
+from nndiag.layout import Pending, readable, sample_positions, wide
 
 __all__ = [
     "HEADS",
@@ -128,8 +128,8 @@ def _sampled(
     q, k = query.detach().float(), key.detach().float()
     length, source = q.shape[-2], k.shape[-2]
     lead = q.shape[:-2]
-    heads = spread((math.prod(lead),), HEADS, q.device)[0]
-    rows = spread((length,), ROWS, q.device)[0]
+    heads = sample_positions((math.prod(lead),), HEADS, q.device)[0]
+    rows = sample_positions((length,), ROWS, q.device)[0]
     q = q.reshape(-1, *q.shape[-2:])[heads][:, rows]
     k = k.reshape(-1, *k.shape[-2:])[heads]
     scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else float(scale))
@@ -171,7 +171,7 @@ def _layers(kind: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
     if len(weights) != per * layers * directions:
         return None, "its gates are not recomputed for an LSTM with projections"
     batch = 0 if rest[0] else 1
-    picked = spread((x.shape[batch],), SEQUENCES, x.device)[0]
+    picked = sample_positions((x.shape[batch],), SEQUENCES, x.device)[0]
     own = [w.detach() for w in weights]
     x = x.detach().to(own[0].dtype).index_select(batch, picked)
     states = [

@@ -122,9 +122,11 @@ def _compare_rows(
         return _compared(rows, rest[0] if rest else None, grads)
 
     if not is_small(len(parts[0]) * sum(widths), parts[0].device):
-        return meter.apart(compare(*(part[None] for part in parts)))
+        return meter.add_measured(compare(*(part[None] for part in parts)))
     kind = ("rows", graded, *widths)
-    return meter.together(torch.cat(parts, 1), kind, lambda v: compare(*torch.split(v, widths, 2)))
+    return meter.measure_small(
+        torch.cat(parts, 1), kind, lambda v: compare(*torch.split(v, widths, 2))
+    )
 
 
 def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor | None) -> Pending:

@@ -112,7 +112,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             fixes=RULE.fixes
             if path.repeated
             else (
-                *gradient_flow.reweighted(snapshot, path),
+                *gradient_flow.weight_fixes(snapshot, path),
                 *propose.normalize(snapshot, path.layers),
                 *RULE.fixes[-1:],
             ),
@@ -128,8 +128,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
 def _message(path: gradient_flow.GradientPath) -> str:
     steps = flow.plural(len(path.passages), "call" if path.repeated else "layer")
     where = f"it grows {path.per_layer:.2g}-fold in each of {steps}"
-    if path.alone is not None:
-        here = path.alone
+    if path.decisive is not None:
+        here = path.decisive
         where = f"it grows {number(here.factor)}-fold from {here.after.name} to {here.layer.name}"
     return (
         f"The gradient at {path.first.name} is {number(path.total)} times that at "
@@ -138,8 +138,8 @@ def _message(path: gradient_flow.GradientPath) -> str:
 
 
 def _summary(path: gradient_flow.GradientPath) -> str:
-    if path.alone is not None:
-        here = path.alone
+    if path.decisive is not None:
+        here = path.decisive
         return (
             f"Updates of {here.layer.name} and the layers before it will be far too large: the "
             f"gradient grows {number(here.factor)}-fold there."

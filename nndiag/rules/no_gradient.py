@@ -256,14 +256,14 @@ class _Silence:
     """Nodes whose own weight lets no gradient pass."""
 
     stops: frozenset[int]
-    ways_out: list[bool]  # for each node, whether a way leads past them to an output
+    reaches_output: list[bool]  # for each node, whether a way leads past them to an output
     sick: int  # those of them (as bits) that are no head, no scale and no end of a branch
 
 
 def _silence(snapshot: Snapshot) -> _Silence:
     stops = _silent(snapshot)
     sick = (n for n in stops if not _is_benign(snapshot, n))
-    return _Silence(stops, flow.ways_out(snapshot, stops), flow.bits(sick))
+    return _Silence(stops, flow.reaches_output(snapshot, stops), flow.bits(sick))
 
 
 def _by_construction(snapshot: Snapshot, p: Parameter, rows: list[Layer], silent: _Silence) -> bool:
@@ -276,7 +276,7 @@ def _by_construction(snapshot: Snapshot, p: Parameter, rows: list[Layer], silent
             snapshot.nodes[n].op in ops.NORMS for n in flow.users(snapshot, row.node)
         )
         others = len(stops) - (row.node in stops)
-        starts_at_zero = others > 0 and not silent.ways_out[row.node]
+        starts_at_zero = others > 0 and not silent.reaches_output[row.node]
         behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in ops.NORMS
         if not (before_norm or behind_zero) and not (
             starts_at_zero and not flow.descendant_bits(snapshot)[row.node] & silent.sick

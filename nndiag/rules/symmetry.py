@@ -127,7 +127,7 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
     one = (
         constant
         and not _grouped(layer, p)
-        and flow.only_way(snapshot, flow.calls(snapshot)[p.name])
+        and flow.only_path_through_any(snapshot, flow.calls(snapshot)[p.name])
     )
     severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
     summary = f"{same} of {flow.plural(units, 'unit')} of {layer.name} start equal."

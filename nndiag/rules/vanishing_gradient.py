@@ -162,7 +162,7 @@ def _fixes(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Fix
         and (act := flow.act_of(row)) is not None
         and act.family == "saturating"
     ]
-    by_weights = [*gradient_flow.reweighted(snapshot, path)]
+    by_weights = [*gradient_flow.weight_fixes(snapshot, path)]
     by_layers = [
         *propose.swap(
             snapshot,
@@ -183,7 +183,7 @@ def _fixes(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Fix
 
 def _message(path: gradient_flow.GradientPath) -> str:
     steps = flow.plural(len(path.passages), "call" if path.repeated else "layer")
-    alone = path.alone
+    alone = path.decisive
     if path.total > 0 or alone is None:
         size = f"is {number(path.total, 'share')} of the gradient at {path.last.name}"
         where = f"{number(path.per_layer, 'share')} passes each of {steps}"
@@ -202,8 +202,8 @@ def _summary(path: gradient_flow.GradientPath, severity: Severity) -> str:
     slowly = "not learn" if severity == "error" and not path.repeated else "learn slowly"
     if path.total == 0:
         return f"{path.first.name} will not learn: its gradient is exactly zero."
-    if path.alone is not None:
-        here = path.alone
+    if path.decisive is not None:
+        here = path.decisive
         return (
             f"{here.layer.name} and the layers before it will {slowly}: "
             f"{number(here.factor, 'share')} of the gradient arrives from {here.after.name}."
