@@ -19,7 +19,7 @@ from torch import nn
 
 from nndiag.batch import batches, describe, detached
 from nndiag.capture.eager import eager
-from nndiag.capture.untouched import Kept, untouched
+from nndiag.capture.untouched import SavedState, untouched
 from nndiag.errors import FixError, did_you_mean
 from nndiag.fixes.initialization import Generator, haar
 from nndiag.fixes.matrix import (
@@ -197,7 +197,7 @@ def _names(model: nn.Module) -> dict[nn.Module, str]:
 @contextlib.contextmanager
 def _spent_on_success(generator: Generator) -> Iterator[None]:
     """On an error, random numbers drawn inside count as not drawn."""
-    before = Kept(None)
+    before = SavedState(None)
     state = None if generator is None else generator.get_state()
     try:
         yield

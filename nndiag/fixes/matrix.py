@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nndiag.batch import describe
-from nndiag.capture.untouched import Kept, untouched
+from nndiag.capture.untouched import SavedState, untouched
 from nndiag.errors import FixError
 
 __all__ = [
@@ -339,7 +339,7 @@ def assign(found: Sequence[Matrix]) -> None:
     weights = {id(m.parametrized): m.parametrized for m in found if m.parametrized is not None}
     if not weights:
         return
-    before = Kept(None, *(weight.chain for weight in weights.values()))
+    before = SavedState(None, *(weight.chain for weight in weights.values()))
     for weight in weights.values():
         try:
             weight.chain.right_inverse(weight.whole.clone())
