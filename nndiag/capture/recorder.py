@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from nndiag.batch import tensors_in
 from nndiag.capture.calls import Call, understood
-from nndiag.capture.handlers import HANDLERS, QUIET, hidden
+from nndiag.capture.handlers import HANDLERS, QUIET, inside_leaf
 from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, whole
 from nndiag.capture.locate import location
 from nndiag.capture.modules import (
@@ -269,8 +269,8 @@ class Recorder(TorchFunctionMode):
         if scope.leaf and row.node < 0:
             # A module such as Identity calls nothing, but is still a layer.
             row.op = type(scope.module).__name__.lower()
-            node = self.paths.node(row.op, [trail.node], row.index)
-            trail = Trail(node, trail.axes, trail.why_no_units)
+            index = self.paths.node(row.op, [trail.node], row.index)
+            trail = Trail(index, trail.axes, trail.why_no_units)
             self.paths.trails[x] = trail
         if row.node < 0:
             row.node = trail.node
@@ -303,7 +303,7 @@ class Recorder(TorchFunctionMode):
                 name = self.paths.parameter(x)
                 if name is not None:
                     self.used.add(name)
-            handler = hidden if scope is not None and scope.muted else HANDLERS[category]
+            handler = inside_leaf if scope is not None and scope.muted else HANDLERS[category]
             started = handler(self, call)
             next(started)
             handling = started
