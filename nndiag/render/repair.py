@@ -131,7 +131,7 @@ def _alike(steps: Sequence[Step]) -> list[list[Step]]:
 def summary(report: Report) -> str:
     """Counts, and the finding that leads."""
     grave = report.at_least("warning")
-    return story.verdict(report) + (f" First: {line(grave[0])}" if grave else "")
+    return story.counts(report) + (f" First: {line(grave[0])}" if grave else "")
 
 
 def line(finding: Finding) -> str:
@@ -151,7 +151,7 @@ def remaining(report: Report) -> list[str]:
 def held_out(repair: Repair) -> str:
     if repair.held_out is None:
         return ""
-    before, after = map(story.verdict, repair.held_out)
+    before, after = map(story.counts, repair.held_out)
     return f"On the held-out batch, before: {before} After: {after}"
 
 
@@ -346,7 +346,7 @@ def _markdown(repair: Repair, most: int) -> Iterator[str]:
 
 def _counts(repair: Repair) -> Iterator[str]:
     both = (repair.before, repair.after)
-    yield f"| findings | {' | '.join(escape(story.verdict(report)) for report in both)} |"
+    yield f"| findings | {' | '.join(escape(story.counts(report)) for report in both)} |"
     grave = [report.at_least("warning") for report in both]
     first = [escape(line(found[0])[:LONGEST]) if found else "—" for found in grave]
     yield f"| first | {' | '.join(first)} |"
