@@ -61,7 +61,7 @@ def check(
         select=select, ignore=ignore, thresholds=thresholds, seed=seed
     )
     modules = judge.chosen(chosen.select, chosen.ignore)
-    judge.limits(chosen.thresholds)  # raises for a wrong name or value, before anything runs
+    judge.effective_thresholds(chosen.thresholds)  # raises for a wrong one, before anything runs
     validate(model)
     stream = stream_of(model, batch, target, loss_fn)
     with gc_paused(), Progress("checking") as progress:

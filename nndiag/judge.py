@@ -9,11 +9,11 @@ from types import ModuleType
 
 from nndiag.causes import explain
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
-from nndiag.rule import ABOUT, SEVERITIES, Finding, Limits, Outcome, Rule, Unjudged
+from nndiag.rule import ABOUT, SEVERITIES, Finding, Outcome, Rule, Thresholds, Unjudged
 from nndiag.rules import discover, not_loaded
 from nndiag.stats import Snapshot
 
-__all__ = ["NOT_SELECTED", "Judgement", "chosen", "judge", "limits", "needed"]
+__all__ = ["NOT_SELECTED", "Judgement", "chosen", "effective_thresholds", "judge", "needed"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def _matching(words: Iterable[str] | str, codes: Mapping[str, str]) -> set[str]:
     return matched
 
 
-def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[str, Limits]:
+def effective_thresholds(
+    overrides: Mapping[str, float | Mapping[str, float]] | None,
+) -> dict[str, Thresholds]:
     """Thresholds by rule, with the user's own: ``{"dead-relu.share": 0.5}`` or nested.
 
     Raises:
@@ -118,7 +120,7 @@ def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[
                 f"threshold {key} = {value:g}: it lies between {t.low:g} and {t.high:g}.{hint}"
             )
         values[rule_name][threshold_name] = float(value)
-    return {name: Limits(v) for name, v in values.items()}
+    return {name: Thresholds(v) for name, v in values.items()}
 
 
 def needed(modules: Mapping[str, ModuleType]) -> frozenset[str]:
@@ -134,7 +136,7 @@ def judge(
     thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
 ) -> Judgement:
     """Run the rules over a snapshot. A rule that crashes is an outcome, not an exception."""
-    modules, limit = chosen(select, ignore), limits(thresholds)
+    modules, thresholds_of = chosen(select, ignore), effective_thresholds(thresholds)
     selected = _selected_names(select, ignore)
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
@@ -150,7 +152,7 @@ def judge(
             outcomes.append(Outcome(name, rule.code, "skipped", reason))
             continue
         try:
-            results = list(module.check(snapshot, limit[name]))
+            results = list(module.check(snapshot, thresholds_of[name]))
         except Exception as error:  # one broken rule must not cost the others' verdicts
             where = _line_of(error)
             outcomes.append(

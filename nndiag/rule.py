@@ -1,7 +1,7 @@
 """What a rule is, and its results: findings, layers it could not judge, its outcome.
 
 A rule is one file in ``nndiag/rules``: a docstring that is its page, a ``RULE`` and a pure
-function ``check(snapshot, limit)`` that yields findings. Nothing registers it:
+function ``check(snapshot, thresholds)`` that yields findings. Nothing registers it:
 :func:`nndiag.rules.discover` walks that folder, and the entry-point group ``nndiag.rules`` for
 those of other packages.
 """
@@ -22,11 +22,11 @@ __all__ = [
     "SEVERITIES",
     "Check",
     "Finding",
-    "Limits",
     "Outcome",
     "Rule",
     "Severity",
     "Threshold",
+    "Thresholds",
     "Unjudged",
 ]
 
@@ -116,7 +116,7 @@ class Rule:
         summary: str = "",
         evidence: Mapping[str, float] | None = None,
         severity: Severity | None = None,
-        against: tuple[str, Limits] | None = None,
+        against: tuple[str, Thresholds] | None = None,
         location: str | None = None,
         fixes: tuple[Fix, ...] | None = None,
         suspects: tuple[str, ...] | None = None,
@@ -125,9 +125,9 @@ class Rule:
 
         ``message`` says what was measured there; ``summary`` what will happen because of it, in one
         sentence for the first line of a report. ``against``: the name of the threshold, and of the
-        evidence held against it, and the limits in force.
+        evidence compared with it, and the thresholds in force.
         """
-        measure, limit = against or ("", None)
+        measure, thresholds = against or ("", None)
         return Finding(
             rule=self.name,
             code=self.code,
@@ -135,7 +135,7 @@ class Rule:
             layer=where if isinstance(where, str) else where.name,
             message=message,
             evidence={key: float(value) for key, value in (evidence or {}).items()},
-            threshold=None if limit is None else getattr(limit, measure),
+            threshold=None if thresholds is None else getattr(thresholds, measure),
             measure=measure,
             summary=summary,
             location=where.location if isinstance(where, Layer) else location,
@@ -147,8 +147,8 @@ class Rule:
         return Unjudged(self.name, where if isinstance(where, str) else where.name, reason)
 
 
-class Limits:
-    """The thresholds in force, read as attributes: ``limit.share``."""
+class Thresholds:
+    """The thresholds of a rule that are in force, as attributes: ``thresholds.share``."""
 
     def __init__(self, values: Mapping[str, float]) -> None:
         self._values = dict(values)
@@ -160,7 +160,7 @@ class Limits:
             raise AttributeError(f"this rule has no threshold {name!r}") from None
 
 
-Check = Callable[[Snapshot, Limits], Iterable["Finding | Unjudged"]]
+Check = Callable[[Snapshot, Thresholds], Iterable["Finding | Unjudged"]]
 
 
 @dataclass(frozen=True)

@@ -150,18 +150,18 @@ def test_it_names_only_rules_that_exist_as_causes(module):
 @every_rule
 def test_it_survives_an_empty_snapshot(module):
     empty = Snapshot("Empty", (), (), (), {}, Loss("none"), 0, 0)
-    limits = judge.limits(None)[module.RULE.name]
+    thresholds = judge.effective_thresholds(None)[module.RULE.name]
 
-    found = [f for f in module.check(empty, limits) if isinstance(f, rule.Finding)]
+    found = [f for f in module.check(empty, thresholds) if isinstance(f, rule.Finding)]
     assert found == []
 
 
 @every_rule
 def test_it_says_nothing_about_layers_whose_numbers_are_not_finite(module, examples):
     sick = _poisoned(examples["vanishing-gradient"][0])
-    limits = judge.limits(None)[module.RULE.name]
+    thresholds = judge.effective_thresholds(None)[module.RULE.name]
 
-    found = [f for f in module.check(sick, limits) if isinstance(f, rule.Finding)]
+    found = [f for f in module.check(sick, thresholds) if isinstance(f, rule.Finding)]
     assert module.RULE.name == "non-finite" or [f for f in found if f.severity != "note"] == []
 
 
@@ -185,7 +185,7 @@ def _poisoned(snapshot):
 def test_it_does_not_change_the_snapshot(module, examples):
     sick, _ = examples[module.RULE.name]
     before = _fingerprint(sick)
-    list(module.check(sick, judge.limits(None)[module.RULE.name]))
+    list(module.check(sick, judge.effective_thresholds(None)[module.RULE.name]))
 
     assert _fingerprint(sick) == before
 
@@ -234,7 +234,7 @@ def test_codes_and_names_are_unique_and_there_are_fourteen():
 
 
 def test_a_rule_that_crashes_costs_nobody_else_their_verdict(examples, monkeypatch):
-    def broken(snapshot, limit):
+    def broken(snapshot, thresholds):
         raise ZeroDivisionError("one over nothing")
 
     monkeypatch.setattr(RULES["saturation"], "check", broken)
@@ -278,25 +278,25 @@ class TestChoosing:
         assert str(caught.value).startswith("no rule is called 'dead-relus'.")
 
     def test_thresholds_flat_and_nested(self):
-        assert judge.limits({"dead-relu.share": 0.5})["dead-relu"].share == 0.5
-        assert judge.limits({"dead-relu": {"share": 0.5}})["dead-relu"].share == 0.5
-        assert judge.limits(None)["dead-relu"].share == 0.40
+        assert judge.effective_thresholds({"dead-relu.share": 0.5})["dead-relu"].share == 0.5
+        assert judge.effective_thresholds({"dead-relu": {"share": 0.5}})["dead-relu"].share == 0.5
+        assert judge.effective_thresholds(None)["dead-relu"].share == 0.40
 
     def test_an_unknown_threshold_names_the_nearest(self):
         with pytest.raises(nndiag.UnknownRuleError, match="Did you mean 'share'"):
-            judge.limits({"dead-relu.shares": 0.5})
+            judge.effective_thresholds({"dead-relu.shares": 0.5})
         with pytest.raises(nndiag.UnknownRuleError, match="Did you mean 'dead-relu'"):
-            judge.limits({"dead-rely.share": 0.5})
+            judge.effective_thresholds({"dead-rely.share": 0.5})
 
     def test_a_share_in_percent_is_told_how_to_write_it(self):
         with pytest.raises(
             nndiag.SettingsError, match=r"lies between 0 and 1. For 40 %, write 0.4"
         ):
-            judge.limits({"dead-relu.share": 40})
+            judge.effective_thresholds({"dead-relu.share": 40})
 
     def test_a_threshold_that_is_no_number(self):
         with pytest.raises(nndiag.SettingsError, match="give a number"):
-            judge.limits({"dead-relu.share": "lots"})
+            judge.effective_thresholds({"dead-relu.share": "lots"})
 
 
 class TestCauses:

@@ -1,4 +1,4 @@
-"""One file a rule: its page, its thresholds, and ``check(snapshot, limit)``.
+"""One file a rule: its page, its thresholds, and ``check(snapshot, thresholds)``.
 
 Nothing registers a rule: :func:`discover` walks this folder, and the entry-point group
 ``nndiag.rules`` for those of other packages. :func:`catalogue` lists them all.
@@ -72,7 +72,7 @@ def _fault(module: object, known: Sequence[ModuleType]) -> str:
     if not isinstance(rule, Rule):
         return "it has no RULE = nndiag.Rule(...)"
     if not callable(getattr(module, "check", None)):
-        return "it has no function check(snapshot, limit)"
+        return "it has no function check(snapshot, thresholds)"
     if not (getattr(module, "__doc__", None) or "").strip():
         return "it has no docstring, which is the rule's page"
     if not CODE.fullmatch(rule.code):

@@ -52,7 +52,7 @@ from nndiag import flow, gradient_flow
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
+from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds
 from nndiag.stats import Snapshot
 
 RULE = Rule(
@@ -95,11 +95,13 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     for path in gradient_flow.paths(snapshot):
-        if path.total <= limit.total * path.band[1]:
+        if path.total <= thresholds.total * path.band[1]:
             continue
-        severity: Severity = "error" if path.total > limit.overflow * path.band[1] else "warning"
+        severity: Severity = (
+            "error" if path.total > thresholds.overflow * path.band[1] else "warning"
+        )
         grad, median = path.first.grad, math.nan
         if grad is not None and grad.histogram is not None and grad.rms > 0:
             median = grad.histogram.magnitude_quantile(0.5) / grad.rms
@@ -108,7 +110,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             _message(path),
             summary=_summary(path),
             severity="note" if path.repeated else severity,
-            against=("total", limit),
+            against=("total", thresholds),
             fixes=RULE.fixes
             if path.repeated
             else (

@@ -53,7 +53,7 @@ from dataclasses import dataclass
 
 from nndiag import flow, ops
 from nndiag.fixes.fix import advice
-from nndiag.rule import Finding, Limits, Rule, Severity
+from nndiag.rule import Finding, Rule, Severity, Thresholds
 from nndiag.stats import Layer, Parameter, Snapshot
 
 RULE = Rule(
@@ -86,7 +86,7 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     if snapshot.backward_error:
         yield RULE.finding(
             "(model)",

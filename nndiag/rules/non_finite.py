@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterator
 from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
-from nndiag.rule import Finding, Limits, Rule
+from nndiag.rule import Finding, Rule, Thresholds
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
 LARGEST = {"float16": 65_504.0, "bfloat16": 3.39e38, "float32": 3.40e38, "float64": 1.80e308}
@@ -96,7 +96,7 @@ STOPPED = " It goes no further, as at the zeros of a ReLU: no parameter's gradie
 MASKED = " It reaches no later layer, so it looks like a mask."
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     findings = list(_values(snapshot))
     yield from findings
     if not any(f.severity == "error" for f in findings):
