@@ -65,7 +65,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
             dense[0],
             f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) "
             f"{'has' if len(dense) == 1 else 'have'} under "
-            f"{number(thresholds.zero_fraction, 'share')} zeros: every unit takes part in every output.",
+            f"{number(thresholds.zero_fraction, 'share')} zeros: every unit takes part in every "
+            "output.",
             summary=f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) "
             f"{'is' if len(dense) == 1 else 'are'} hardly ever zero.",
             against=("zero_fraction", thresholds),
