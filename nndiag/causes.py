@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nndiag import flow
+from nndiag import graph
 from nndiag.stats import Snapshot
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ EVERYWHERE = -1  # as bits: all of them
 class _Places:
     """Where findings lie in the data flow, and which share a path.
 
-    A place is a set of nodes, as the bits of a number (``flow.bits``). A parameter lies at the
+    A place is a set of nodes, as the bits of a number (``graph.bits``). A parameter lies at the
     nodes of its layer; without a layer of its own, at those of the nearest module around it. A bare
     parameter of the model itself lies everywhere. A parameter of a module that never ran lies at no
     node: such modules get bits of their own, above those of the nodes.
@@ -136,7 +136,7 @@ class _Places:
                 if never.isdisjoint(modules):
                     homes = (around[m] for m in modules if m in around)
                     self._nodes[parameter.name] = next(homes, 0 if modules else EVERYWHERE)
-        input_nodes = flow.bits(i for i, node in enumerate(snapshot.nodes) if node.op == "input")
+        input_nodes = graph.bits(i for i, node in enumerate(snapshot.nodes) if node.op == "input")
         for name in snapshot.inputs:
             self._nodes[name] = self._nodes.get(name, 0) | input_nodes
         # Every place has the first bit and every path the second. So what lies everywhere shares
@@ -158,7 +158,7 @@ class _Places:
         nodes = self._at(name)
         if nodes == EVERYWHERE:
             return EVERYWHERE
-        related = flow.related(self._snapshot, nodes) if nodes else self._never_ran(name)
+        related = graph.related(self._snapshot, nodes) if nodes else self._never_ran(name)
         return related | self._always
 
     def _at(self, name: str) -> int:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nndiag import flow, ops, theory
+from nndiag import flow, graph, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix
 from nndiag.numbers import number
@@ -199,7 +199,7 @@ def _flat_text(rows: Sequence[Layer | None]) -> str:
     return ""
 
 
-@flow.once
+@graph.once
 def paths(snapshot: Snapshot) -> tuple[GradientPath, ...]:
     """Every chain with at least three hidden weight layers whose gradients were observed.
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from nndiag import activations, flow, ops, theory
+from nndiag import activations, flow, graph, ops, theory
 from nndiag.fixes import code
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -82,7 +82,7 @@ def is_hidden(snapshot: Snapshot, activation: Layer) -> bool:
     return flow.owner(snapshot, activation) not in _with_other_roles(snapshot)
 
 
-@flow.once
+@graph.once
 def _with_other_roles(snapshot: Snapshot) -> frozenset[str]:
     """Modules one of whose calls is a gate, attention or the model's output."""
     return frozenset(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from nndiag import flow, ops, theory
+from nndiag import flow, graph, ops, theory
 from nndiag.fixes import facts, places
 from nndiag.fixes.actions import Action, Argument, grouped, written_module
 from nndiag.fixes.fix import Fix
@@ -93,7 +93,7 @@ def _drawn(
     return drawn, grouped(actions), tuple(schemes)
 
 
-@flow.once
+@graph.once
 def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
     """Initialise the whole model again; everything that was learned is lost."""
     rows = [row for row in snapshot.layers if row.op in ops.LEARNED and row.op not in ops.NORMS]

@@ -52,7 +52,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, ops, theory
+from nndiag import flow, graph, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
@@ -135,7 +135,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             )
         else:
             finding = _judge(snapshot, layer, thresholds, confidence)
-            if constant & flow.related(snapshot, 1 << layer.node):
+            if constant & graph.related(snapshot, 1 << layer.node):
                 finding = replace(finding, suspects=(*finding.suspects, RULE.name))
             if finding.severity == "error":
                 constant |= 1 << layer.node
@@ -169,7 +169,7 @@ def _judge(snapshot: Snapshot, layer: Layer, thresholds: Thresholds, confidence:
     healthy = theory.never_active_bound(units, samples, correlation if known else 1.0, confidence)
     share = dead / units
     severity: Severity = "note"
-    if dead == units and flow.only_path(snapshot, layer.node):
+    if dead == units and graph.only_path(snapshot, layer.node):
         severity = "error"
     elif share > thresholds.share and dead > healthy:
         severity = "warning"

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow, ops
+from nndiag import graph, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Rule, Threshold, Thresholds
@@ -74,7 +74,7 @@ RULE = Rule(
 def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     holders = {name: layer for layer in reversed(snapshot.layers) for name in _own(snapshot, layer)}
     layers = sorted({id(x): x for x in holders.values()}.values(), key=lambda x: x.node)
-    training = flow.bits(x.node for x in layers if _trains(snapshot, x))
+    training = graph.bits(x.node for x in layers if _trains(snapshot, x))
     frozen = [x for x in layers if not training >> x.node & 1]
     if not frozen:
         return
@@ -101,8 +101,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     between = [
         x
         for x in frozen
-        if flow.ancestor_bits(snapshot)[x.node] & training
-        and flow.descendant_bits(snapshot)[x.node] & training
+        if graph.ancestor_bits(snapshot)[x.node] & training
+        and graph.descendant_bits(snapshot)[x.node] & training
     ]
     for layer in () if planned else between:
         what = layer.weight.name if layer.weight is not None else layer.name

@@ -61,7 +61,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nndiag import activations, flow, ops, theory
+from nndiag import activations, flow, graph, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
@@ -256,7 +256,7 @@ def _judge_direction(
     )
     severity: Severity = "note"
     measure = "times"
-    beside = chain.ends in ("add", "sub") or flow.bypassed(snapshot, chain.links[0].layer)
+    beside = chain.ends in ("add", "sub") or graph.bypassed(snapshot, chain.links[0].layer)
     if chain.ends not in ops.NORMS and not beside:
         if _beyond_chance(accumulated, thresholds.stall, steps):
             severity, measure = "error", "accumulated"

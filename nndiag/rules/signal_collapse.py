@@ -48,7 +48,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, ops
+from nndiag import flow, graph, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
@@ -128,13 +128,13 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
         if not (layer.op in ops.LEARNED or flow.is_activation(layer)):
             continue
         share = _share(layer.output)
-        if share is None or not flow.inputs_before(snapshot, layer.node) & set(varying):
+        if share is None or not graph.inputs_before(snapshot, layer.node) & set(varying):
             continue
         share /= min(varying.values())
         # An output layer alone did not lose the signal: a zero head, or one of large biases.
         if not collapsed and not flow.leads_on(snapshot, layer):
             continue
-        if not flow.only_path(snapshot, layer.node):
+        if not graph.only_path(snapshot, layer.node):
             continue
         if share < thresholds.share:
             collapsed.append((layer, share))

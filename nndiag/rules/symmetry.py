@@ -48,7 +48,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, ops
+from nndiag import flow, graph, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds
@@ -129,7 +129,7 @@ def _weights(
     one = (
         constant
         and not _grouped(layer, p)
-        and flow.only_path_through_any(snapshot, flow.calls(snapshot)[p.name])
+        and graph.only_path_through_any(snapshot, flow.calls(snapshot)[p.name])
     )
     severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
     summary = f"{same} of {flow.plural(units, 'unit')} of {layer.name} start equal."
@@ -156,7 +156,7 @@ def _weights(
 
 def _tokens(snapshot: Snapshot, layer: Layer, thresholds: Thresholds) -> Iterator[Finding]:
     p = snapshot.parameter.get(layer.weight.name if layer.weight is not None else "")
-    if p is not None and _constant(p) and flow.only_path(snapshot, layer.node):
+    if p is not None and _constant(p) and graph.only_path(snapshot, layer.node):
         text = f"Its weights are all {p.value.min:.3g}, so every token has the same vector."
         summary = f"{layer.name} cannot tell tokens apart: its weights are all {p.value.min:.3g}."
         yield _finding(
@@ -189,7 +189,7 @@ def _inside(snapshot: Snapshot, layer: Layer, thresholds: Thresholds) -> Iterato
         text += ", and so are their gradients: its units will stay equal."
         summary = f"All units of {layer.name} will stay equal: its weights are constant."
         yield _finding(snapshot, layer, text, summary, "error", rows, kept, rows, zero, thresholds)
-    elif flow.only_path(snapshot, layer.node):
+    elif graph.only_path(snapshot, layer.node):
         text += ": all its units compute the same value for now."
         summary = f"{layer.name} works as one unit for now: its weights are constant."
         yield _finding(
