@@ -56,7 +56,7 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
         or not isinstance(data, Iterable)
     ):
         raise BatchError(
-            f"a batch of type {_typename(data)} is not understood. Legal are a tensor, "
+            f"a batch of type {_type_name(data)} is not understood. Legal are a tensor, "
             "(inputs, target), a dict of forward's arguments, nndiag.Batch(args=…, kwargs=…, "
             f"target=…), or a DataLoader of those.{_array_hint(data)}"
         )
@@ -64,14 +64,14 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
     for item in data:
         if not isinstance(item, (Batch, torch.Tensor, tuple, list, Mapping)):
             raise BatchError(
-                f"the stream of batches yields a {_typename(item)}; each of its items must be a "
+                f"the stream of batches yields a {_type_name(item)}; each of its items must be a "
                 f"tensor, (inputs, target), a dict or an nndiag.Batch.{_array_hint(item)}"
             )
         empty = False
         yield as_batch(item, model)
     if empty:
         raise BatchError(
-            f"the stream of batches ({_typename(data)}) is empty: nothing was run. Give at least "
+            f"the stream of batches ({_type_name(data)}) is empty: nothing was run. Give at least "
             "one batch; an iterator that was used up before has none left."
         )
 
@@ -320,10 +320,10 @@ def describe(value: Any, depth: int = 3) -> str:
         return "dict(" + ", ".join(f"{k}={describe(v, depth - 1)}" for k, v in value.items()) + ")"
     if depth and type(value) in (tuple, list):
         return "(" + ", ".join(describe(v, depth - 1) for v in value) + ")"
-    return repr(value) if isinstance(value, (int, float, type(None))) else _typename(value)
+    return repr(value) if isinstance(value, (int, float, type(None))) else _type_name(value)
 
 
-def _typename(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return type(value).__qualname__
 
 

@@ -168,17 +168,17 @@ def activation_after(snapshot: Snapshot, layer: Layer) -> Layer | None:
 def makers(snapshot: Snapshot, layer: Layer) -> tuple[Layer, ...]:
     """The nearest layers before this one that learn or normalise: they set its input's scale."""
     rows: dict[str, Layer] = {}
-    todo, seen = list(snapshot.nodes[layer.node].inputs), set()
-    while todo:
-        node = todo.pop()
-        if node in seen:
+    queue, visited = list(snapshot.nodes[layer.node].inputs), set()
+    while queue:
+        node = queue.pop()
+        if node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         row = snapshot.layer_at(node)
         if row is not None and row.op in LEARNED | NORMS:
             rows.setdefault(row.name, row)
         else:
-            todo += snapshot.nodes[node].inputs
+            queue += snapshot.nodes[node].inputs
     return tuple(sorted(rows.values(), key=lambda row: row.node))
 
 
@@ -247,15 +247,15 @@ def has_weights_before(snapshot: Snapshot, layer: Layer) -> bool:
 
 def users(snapshot: Snapshot, node: int) -> list[int]:
     """The nodes that use a node's values, skipping nodes that only pass them on."""
-    nodes, todo, seen = [], list(snapshot.consumers[node]), set()
-    while todo:
-        current = todo.pop()
-        if current in seen:
+    nodes, queue, visited = [], list(snapshot.consumers[node]), set()
+    while queue:
+        current = queue.pop()
+        if current in visited:
             continue
-        seen.add(current)
+        visited.add(current)
         op = snapshot.nodes[current].op
         if op in TRANSPARENT or (op in ONE_SIDED and len(snapshot.nodes[current].inputs) == 1):
-            todo += snapshot.consumers[current]
+            queue += snapshot.consumers[current]
         else:
             nodes.append(current)
     return nodes

@@ -18,6 +18,7 @@ __all__ = [
     "Axes",
     "Pending",
     "Plan",
+    "as_double",
     "blocks_of",
     "grid_of",
     "is_on_cpu",
@@ -25,7 +26,6 @@ __all__ = [
     "readable",
     "sample_positions",
     "sampled_values",
-    "wide",
 ]
 
 PROBES = 512
@@ -81,7 +81,7 @@ def readable(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.float32 if x.is_floating_point() else torch.float64)
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
+def as_double(x: torch.Tensor) -> torch.Tensor:
     """In double precision where the device has it (Apple's GPUs do not)."""
     return x.float().cpu().double() if x.device.type == "mps" else x.double()
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from nndiag import layout
-from nndiag.layout import BLOCK, Axes, Pending, blocks_of, grid_of, plan_of, readable, wide
+from nndiag.layout import BLOCK, Axes, Pending, as_double, blocks_of, grid_of, plan_of, readable
 from nndiag.moments import SAFE, Unfinished, reduced_of, stats_of
 from nndiag.stats import DirectionStats, FlatStats
 
@@ -114,7 +114,7 @@ class Meter:
         self._results: list[Any] = []
         self._pending: list[tuple[Pending, list[int]]] = []
         self._groups: dict[Hashable, _Group] = {}
-        self._held: dict[int, tuple[_Group, int]] = {}  # where a tensor's copy still is
+        self._copies: dict[int, tuple[_Group, int]] = {}  # where a tensor's copy still is
         self._reduced: dict[Hashable, Unfinished] = {}
         self._scratch = _Scratch()
 
@@ -125,7 +125,7 @@ class Meter:
     def add_measured(self, measured: list[Any] | Pending) -> int:
         """Take in a list with one result; returns its index."""
         index = self._index()
-        self._put(measured, [index])
+        self._store(measured, [index])
         return index
 
     def measure_small(
@@ -135,7 +135,7 @@ class Meter:
 
         ``of``: the index of another measurement of the same values, whose copy can be used again.
         """
-        source = None if of is None else self._held.get(of)
+        source = None if of is None else self._copies.get(of)
         if source is not None and source[0].slots[0].shape == x.shape:
             group, slot = source
             _, indices = group.more.setdefault(kind, (work, {}))
@@ -150,24 +150,24 @@ class Meter:
         group = group_of_kind
         slot = len(group.indices)
         if slot == group.places:
-            self._empty(group)
+            self._measure_group(group)
             slot = 0
         group.slot(slot).copy_(x)
         group.indices.append(index)
-        self._held[index] = group, slot
+        self._copies[index] = group, slot
         return index
 
     def _index(self) -> int:
         self._results.append(None)
         return len(self._results) - 1
 
-    def _empty(self, group: _Group) -> None:
+    def _measure_group(self, group: _Group) -> None:
         for index in group.indices:
-            del self._held[index]
+            del self._copies[index]
         for measured, indices in group.take():
-            self._put(measured, indices)
+            self._store(measured, indices)
 
-    def _put(self, measured: list[Any] | Pending, places: list[int]) -> None:
+    def _store(self, measured: list[Any] | Pending, places: list[int]) -> None:
         if isinstance(measured, Pending):
             self._pending.append((measured, places))
         else:
@@ -200,14 +200,14 @@ class Meter:
         reduced = reduced_of(x[None], plan, histogram, probe)
         same = len(reduced.moments), reduced.followed is None
         key = (axes, x.shape, x.dtype, histogram, probe, same)
-        remains = self._reduced.get(key)
-        if remains is None:
-            remains = self._reduced[key] = Unfinished(plan, [], [])
+        unfinished = self._reduced.get(key)
+        if unfinished is None:
+            unfinished = self._reduced[key] = Unfinished(plan, [], [])
         index = self._index()
-        remains.parts.append(reduced)
-        remains.indices.append(index)
-        if len(remains.parts) * reduced.size >= GATHERED:
-            self._put(*self._reduced.pop(key).finished())
+        unfinished.parts.append(reduced)
+        unfinished.indices.append(index)
+        if len(unfinished.parts) * reduced.size >= GATHERED:
+            self._store(*self._reduced.pop(key).finished())
         return index
 
     def flat(
@@ -247,10 +247,10 @@ class Meter:
     def collect(self) -> list[Any]:
         """Bring all numbers to the host, one transfer per device, and read them."""
         for group in self._groups.values():
-            self._empty(group)
+            self._measure_group(group)
         self._groups.clear()
-        for remains in self._reduced.values():
-            self._put(*remains.finished())
+        for unfinished in self._reduced.values():
+            self._store(*unfinished.finished())
         self._reduced.clear()
         devices: dict[torch.device, list[tuple[Pending, list[int]]]] = {}
         for item in self._pending:
@@ -260,7 +260,7 @@ class Meter:
             whole = torch.cat([pending.vector for pending, _ in items]).cpu().numpy()
             ends = np.cumsum([pending.vector.numel() for pending, _ in items])
             for (pending, places), values in zip(items, np.split(whole, ends[:-1]), strict=True):
-                self._put(pending.read(values), places)
+                self._store(pending.read(values), places)
         return self._results
 
 
@@ -291,7 +291,7 @@ def _flat(
     grid = grid_of(v, plan)
     inside = functools.reduce(torch.logical_or, [_between(grid, *ends) for ends in intervals])
     both = torch.cat([inside.sum((1, 2, 3))[:, None], (~inside).sum((1, 3))], 1)
-    return Pending(wide(both).reshape(-1), read)
+    return Pending(as_double(both).reshape(-1), read)
 
 
 def _inside(grid: torch.Tensor, intervals: tuple[tuple[float, float], ...]) -> np.ndarray:
@@ -343,10 +343,10 @@ def _sum_of_directions(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
         vectors = torch.where(nonzero, grid / torch.where(nonzero, largest, 1.0), 0.0)
         squares = (vectors * vectors).sum(2)
         factors = torch.where(squares > 0, squares.rsqrt(), 0.0)
-        number = wide((squares > 0).sum((1, 2)))[:, None]
+        number = as_double((squares > 0).sum((1, 2)))[:, None]
     if grid.shape[3] == 1:
         summed = torch.matmul(factors.permute(0, 2, 1), vectors[..., 0])[:, 0]
     else:
         # A matrix product with one vector for each sample is slower than two passes.
         summed = torch.mul(vectors, factors[:, :, None], out=scratch.like(grid)).sum((1, 3))
-    return torch.cat([wide(summed), number], 1)
+    return torch.cat([as_double(summed), number], 1)

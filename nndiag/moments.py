@@ -17,12 +17,12 @@ from nndiag.layout import (
     Axes,
     Pending,
     Plan,
+    as_double,
     blocks_of,
     grid_of,
     plan_of,
     sample_positions,
     sampled_values,
-    wide,
 )
 from nndiag.stats import Histogram, ProbeStats, TensorStats, UnitStats
 
@@ -138,7 +138,9 @@ def _finished(reduced: Reduced, plan: Plan) -> list[TensorStats]:
 def _variation(picked: torch.Tensor, samples: int) -> list[torch.Tensor]:
     """Mean and sum of squared deviations over the samples, of values (k, samples, places)."""
     values = picked[..., None]
-    values = wide(torch.where(torch.isfinite(values), values, 0.0))  # few: never too small
+    values = as_double(
+        torch.where(torch.isfinite(values), values, 0.0)
+    )  # in double precision no square is 0
     size = torch.full((), float(samples), dtype=torch.float64, device=values.device)
     return _centred(values, size, values.mean(1, keepdim=True))
 
@@ -346,19 +348,19 @@ def _masked_moments(grid: torch.Tensor) -> list[torch.Tensor]:
     """The moments of a grid with any values; reads none of them, so no GPU has to wait."""
     k, _, units, _ = grid.shape
     if grid.numel() == 0:
-        return [wide(grid.new_zeros(k, size)) for size in (5, units, units, units)]
+        return [as_double(grid.new_zeros(k, size)) for size in (5, units, units, units)]
     flat, finite = grid.flatten(1), torch.isfinite(grid)
     low = torch.where(finite, grid, math.inf).flatten(1).amin(1)
     high = torch.where(finite, grid, -math.inf).flatten(1).amax(1)
     nan, inf, zeros = torch.isnan(flat).sum(1), torch.isinf(flat).sum(1), (flat == 0).sum(1)
-    n = wide(finite.sum((1, 3)))
+    n = as_double(finite.sum((1, 3)))
     largest = torch.maximum(-low, high)
     scale = _power_of_two(torch.where(torch.isfinite(largest), largest, 0.0))[:, None, None, None]
     scaled = torch.where(finite, grid, 0.0) / scale
-    centre = (wide(scaled.sum((1, 3))) / n.clamp(min=1)).to(grid.dtype)[:, None, :, None]
+    centre = (as_double(scaled.sum((1, 3))) / n.clamp(min=1)).to(grid.dtype)[:, None, :, None]
     mean, m2 = _centred(scaled, n, centre, finite)
-    counts = torch.stack([wide(x) for x in (low, high, nan, inf, zeros)], 1)
-    unscaled = wide(scale[:, 0, 0])
+    counts = torch.stack([as_double(x) for x in (low, high, nan, inf, zeros)], 1)
+    unscaled = as_double(scale[:, 0, 0])
     return [counts, n, mean * unscaled, m2 * unscaled * unscaled]
 
 
@@ -369,11 +371,11 @@ def _centred(
     deviation = values - centre
     if finite is not None:
         deviation *= finite
-    first = wide(deviation.sum((1, 3)))
+    first = as_double(deviation.sum((1, 3)))
     deviation *= deviation
-    second = wide(deviation.sum((1, 3)))
+    second = as_double(deviation.sum((1, 3)))
     rest = first / n.clamp(min=1)
-    return [wide(centre[:, 0, :, 0]) + rest, (second - first * rest).clamp(min=0)]
+    return [as_double(centre[:, 0, :, 0]) + rest, (second - first * rest).clamp(min=0)]
 
 
 def _power_of_two(x: torch.Tensor) -> torch.Tensor:

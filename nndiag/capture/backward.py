@@ -58,11 +58,11 @@ def _without_other_gradients(
 
 
 def _graph(value: torch.Tensor) -> Iterator[Any]:
-    todo: list[Any] = [value.grad_fn]
-    seen = {None}
-    while todo:
-        function = todo.pop()
-        if function not in seen:
-            seen.add(function)
+    queue: list[Any] = [value.grad_fn]
+    visited = {None}
+    while queue:
+        function = queue.pop()
+        if function not in visited:
+            visited.add(function)
             yield function
-            todo += [f for f, _ in function.next_functions]
+            queue += [f for f, _ in function.next_functions]

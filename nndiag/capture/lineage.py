@@ -98,18 +98,18 @@ class Trails:
         """From autograd's graph: the trail of the tensor it is a copy of, if any; its sources."""
         sources: dict[Trail, None] = {}
         here = _memory_layout(tensor)
-        todo: list[tuple[Any, int]] = [(tensor.grad_fn, tensor.output_nr)]
-        seen: set[tuple[Any, int]] = {(None, 0)}
-        while todo:
-            function, number = todo.pop()
-            if (function, number) in seen:
+        queue: list[tuple[Any, int]] = [(tensor.grad_fn, tensor.output_nr)]
+        visited: set[tuple[Any, int]] = {(None, 0)}
+        while queue:
+            function, number = queue.pop()
+            if (function, number) in visited:
                 continue
-            seen.add((function, number))
+            visited.add((function, number))
             if function._sequence_nr() < self._first_function:  # of the caller's graph
                 continue
             trail, place = function.metadata.get((_KEY, number), (None, None))
             if trail is None:
-                todo += function.next_functions
+                queue += function.next_functions
             elif here is not None and place == here:
                 return trail, [trail]
             else:

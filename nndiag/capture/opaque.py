@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nndiag import activations, ops
-from nndiag.layout import Pending, readable, sample_positions, wide
+from nndiag.layout import Pending, as_double, readable, sample_positions
 
 __all__ = [
     "HEADS",
@@ -53,7 +53,7 @@ def _count_rows(scores: torch.Tensor, visible: torch.Tensor | None = None) -> Pe
     judged = visible.sum(-1) >= 2
     top = scores.masked_fill(~visible, -math.inf).softmax(-1).nan_to_num(0.0).amax(-1)
     counts = torch.stack([judged.sum(), (judged & (top > ONE_HOT)).sum()])
-    return Pending(wide(counts), _read_rows)
+    return Pending(as_double(counts), _read_rows)
 
 
 def _read_rows(values: np.ndarray) -> dict[str, float]:
@@ -242,4 +242,4 @@ def _saturated(kind: str, pre_activations: list[list[torch.Tensor]]) -> Pending:
             facts[f"{label}_count"] = float(size)
         return facts
 
-    return Pending(wide(torch.stack(parts)), read)
+    return Pending(as_double(torch.stack(parts)), read)

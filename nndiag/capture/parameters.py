@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nndiag.layout import Pending, readable, wide
+from nndiag.layout import Pending, as_double, readable
 from nndiag.measure import Meter, is_small
 from nndiag.stats import Layer, Parameter, Weight, merge_parts
 
@@ -152,17 +152,20 @@ def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor
         order = first.gather(1, key.gather(1, first).argsort(dim=1, stable=True))
     sorted_key = key.gather(1, order)
     # A tolerance, since projections of equal rows may differ in their last bits.
-    near = sorted_key.diff(dim=1) <= 1e-5 * key.abs().amax(1, keepdim=True)
+    candidates = sorted_key.diff(dim=1) <= 1e-5 * key.abs().amax(1, keepdim=True)
     if rows.device.type != "cpu":  # reading which would make the host wait: compare all
-        near = torch.ones_like(near)
-        at, here = (torch.arange(n, device=rows.device) for n in near.shape)
-        at, here = at.repeat_interleave(len(here)), here.repeat(len(at))
+        candidates = torch.ones_like(candidates)
+        weight_index, position = (torch.arange(n, device=rows.device) for n in candidates.shape)
+        weight_index, position = (
+            weight_index.repeat_interleave(len(position)),
+            position.repeat(len(weight_index)),
+        )
     else:
-        at, here = near.nonzero(as_tuple=True)
-    one, other = order[at, here], order[at, here + 1]
-    equal = (rows[at, one] == rows[at, other]).all(1)
+        weight_index, position = candidates.nonzero(as_tuple=True)
+    one, other = order[weight_index, position], order[weight_index, position + 1]
+    equal = (rows[weight_index, one] == rows[weight_index, other]).all(1)
     if bias is not None:
-        equal &= bias[at, one, 0] == bias[at, other, 0]
+        equal &= bias[weight_index, one, 0] == bias[weight_index, other, 0]
     zero = ((rows.amin(2) == 0) & (rows.amax(2) == 0)).sum(1)
     same_gradient = one_sign = graded = torch.zeros_like(zero)
     if grads is not None:
@@ -172,18 +175,25 @@ def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor
         graded = nonzero.sum(1)
         # Scaled by the largest value: squares of a vanished gradient would all be zero.
         largest = torch.maximum(-low.amin(1), high.amax(1)).clamp(min=torch.finfo(low.dtype).tiny)
-        a, b = (grads[at, unit] / largest[at, None] for unit in (one, other))
+        a, b = (grads[weight_index, unit] / largest[weight_index, None] for unit in (one, other))
         size = torch.maximum(*(torch.linalg.vector_norm(g, dim=1) for g in (a, b)))
         alike = torch.linalg.vector_norm(a - b, dim=1) <= 1e-4 * size
-        same_gradient = _with_equal_neighbour(near, at, here, equal & alike)
+        same_gradient = _with_equal_neighbour(candidates, weight_index, position, equal & alike)
     counts = torch.stack(
-        [_with_equal_neighbour(near, at, here, equal), same_gradient, zero, one_sign, graded], 1
+        [
+            _with_equal_neighbour(candidates, weight_index, position, equal),
+            same_gradient,
+            zero,
+            one_sign,
+            graded,
+        ],
+        1,
     )
 
     def read(values: np.ndarray) -> list[dict[str, int]]:
         return [dict(zip(_ROW_FACTS, map(int, row), strict=True)) for row in values.reshape(k, -1)]
 
-    return Pending(wide(counts).reshape(-1), read)
+    return Pending(as_double(counts).reshape(-1), read)
 
 
 def _rows(x: torch.Tensor, axis: int) -> torch.Tensor:
@@ -191,13 +201,13 @@ def _rows(x: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _with_equal_neighbour(
-    like: torch.Tensor, at: torch.Tensor, here: torch.Tensor, equal: torch.Tensor
+    like: torch.Tensor, weight_index: torch.Tensor, position: torch.Tensor, equal: torch.Tensor
 ) -> torch.Tensor:
     """For each of k orders, how many elements have an equal neighbour.
 
     ``equal``: whether the elements at ``here`` and ``here + 1`` of order ``at`` are equal.
     """
     pairs = torch.zeros_like(like)
-    pairs[at, here] = equal
+    pairs[weight_index, position] = equal
     no = pairs.new_zeros(len(pairs), 1)
     return (torch.cat([pairs, no], 1) | torch.cat([no, pairs], 1)).sum(1)

@@ -255,7 +255,9 @@ class Recorder(TorchFunctionMode):
             self.not_observed[f"{scope.name or ROOT}: a ScriptModule; its inside is not seen"] = (
                 None
             )
-            self.used.update(n for n, p in self.parameters.items() if _holds(scope.module, p))
+            self.used.update(
+                n for n, p in self.parameters.items() if _has_parameter(scope.module, p)
+            )
         row = scope.row
         if row is None:
             return
@@ -477,7 +479,7 @@ def _failure_text(error: Exception) -> str:
     return f"nndiag could not measure it ({type(error).__name__}: {error})"
 
 
-def _holds(module: nn.Module, parameter: nn.Parameter) -> bool:
+def _has_parameter(module: nn.Module, parameter: nn.Parameter) -> bool:
     return any(p is parameter for p in module.parameters())
 
 

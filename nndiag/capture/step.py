@@ -29,7 +29,7 @@ def step(
 ) -> None:
     """Move every parameter by ``STEP`` of its norm against its gradient."""
     for name, p in named.items():
-        grad, move = gradients[name], _move(measured.get(name))
+        grad, move = gradients[name], _step_along(measured.get(name))
         if grad is None or grad.layout != torch.strided or move is None:
             continue
         largest, share = move
@@ -56,7 +56,7 @@ def shifts(
     return {name: shift for name, shift in moved.items() if shift is not None}, ""
 
 
-def _move(parameter: Parameter | None) -> tuple[float, float] | None:
+def _step_along(parameter: Parameter | None) -> tuple[float, float] | None:
     """The step along a gradient as (divisor, factor); None if there is no finite step."""
     if parameter is None or parameter.grad is None or not 0 < parameter.grad.norm < math.inf:
         return None

@@ -112,13 +112,13 @@ _DEPTH = 4  # of containers and plain objects below a module
 def _reachable(things: Iterable[object]) -> _Reachable:
     """All mutable state that the modules among ``things`` hold."""
     reachable = _Reachable()
-    seen: set[int] = set()
+    visited: set[int] = set()
     queue: deque[tuple[Any, int]] = deque((m, 0) for t in things for m in _modules(t))
     while queue:
         item, depth = queue.popleft()
-        if id(item) in seen or depth > _DEPTH:
+        if id(item) in visited or depth > _DEPTH:
             continue
-        seen.add(id(item))
+        visited.add(id(item))
         if isinstance(item, torch.Tensor):
             reachable.tensors.append(item)
             if item.is_leaf and item.grad is not None:

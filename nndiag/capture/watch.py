@@ -132,7 +132,7 @@ def watch(
                 batch = next(iterator, None)
             if batch is None:
                 break
-            _one_batch(model, batch, run, needs, loss, saved, tick)
+            _record_batch(model, batch, run, needs, loss, saved, tick)
             if run.batches > 1 and not gc.isenabled():  # paused by api.gc_paused
                 gc.collect(1)
         else:
@@ -143,7 +143,7 @@ def watch(
     return _snapshot(model, run, needs, seed)
 
 
-def _one_batch(
+def _record_batch(
     model: nn.Module,
     batch: Batch,
     run: _CheckState,
@@ -328,12 +328,12 @@ def _never_called(run: _CheckState) -> tuple[list[str], list[str]]:
             continue
         if _inside_leaf(name, run.names):
             continue
-        own = [f"{name}.{p}" for p, _ in module.named_parameters()]
+        parameters = [f"{name}.{p}" for p, _ in module.named_parameters()]
         if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
             continue  # they cannot be called
-        if own and all(p in run.used for p in own):
+        if parameters and all(p in run.used for p in parameters):
             used_directly.append(name)
-        elif own or not isinstance(module, (*_LISTS, nn.Sequential)):
+        elif parameters or not isinstance(module, (*_LISTS, nn.Sequential)):
             never_called.append(name)
     return never_called, used_directly
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nndiag.layout import Pending, wide
+from nndiag.layout import Pending, as_double
 from nndiag.stats import TensorStats, Weight
 
 __all__ = ["RunningStatistics", "covered", "running_statistics", "spatial", "use_of"]
@@ -117,6 +117,6 @@ class RunningStatistics:
 
 @torch.no_grad()
 def running_statistics(mean: torch.Tensor, variance: torch.Tensor, tracked: float) -> Pending:
-    both = torch.cat([wide(mean.detach()), wide(variance.detach())])
+    both = torch.cat([as_double(mean.detach()), as_double(variance.detach())])
     half = mean.numel()
     return Pending(both, lambda v: RunningStatistics(v[:half].copy(), v[half:].copy(), tracked))

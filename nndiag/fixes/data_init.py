@@ -34,7 +34,7 @@ from nndiag.fixes.matrix import (
 from nndiag.fixes.matrix import (
     layers as layers_of,
 )
-from nndiag.layout import wide
+from nndiag.layout import as_double
 
 __all__ = ["KINDS", "Again", "Settle", "class_prior_bias_", "data_bias_", "lsuv_"]
 
@@ -117,7 +117,7 @@ def lsuv_(
         final[matrix] = matrix.value.clone()
         return output
 
-    with _spent_on_success(generator):
+    with _generators_restored_on_error(generator):
         start = {m: haar(m, generator) for m in scaled.values()} if orthogonal else {}
         with untouched(None, model):
             write(tuple(start), start.__getitem__)
@@ -127,7 +127,7 @@ def lsuv_(
 
 
 def _checked_variance(name: str, layer: nn.Module, output: torch.Tensor) -> float:
-    variance = float(wide(output.detach()).var(correction=0))
+    variance = float(as_double(output.detach()).var(correction=0))
     if 0 < variance < math.inf:
         return variance
     if variance == 0:
@@ -171,7 +171,7 @@ def data_bias_(model: nn.Module, batch: Any) -> dict[str, float]:
         if bias.data_ptr() in final:
             return output
         unit_axis = output.dim() - len(getattr(layer, "kernel_size", ())) - 1
-        mean = wide(output.detach()).movedim(unit_axis, 0).flatten(1).mean(1)
+        mean = as_double(output.detach()).movedim(unit_axis, 0).flatten(1).mean(1)
         if not mean.isfinite().all():
             raise FixError(
                 f"data_bias_: the output of {name} ({type(layer).__name__}, {describe(output)}) "
@@ -197,7 +197,7 @@ def _names(model: nn.Module) -> dict[nn.Module, str]:
 
 
 @contextlib.contextmanager
-def _spent_on_success(generator: Generator) -> Iterator[None]:
+def _generators_restored_on_error(generator: Generator) -> Iterator[None]:
     """Context that restores the random generators if an error is raised inside."""
     before = SavedState(None)
     state = None if generator is None else generator.get_state()

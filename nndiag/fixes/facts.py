@@ -17,15 +17,15 @@ __all__ = [
     "biases",
     "each",
     "gain",
-    "gathered",
     "is_hidden",
     "is_named",
     "is_opaque",
     "listing",
     "names",
-    "once",
     "parameters",
+    "unique",
     "weight",
+    "whole_modules",
 ]
 
 HE = math.sqrt(2)
@@ -33,7 +33,7 @@ MOST_NAMES = 3
 """As many names are listed one by one; of more, only the first and the last."""
 
 
-def once(layers: Iterable[Layer]) -> list[Layer]:
+def unique(layers: Iterable[Layer]) -> list[Layer]:
     return list({layer.name: layer for layer in layers}.values())
 
 
@@ -56,7 +56,7 @@ def parameters(snapshot: Snapshot, layer: Layer) -> Sequence[Parameter]:
     return snapshot.parameters_of.get(home, ())
 
 
-def gathered(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[str]]:
+def whole_modules(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The outermost modules of which all parameters are in ``names``, and the remaining names."""
     wanted = Counter(prefix for name in set(names) for prefix in _modules_around(name))
     inside = {"": snapshot.parameters} | {m: snapshot.parameters_in.get(m, ()) for m in wanted if m}
@@ -79,11 +79,11 @@ def _modules_around(name: str) -> list[str]:
 
 def is_hidden(snapshot: Snapshot, activation: Layer) -> bool:
     """Whether a module is neither a gate nor the model's output, wherever it runs."""
-    return flow.owner(snapshot, activation) not in _with_other_roles(snapshot)
+    return flow.owner(snapshot, activation) not in _modules_with_other_roles(snapshot)
 
 
 @graph.once
-def _with_other_roles(snapshot: Snapshot) -> frozenset[str]:
+def _modules_with_other_roles(snapshot: Snapshot) -> frozenset[str]:
     """Modules one of whose calls is a gate, attention or the model's output."""
     return frozenset(
         flow.owner(snapshot, row)

@@ -45,7 +45,7 @@ def after_weights(snapshot: Snapshot, layer: Layer) -> Place | None:
     norm = _norm(snapshot, layer, layer.output.units, layer.op)
     if activation is None or norm is None or _is_repeated(snapshot, layer):
         return None
-    if _fits(snapshot, activation) and _reads_as_it_is(snapshot, activation, layer):
+    if _can_have_norm(snapshot, activation) and _reads_unchanged(snapshot, activation, layer):
         return "insert-before", flow.owner(snapshot, activation), norm
     if facts.is_named(layer):
         return "insert-after", flow.owner(snapshot, layer), norm
@@ -59,12 +59,12 @@ def after_activation(snapshot: Snapshot, activation: Layer) -> Place | None:
         return None
     op_before = next((row.op for row in flow.makers(snapshot, activation)), "")
     norm = _norm(snapshot, activation, activation.output.units, op_before)
-    if norm and _fits(snapshot, activation) and _has_units_of(activation, op_before):
+    if norm and _can_have_norm(snapshot, activation) and _has_units_of(activation, op_before):
         return "insert-after", flow.owner(snapshot, activation), norm
     reader = readers[0]
     entering = reader.input.units if reader.input is not None else None
     norm = _norm(snapshot, reader, entering, reader.op)
-    if norm and len(readers) == 1 and _fits(snapshot, reader):
+    if norm and len(readers) == 1 and _can_have_norm(snapshot, reader):
         return "insert-before", flow.owner(snapshot, reader), norm
     return None
 
@@ -98,7 +98,7 @@ def _norm(snapshot: Snapshot, layer: Layer, units: UnitStats | None, op: str) ->
     return ("LayerNorm", width) if width > ONLY_SIGNS else None
 
 
-def _fits(snapshot: Snapshot, layer: Layer) -> bool:
+def _can_have_norm(snapshot: Snapshot, layer: Layer) -> bool:
     """Whether a module can have a normalisation beside it."""
     return facts.is_named(layer) and not _is_repeated(snapshot, layer)
 
@@ -109,7 +109,7 @@ def _has_units_of(layer: Layer, op: str) -> bool:
     return layer.shape[axis] == width and layer.shape[1:].count(width) == 1
 
 
-def _reads_as_it_is(snapshot: Snapshot, activation: Layer, layer: Layer) -> bool:
+def _reads_unchanged(snapshot: Snapshot, activation: Layer, layer: Layer) -> bool:
     """Whether an activation reads a layer's output unchanged: not pooled or reshaped."""
     straight = snapshot.nodes[activation.node].inputs == (layer.node,)
     return straight and activation.shape == layer.shape and _has_units_of(layer, layer.op)

@@ -71,7 +71,7 @@ def _drawn(
     drawn: list[Layer] = []
     actions: list[Action] = []
     schemes: dict[str, None] = {}
-    for layer in facts.once(layers):
+    for layer in facts.unique(layers):
         act = facts.activation(snapshot, layer, relu)
         scheme = theory.reference_name(act)
         if facts.is_opaque(layer):
@@ -98,7 +98,7 @@ def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
     """Initialise the whole model again; everything that was learned is lost."""
     rows = [row for row in snapshot.layers if row.op in ops.LEARNED and row.op not in ops.NORMS]
     drawn, actions, _ = _drawn(snapshot, rows, biases=True)
-    if not drawn or len(facts.once(rows)) < 2:
+    if not drawn or len(facts.unique(rows)) < 2:
         return ()
     norms = [action for fix in reset_norms(snapshot, snapshot.layers) for action in fix.actions]
     fix = Fix(
@@ -118,7 +118,7 @@ def rescale(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
     scaled: list[Layer] = []
     actions: list[Action] = []
     gains: set[float] = set()
-    for layer in facts.once(layers):
+    for layer in facts.unique(layers):
         weight = facts.weight(snapshot, layer)
         if weight is not None and layer.weight is not None and _has_scale(weight):
             gain = facts.gain(facts.activation(snapshot, layer))
@@ -178,7 +178,7 @@ def lsuv(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
 
 def zero_biases(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
     """Set the biases of these layers to zero."""
-    layers = facts.once(layers)
+    layers = facts.unique(layers)
     if actions := _action("set-zeros", facts.biases(snapshot, layers)):
         yield Fix(
             "reset-bias",
@@ -193,7 +193,7 @@ def zero_biases(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
 def reset_norms(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
     """Set scale 1 and shift 0 in normalisation layers."""
     norms = [
-        layer for layer in facts.once(layers) if layer.op in ops.NORMS and facts.is_named(layer)
+        layer for layer in facts.unique(layers) if layer.op in ops.NORMS and facts.is_named(layer)
     ]
     names = [flow.owner(snapshot, layer) for layer in norms]
     scales = [f"{name}.weight" for name in names if f"{name}.weight" in snapshot.parameter]
@@ -227,19 +227,19 @@ def recalibrate() -> Iterator[Fix]:
 def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
     """Add a normalisation layer between each of these weight layers and its activation."""
     actions: list[Action] = []
-    treated: list[Layer] = []
+    normalized: list[Layer] = []
     norms: list[places.Norm] = []
     biases = 0
-    for layer in facts.once(layers):
+    for layer in facts.unique(layers):
         place = places.after_weights(snapshot, layer)
         if place is None:
             continue
         verb, name, norm = place
         actions.append(Action(verb, (name,), norm))
-        treated.append(layer)
+        normalized.append(layer)
         norms.append(norm)
         biases += _is_over_batch(norm) and layer.weight is not None and bool(layer.weight.bias)
-    if not treated:
+    if not normalized:
         return
     over = {"unit" if _is_over_batch(norm) else "sample" for norm in norms}
     effect = (
@@ -253,7 +253,7 @@ def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
         effect += f"; the {which} before it {have} no effect any more: drop {them} (bias=False)"
     yield Fix(
         "normalize",
-        f"After {facts.each(treated)}, add {_norm_names(norms)}.",
+        f"After {facts.each(normalized)}, add {_norm_names(norms)}.",
         "It keeps the scale through training, whatever the weights do.",
         effect,
         "architecture",
@@ -266,19 +266,19 @@ def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
 def center(snapshot: Snapshot, activations: Iterable[Layer]) -> Iterator[Fix]:
     """Add a normalisation layer after each of these activations, before the next weights."""
     actions: list[Action] = []
-    treated: list[Layer] = []
+    centered: list[Layer] = []
     norms: list[places.Norm] = []
-    for activation in facts.once(activations):
+    for activation in facts.unique(activations):
         place = places.after_activation(snapshot, activation)
         if place is not None:
             verb, name, norm = place
             actions.append(Action(verb, (name,), norm))
-            treated.append(activation)
+            centered.append(activation)
             norms.append(norm)
-    if treated:
+    if centered:
         yield Fix(
             "center",
-            f"After {facts.each(treated)}, add {_norm_names(norms)}.",
+            f"After {facts.each(centered)}, add {_norm_names(norms)}.",
             "It takes the mean out of each unit.",
             "the next weights' gradients no longer share one sign",
             "architecture",
@@ -322,7 +322,7 @@ def swap(
         function: the same as a call, ``F.leaky_relu(x, 0.01)``.
         redrawn: layers to initialise for the new activation, a ReLU.
     """
-    activations = facts.once(activations)
+    activations = facts.unique(activations)
     modules = [
         a
         for a in activations
@@ -398,12 +398,12 @@ def unfreeze(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
     """Unfreeze the frozen parameters of these layers, whole modules at once where possible."""
     frozen = [
         p.name
-        for layer in facts.once(layers)
+        for layer in facts.unique(layers)
         for p in facts.parameters(snapshot, layer)
         if not p.trainable
     ]
     if frozen:
-        modules, parameters = facts.gathered(snapshot, frozen)
+        modules, parameters = facts.whole_modules(snapshot, frozen)
         labels = [name or "the whole model" for name in [*modules, *parameters]]
         yield Fix(
             "unfreeze",

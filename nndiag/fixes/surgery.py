@@ -102,12 +102,12 @@ def _insert(model: nn.Module, name: str, new: nn.Module, key: str) -> None:
     _match_device_and_mode(model, module, new)
     module.add_module(key, new)
     if key == BEFORE:
-        module.register_forward_pre_hook(_read_normalized, with_kwargs=True)
+        module.register_forward_pre_hook(_normalize_input, with_kwargs=True)
     else:
-        module.register_forward_hook(_give_normalized, prepend=True)
+        module.register_forward_hook(_normalize_output, prepend=True)
 
 
-def _read_normalized(
+def _normalize_input(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if args:
@@ -116,7 +116,7 @@ def _read_normalized(
     return args, {**kwargs, first: layer.norm_before(kwargs[first])}
 
 
-def _give_normalized(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
+def _normalize_output(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
     return layer.norm_after(output)
 
 
