@@ -13,7 +13,7 @@ from nndiag.rule import ABOUT, SEVERITIES, Finding, Outcome, Rule, Thresholds, U
 from nndiag.rules import discover, not_loaded
 from nndiag.stats import Snapshot
 
-__all__ = ["NOT_SELECTED", "Judgement", "chosen", "effective_thresholds", "judge", "needed"]
+__all__ = ["NOT_SELECTED", "Judgement", "chosen", "effective_thresholds", "judge", "needed", "rank"]
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def judge(
             outcomes.append(Outcome(name, "", "crashed", reason))
         else:
             outcomes.append(Outcome(name, "", "skipped", NOT_SELECTED))
-    return Judgement(tuple(explain(findings, snapshot, _rank)), tuple(outcomes), tuple(unjudged))
+    return Judgement(tuple(explain(findings, snapshot, rank)), tuple(outcomes), tuple(unjudged))
 
 
 NOT_SELECTED = "not selected"
@@ -200,7 +200,7 @@ def _line_of(error: BaseException) -> str:
     return f" ({frame.tb_frame.f_globals.get('__name__')}, line {frame.tb_lineno})"
 
 
-def _rank(finding: Finding) -> tuple[int, int]:
+def rank(finding: Finding) -> tuple[int, int]:
     """By severity, then input, parameters, activations, gradients, training."""
     module = discover().get(finding.rule)
     about = ABOUT.index(module.RULE.about) if module is not None else len(ABOUT)

@@ -20,6 +20,7 @@ import nndiag
 from nndiag import judge, rule, rules
 from nndiag.batch import batches
 from nndiag.capture.watch import watch
+from nndiag.causes import explain
 from nndiag.loss import LossMaker
 from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
@@ -321,7 +322,7 @@ class TestCauses:
     def order(self, *findings):
         return [
             (f.rule, f.layer, f.cause and f.cause.rule)
-            for f in rule.explain(list(findings), self.snapshot())
+            for f in explain(list(findings), self.snapshot(), judge.rank)
         ]
 
     def test_the_root_comes_first_and_the_rest_is_folded_under_it(self):
@@ -359,8 +360,8 @@ class TestCauses:
     def test_what_lies_on_no_common_path_is_no_cause(self):
         snapshot = self.snapshot()
         apart = replace(snapshot, nodes=(*snapshot.nodes[:3], Node("linear", (0,), 2)))
-        found = rule.explain(
-            [self.finding("init-scale", "b"), self.finding("saturation", "c")], apart
+        found = explain(
+            [self.finding("init-scale", "b"), self.finding("saturation", "c")], apart, judge.rank
         )
         assert [f.cause for f in found] == [None, None]
 
@@ -374,7 +375,7 @@ class TestCauses:
 def test_explaining_leaves_the_findings_as_they_were(examples):
     judged = judge.judge(examples["init-scale"][0])
     before = copy.deepcopy(judged.findings)
-    rule.explain(list(judged.findings), examples["init-scale"][0])
+    explain(list(judged.findings), examples["init-scale"][0], judge.rank)
 
     assert judged.findings == before
     assert np.isfinite([v for f in judged.findings for v in f.evidence.values()]).any()
