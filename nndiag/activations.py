@@ -28,7 +28,7 @@ tanh at z, so both agree), which a distance of the output from its bound does no
 HE = math.sqrt(2.0)
 """He et al. 2015 section 2.2: sqrt(2/fan_in), because half of a rectifier's input is dropped."""
 
-# Stands for gain_forward, filled in by _built.
+# A placeholder: _built replaces it by gain_forward.
 _BY_MOMENT = math.nan
 _BEND = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, *(2.0**i for i in range(4, 15)))
 _SMOOTH = (*(-z for z in reversed(_BEND)), 0.0, *_BEND)
@@ -169,7 +169,7 @@ def _softshrink(lambd: float = 0.5) -> Activation:
     )
 
 
-# Saturating: bounded, and the slope dies on both sides.
+# Saturating: bounded, and the slope goes to zero on both sides.
 
 
 def _sigmoid() -> Activation:

@@ -14,6 +14,8 @@ from nndiag.report import Report
 if TYPE_CHECKING:
     from nndiag.batch import Batch
 
+__all__ = ["check", "gc_paused", "stream_of"]
+
 
 def check(
     model: Any,
@@ -45,8 +47,8 @@ def check(
         thresholds: ``{"dead-relu.share": 0.5}`` or ``{"dead-relu": {"share": 0.5}}``.
         config: a pyproject.toml or a mapping with nndiag's settings; None looks for the nearest
             pyproject.toml; False for none.
-        seed: what everything random in the model starts from (0 where neither this nor the
-            settings say otherwise).
+        seed: the seed of every random generator during the check; None takes the setting ``seed``,
+            which is 0 by default.
 
     Raises:
         NNDiagError: one of its kinds (see ``nndiag.errors``); the model is untouched then, too.
@@ -59,10 +61,10 @@ def check(
         select=select, ignore=ignore, thresholds=thresholds, seed=seed
     )
     modules = judge.chosen(chosen.select, chosen.ignore)
-    judge.limits(chosen.thresholds)  # a wrong name or value is said before anything runs
+    judge.effective_thresholds(chosen.thresholds)  # raises for a wrong one, before anything runs
     validate(model)
     stream = stream_of(model, batch, target, loss_fn)
-    with collecting_later(), Progress("checking") as progress:
+    with gc_paused(), Progress("checking") as progress:
         snapshot = watch(
             model,
             stream,
@@ -84,7 +86,7 @@ def stream_of(
     Raises:
         BatchError, LossError: they do not fit together.
     """
-    from nndiag.batch import Batch, batches, one
+    from nndiag.batch import Batch, as_batch, batches
     from nndiag.errors import LossError
 
     if loss_fn is not None and (isinstance(loss_fn, type) or not callable(loss_fn)):
@@ -95,12 +97,11 @@ def stream_of(
         )
     if target is not None and loss_fn is None:
         raise LossError(
-            "target was given but no loss_fn: nothing can be computed from it. Pass loss_fn "
-            "too, for "
-            "example torch.nn.functional.cross_entropy."
+            "target was given but no loss_fn: nothing can be computed from it. Pass loss_fn too, "
+            "for example torch.nn.functional.cross_entropy."
         )
     if target is not None:
-        given = one(batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch, model)
+        given = as_batch(batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch, model)
         if given.target is not None:
             raise LossError("the target is given twice: in the batch and as target=. Keep one.")
         return [Batch(given.args, given.kwargs, target)]
@@ -108,9 +109,11 @@ def stream_of(
 
 
 @contextlib.contextmanager
-def collecting_later() -> Iterator[None]:
-    """No garbage collection inside: a check makes many small objects that all stay for a while,
-    which makes Python look through everything that torch has loaded, several times over.
+def gc_paused() -> Iterator[None]:
+    """Pause Python's garbage collector.
+
+    A check makes many small objects that all stay alive. Each collection that they start would walk
+    through everything that torch has loaded.
     """
     if not gc.isenabled():
         yield

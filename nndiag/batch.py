@@ -19,19 +19,19 @@ from nndiag.errors import BatchError
 __all__ = [
     "Batch",
     "argument_names",
+    "as_batch",
     "batches",
     "describe",
     "detached",
     "has_samples",
     "length",
-    "one",
     "tensors_in",
 ]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch that leaves nothing to guess: ``model(*args, **kwargs)`` and its target."""
+    """One batch, spelled out: the call ``model(*args, **kwargs)`` and its target."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -47,8 +47,8 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
     Raises:
         BatchError: nothing in it, or something that is no batch.
     """
-    if _is_one(data):
-        yield one(data, model)
+    if _is_single_batch(data):
+        yield as_batch(data, model)
         return
     if (
         isinstance(data, (str, bytes))
@@ -56,7 +56,7 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
         or not isinstance(data, Iterable)
     ):
         raise BatchError(
-            f"a batch of type {_typename(data)} is not understood. Legal are a tensor, "
+            f"a batch of type {_type_name(data)} is not understood. Legal are a tensor, "
             "(inputs, target), a dict of forward's arguments, nndiag.Batch(args=…, kwargs=…, "
             f"target=…), or a DataLoader of those.{_array_hint(data)}"
         )
@@ -64,26 +64,30 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
     for item in data:
         if not isinstance(item, (Batch, torch.Tensor, tuple, list, Mapping)):
             raise BatchError(
-                f"the stream of batches yields a {_typename(item)}; each of its items must be a "
+                f"the stream of batches yields a {_type_name(item)}; each of its items must be a "
                 f"tensor, (inputs, target), a dict or an nndiag.Batch.{_array_hint(item)}"
             )
         empty = False
-        yield one(item, model)
+        yield as_batch(item, model)
     if empty:
         raise BatchError(
-            f"the stream of batches ({_typename(data)}) is empty: nothing was run. Give at least "
+            f"the stream of batches ({_type_name(data)}) is empty: nothing was run. Give at least "
             "one batch; an iterator that was used up before has none left."
         )
 
 
-def _is_one(data: Any) -> bool:
+def _is_single_batch(data: Any) -> bool:
     if isinstance(data, list):  # what a DataLoader yields has a tensor in it: [x, y], [{…}, y]
         return any(isinstance(item, torch.Tensor) for item in data)
     return isinstance(data, (Batch, torch.Tensor, tuple, Mapping))
 
 
-def one(data: Any, model: nn.Module) -> Batch:
-    """One batch. If ``forward`` requires both of two tensors, both are inputs."""
+def as_batch(data: Any, model: nn.Module) -> Batch:
+    """``data`` as one :class:`Batch`. If ``forward`` requires two tensors, both are inputs.
+
+    Raises:
+        BatchError: it is empty, holds NumPy arrays, or does not fit ``forward``.
+    """
     if isinstance(data, Batch):
         batch = Batch(tuple(data.args), dict(data.kwargs), data.target)
     elif isinstance(data, torch.Tensor):
@@ -93,39 +97,39 @@ def one(data: Any, model: nn.Module) -> Batch:
     elif hasattr(data, "_fields") and isinstance(data, tuple):  # a PackedSequence and its like
         batch = Batch((data,))
     else:
-        batch = _positional(tuple(data), model)
-    _fits(batch, model)
+        batch = _from_items(tuple(data), model)
+    _check_fit(batch, model)
     return batch
 
 
-def _positional(items: tuple[Any, ...], model: nn.Module) -> Batch:
+def _from_items(items: tuple[Any, ...], model: nn.Module) -> Batch:
     if not items:
         raise BatchError(
-            f"the batch is an empty tuple: there is nothing to give to {_spelled(model)}."
+            f"the batch is an empty tuple: there is nothing to give to {_forward_text(model)}."
         )
     required, allowed = _arity(model)
     if len(items) == 1:
-        return _inputs(items[0], None)
+        return _from_inputs(items[0], None)
     if len(items) == 2 and not isinstance(items[0], torch.Tensor):  # ((a, b), y), ({…}, y)
-        grouped = _inputs(items[0], items[1])
-        if _misfit(grouped, model) is None:
-            return grouped
+        batch = _from_inputs(items[0], items[1])
+        if _call_error(batch, model) is None:
+            return batch
     if len(items) == required or (len(items) > 2 and len(items) <= required):
         return Batch(items)
     if len(items) == 2:
-        return _inputs(items[0], items[1])
+        return _from_inputs(items[0], items[1])
     if len(items) == required + 1:
         return Batch(items[:-1], target=items[-1])
     if len(items) <= allowed:
         return Batch(items)
     raise BatchError(
-        f"the batch is a tuple of {len(items)}, but {_spelled(model)} takes "
-        f"{_span(required, allowed)}. Say which are inputs and which is the target: "
+        f"the batch is a tuple of {len(items)}, but {_forward_text(model)} takes "
+        f"{_argument_count(required, allowed)}. Say which are inputs and which is the target: "
         "nndiag.Batch(args=(…), target=…)."
     )
 
 
-def _inputs(inputs: Any, target: Any) -> Batch:
+def _from_inputs(inputs: Any, target: Any) -> Batch:
     if isinstance(inputs, Mapping):
         return Batch(kwargs={str(k): v for k, v in inputs.items()}, target=target)
     if type(inputs) in (tuple, list) and all(isinstance(i, torch.Tensor) for i in inputs):
@@ -136,16 +140,17 @@ def _inputs(inputs: Any, target: Any) -> Batch:
 def _signature(model: nn.Module) -> inspect.Signature | None:
     """How ``forward`` may be called; None where Python cannot say.
 
-    A wrapper that takes anything (DataParallel, a compiled module) speaks for its only child.
+    A wrapper that takes any arguments (DataParallel, a compiled module) has the signature of its
+    only child.
     """
     try:
-        found = inspect.signature(model.forward)
+        signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
         return None
     children = list(model.children())
-    if len(children) == 1 and all(p.kind in _VARIADIC for p in found.parameters.values()):
+    if len(children) == 1 and all(p.kind in _VARIADIC for p in signature.parameters.values()):
         return _signature(children[0])
-    return found
+    return signature
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -163,7 +168,7 @@ def _arity(model: nn.Module) -> tuple[int, float]:
     return required, math.inf if variadic else len(positional)
 
 
-def _fits(batch: Batch, model: nn.Module) -> None:
+def _check_fit(batch: Batch, model: nn.Module) -> None:
     arrays = [a for a in (*batch.args, *batch.kwargs.values()) if hasattr(a, "__array_interface__")]
     if arrays:
         raise BatchError(
@@ -172,16 +177,16 @@ def _fits(batch: Batch, model: nn.Module) -> None:
         )
     if length(batch) == 0:
         raise BatchError(f"the batch is empty: {describe(batch)}. Give at least one sample.")
-    misfit = _misfit(batch, model)
-    if misfit is not None:
+    error = _call_error(batch, model)
+    if error is not None:
         raise BatchError(
-            f"the batch does not fit {_spelled(model)}: {misfit}. Given: {describe(batch)}. "
+            f"the batch does not fit {_forward_text(model)}: {error}. Given: {describe(batch)}. "
             "nndiag.Batch(args=…, kwargs=…, target=…) leaves nothing to guess."
         )
 
 
-def _misfit(batch: Batch, model: nn.Module) -> TypeError | None:
-    """What Python would say to this call of ``forward``."""
+def _call_error(batch: Batch, model: nn.Module) -> TypeError | None:
+    """The error that Python would raise for this call of ``forward``; None if it fits."""
     signature = _signature(model)
     try:
         if signature is not None:
@@ -214,9 +219,9 @@ def argument_names(batch: Batch, model: nn.Module) -> dict[str, torch.Tensor]:
         bound = dict(signature.bind(*batch.args, **batch.kwargs).arguments)
     named: dict[str, torch.Tensor] = {}
     for key, value in bound.items():
-        found = list(tensors_in(value))
-        for index, tensor in enumerate(found):
-            named[f"input.{key}" + (f".{index}" if len(found) > 1 else "")] = tensor
+        tensors = list(tensors_in(value))
+        for index, tensor in enumerate(tensors):
+            named[f"input.{key}" + (f".{index}" if len(tensors) > 1 else "")] = tensor
     return {"input": next(iter(named.values()))} if len(named) == 1 else named
 
 
@@ -233,34 +238,34 @@ def detached(value: Any, memo: dict[int, Any] | None = None) -> Any:
 
 def _detached(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, torch.Tensor):
-        twin = value.detach().clone()
-        return twin.requires_grad_() if value.requires_grad else twin
+        copied = value.detach().clone()
+        return copied.requires_grad_() if value.requires_grad else copied
     if isinstance(value, tuple):
         items = [detached(item, memo) for item in value]
         if type(value) is tuple:
             return tuple(items)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if not (isinstance(value, (list, dict)) or _plain(value)):
+    if not (isinstance(value, (list, dict)) or _is_plain_object(value)):
         return value
     try:
-        twin = copy.copy(value)
-    except Exception:  # it holds a lock or a handle: then it goes in as it is
+        copied = copy.copy(value)
+    except Exception:  # it holds a lock or a file handle: pass it on uncopied
         return value
-    if twin is value:
+    if copied is value:
         return value
-    memo[id(value)] = twin
+    memo[id(value)] = copied
     if isinstance(value, list):
-        twin[:] = [detached(item, memo) for item in value]
+        copied[:] = [detached(item, memo) for item in value]
     elif isinstance(value, dict):
-        twin.update({key: detached(item, memo) for key, item in value.items()})
-    for name in _attributes(twin):
-        # A frozen dataclass lets nobody set its attributes otherwise.
-        object.__setattr__(twin, name, detached(getattr(value, name), memo))
-    return twin
+        copied.update({key: detached(item, memo) for key, item in value.items()})
+    for name in _attribute_names(copied):
+        # Plain setattr would raise for a frozen dataclass.
+        object.__setattr__(copied, name, detached(getattr(value, name), memo))
+    return copied
 
 
-def _plain(value: Any) -> bool:
-    """An object that is little more than its attributes: those can be looked into."""
+def _is_plain_object(value: Any) -> bool:
+    """Whether an object only holds attributes, so that tensors in it can be listed."""
     return (
         (hasattr(value, "__dict__") or dataclasses.is_dataclass(value))
         and not callable(value)
@@ -268,10 +273,10 @@ def _plain(value: Any) -> bool:
     )
 
 
-def _attributes(value: Any) -> list[str]:
+def _attribute_names(value: Any) -> list[str]:
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    found = [*slots, *getattr(value, "__dict__", ())]
-    return [name for name in found if not name.startswith("__") and hasattr(value, name)]
+    names = [*slots, *getattr(value, "__dict__", ())]
+    return [name for name in names if not name.startswith("__") and hasattr(value, name)]
 
 
 def tensors_in(value: Any, depth: int = 6, above: tuple[int, ...] = ()) -> Iterator[torch.Tensor]:
@@ -285,8 +290,8 @@ def tensors_in(value: Any, depth: int = 6, above: tuple[int, ...] = ()) -> Itera
         items: Iterable[Any] = value
     elif isinstance(value, Mapping):
         items = value.values()
-    elif _plain(value):
-        items = [getattr(value, name) for name in _attributes(value)]
+    elif _is_plain_object(value):
+        items = [getattr(value, name) for name in _attribute_names(value)]
     else:
         return
     for item in items:
@@ -315,10 +320,10 @@ def describe(value: Any, depth: int = 3) -> str:
         return "dict(" + ", ".join(f"{k}={describe(v, depth - 1)}" for k, v in value.items()) + ")"
     if depth and type(value) in (tuple, list):
         return "(" + ", ".join(describe(v, depth - 1) for v in value) + ")"
-    return repr(value) if isinstance(value, (int, float, type(None))) else _typename(value)
+    return repr(value) if isinstance(value, (int, float, type(None))) else _type_name(value)
 
 
-def _typename(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return type(value).__qualname__
 
 
@@ -332,11 +337,11 @@ def _array_hint(data: Any) -> str:
     return ""
 
 
-def _spelled(model: nn.Module) -> str:
+def _forward_text(model: nn.Module) -> str:
     return f"{type(model).__name__}.forward{_signature(model) or '(…)'}"
 
 
-def _span(required: int, allowed: float) -> str:
+def _argument_count(required: int, allowed: float) -> str:
     if allowed == required:
         return f"{required} positional arguments"
     if allowed == math.inf:

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from nndiag import activations, flow, judge, ops, rule, rules, theory
+from nndiag import activations, flow, graph, judge, ops, rule, rules, theory
 from nndiag.pairing import (
     SLACK,
     SLACK_OF_LEARNED,
@@ -250,7 +250,7 @@ def _fluctuations(snapshot: Snapshot) -> dict[str, float]:
     weights = [layer for layer in snapshot.layers if layer.op in ops.LEARNED]
     found = {}
     for layer in snapshot.layers:
-        before = flow.ancestors(snapshot, layer.node) | {layer.node}
+        before = graph.ancestors(snapshot, layer.node) | {layer.node}
         found[layer.name] = factor * sum(
             1 / max(flow.width(w), 1) for w in weights if w.node in before
         )

@@ -1,16 +1,13 @@
-"""Reading the data flow of a snapshot: what follows what, chains, gates, the only path."""
+"""The layers of a snapshot along its data flow: chains, what follows a layer, roles, gates."""
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
-from typing import TypeVar
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
-from nndiag import activations, theory
+from nndiag import activations, graph, theory
 from nndiag.ops import (
     CONTRACTIONS,
     DISTRIBUTIONS,
@@ -25,38 +22,48 @@ from nndiag.ops import (
 )
 from nndiag.stats import Layer, Snapshot
 
-T = TypeVar("T")
-
-
-def once(function: Callable[[Snapshot], T]) -> Callable[[Snapshot], T]:
-    """Computed once for each snapshot, and forgotten with it."""
-    known: WeakKeyDictionary[Snapshot, T] = WeakKeyDictionary()
-
-    @wraps(function)
-    def cached(snapshot: Snapshot) -> T:
-        if snapshot not in known:
-            known[snapshot] = function(snapshot)
-        return known[snapshot]
-
-    return cached
+__all__ = [
+    "ROOT",
+    "Chain",
+    "Link",
+    "act_of",
+    "activation_after",
+    "calls",
+    "chains",
+    "has_weights_before",
+    "hidden_activations",
+    "is_activation",
+    "is_module",
+    "leads_on",
+    "makers",
+    "owner",
+    "plural",
+    "readers",
+    "role",
+    "source_nodes",
+    "source_op",
+    "source_weight",
+    "users",
+    "width",
+]
 
 
 ROOT = "(root)"  # the row of a model that is a single layer
 
 
 def is_module(layer: Layer) -> bool:
-    """Whether a row is a module, and not a call."""
+    """Whether a layer is a module and not a function call."""
     return layer.kind != "function"
 
 
 def owner(snapshot: Snapshot, layer: Layer) -> str:
-    """The name of a row's module: that of the second call of "act" is "act@2"."""
+    """The name of a layer's module: "act" for "act@2", which is its second call."""
     first = re.sub(r"@\d+$", "", layer.name)
     return "" if first == ROOT else first if first in snapshot.by_name else layer.name
 
 
 def act_of(layer: Layer) -> theory.Activation | None:
-    """The activation a row applies, or None for anything else."""
+    """The activation that a layer applies; None for any other layer."""
     return activations.named(layer.op, **layer.options)
 
 
@@ -67,11 +74,11 @@ def is_activation(layer: Layer) -> bool:
 
 @dataclass(frozen=True)
 class Link:
-    """One step of a chain: a weight layer, the activation after it, and what only hands on."""
+    """One step of a chain: a weight layer, its activation, and layers that pass values on."""
 
     layer: Layer
     activation: Layer | None
-    between: tuple[Layer, ...]  # rows between the activation and the next weight layer
+    between: tuple[Layer, ...]  # layers between the activation and the next weight layer
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,9 @@ class Chain:
     """
 
     links: tuple[Link, ...]
-    starts: str  # op of the node the chain begins after
-    ends: str  # op of the node it ends before; "output" for the model's output
-    repeated: bool  # one module at several places: time, not depth
+    starts: str  # op of the node before the chain
+    ends: str  # op of the node after the chain; "output" for the model's output
+    repeated: bool  # whether one module is called several times: steps in time, not in depth
 
     @property
     def hidden(self) -> tuple[Link, ...]:
@@ -93,85 +100,86 @@ class Chain:
         return tuple(link for link in self.links if link.activation is not None)
 
 
-@once
+@graph.once
 def chains(snapshot: Snapshot) -> tuple[Chain, ...]:
     weights = [layer for layer in snapshot.layers if layer.op in WEIGHTED and layer.weight]
-    followed = {layer.name: _next(snapshot, layer) for layer in weights}
-    has_before = {step.layer.name for _, _, step, _ in followed.values() if step is not None}
-    by_name = {layer.name: layer for layer in weights}
-    found = []
+    following = {layer.name: _follow(snapshot, layer) for layer in weights}
+    not_first = {after.next_weights.name for after in following.values() if after.next_weights}
+    all_chains = []
     for layer in weights:
-        if layer.name in has_before:
+        if layer.name in not_first:
             continue
-        links, seen, names = [], set(), set()
+        links, visited, weight_names = [], set(), set()
         ends, current = "output", layer
         while True:
-            activation, between, step, ends = followed[current.name]
+            activation, between, next_weights, ends = following[current.name]
             links.append(Link(current, activation, between))
-            seen.add(current.name)
-            names.add(current.weight.name if current.weight else "")
-            if step is None or step.layer.name in seen:
+            visited.add(current.name)
+            weight_names.add(current.weight.name if current.weight else "")
+            if next_weights is None or next_weights.name in visited:
                 break
-            current = by_name[step.layer.name]
+            current = next_weights
         starts = _op_before(snapshot, layer)
-        found.append(Chain(tuple(links), starts, ends, len(names) < len(links)))
-    return tuple(found)
+        all_chains.append(Chain(tuple(links), starts, ends, len(weight_names) < len(links)))
+    return tuple(all_chains)
 
 
-@dataclass(frozen=True)
-class _Step:
-    layer: Layer
+class _Following(NamedTuple):
+    """What comes after a weight layer, up to the next one or the end of the chain."""
+
+    activation: Layer | None
+    between: tuple[Layer, ...]
+    next_weights: Layer | None
+    ends: str  # op of the node where the walk stopped
 
 
-def _next(
-    snapshot: Snapshot, layer: Layer
-) -> tuple[Layer | None, tuple[Layer, ...], _Step | None, str]:
-    """The activation after a weight layer, rows on the way, the next weight layer, what ends it."""
+def _follow(snapshot: Snapshot, layer: Layer) -> _Following:
     activation: Layer | None = None
     between: list[Layer] = []
     node = layer.node
     while True:
         used = snapshot.consumers[node]
         if node in snapshot.outputs and not used:
-            return activation, tuple(between), None, "output"
+            return _Following(activation, tuple(between), None, "output")
         if len(used) != 1 or node in snapshot.outputs:
-            return activation, tuple(between), None, "output" if not used else "branch"
+            ends = "output" if not used else "branch"
+            return _Following(activation, tuple(between), None, ends)
         node = used[0]
         op = snapshot.nodes[node].op
         row = snapshot.layer_at(node)
         if len(snapshot.nodes[node].inputs) != 1:
-            return activation, tuple(between), None, op
+            return _Following(activation, tuple(between), None, op)
         if row is not None and row.op in WEIGHTED and row.weight is not None:
-            return activation, tuple(between), _Step(row), op
+            return _Following(activation, tuple(between), row, op)
         if row is not None and activation is None and is_activation(row):
             activation = row
         elif op in TRANSPARENT:
             if row is not None:
                 between.append(row)
         else:
-            return activation, tuple(between), None, op
+            return _Following(activation, tuple(between), None, op)
 
 
 def activation_after(snapshot: Snapshot, layer: Layer) -> Layer | None:
-    """The activation that works on what a layer gives, with nothing but hand-ons between."""
-    return _next(snapshot, layer)[0]
+    """The activation of a layer's output, if only layers that pass values on lie between."""
+    return _follow(snapshot, layer).activation
 
 
 def makers(snapshot: Snapshot, layer: Layer) -> tuple[Layer, ...]:
-    """The nearest rows before a layer that learn, or normalise: whose doing its input is."""
-    found: dict[str, Layer] = {}
-    todo, seen = list(snapshot.nodes[layer.node].inputs), set()
-    while todo:
-        node = todo.pop()
-        if node in seen:
+    """The nearest layers before this one that learn or normalise: they set its input's scale."""
+    rows: dict[str, Layer] = {}
+    queue, visited = list(snapshot.nodes[layer.node].inputs), set()
+    while queue:
+        node = queue.pop()
+        if node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         row = snapshot.layer_at(node)
         if row is not None and row.op in LEARNED | NORMS:
-            found.setdefault(row.name, row)
+            rows.setdefault(row.name, row)
         else:
-            todo += snapshot.nodes[node].inputs
-    return tuple(sorted(found.values(), key=lambda row: row.node))
+            queue += snapshot.nodes[node].inputs
+    return tuple(sorted(rows.values(), key=lambda row: row.node))
 
 
 def _op_before(snapshot: Snapshot, layer: Layer) -> str:
@@ -184,7 +192,7 @@ def _op_before(snapshot: Snapshot, layer: Layer) -> str:
 
 
 def role(snapshot: Snapshot, layer: Layer) -> str:
-    """What a row's values are used for: "hidden", "gate", "attention" or "output".
+    """What a layer's values are used for: "hidden", "gate", "attention" or "output".
 
     A gate is multiplied into another tensor; an output reaches the end of the model without
     passing another layer with weights. Of a tanh times a sigmoid the sigmoid is the gate.
@@ -199,10 +207,10 @@ def role(snapshot: Snapshot, layer: Layer) -> str:
 
 
 def _is_gated(snapshot: Snapshot, layer: Layer, products: list[int]) -> bool:
-    """Whether it is what a gate lets through: an LSTM's or GRU's candidate, written out.
+    """Whether a gate is applied to it, as to the candidate of a hand-written LSTM or GRU.
 
-    A tanh of what weights made, and all it is used for is products with a sigmoid. The tanh of a
-    cell's state, which sums up over time, is not made by weights alone and may well be sure.
+    That is a tanh of the output of weights, used only in products with a sigmoid. The tanh of a
+    cell's state is none: the state sums up over time and may well saturate.
     """
     if layer.op != "tanh" or not all(snapshot.nodes[n].op == "mul" for n in products):
         return False
@@ -218,240 +226,53 @@ def _is_gated(snapshot: Snapshot, layer: Layer, products: list[int]) -> bool:
 
 
 def _sources(snapshot: Snapshot, node: int) -> list[int]:
-    """The nodes whose values a node uses, looking through what hands on, and 1 - x."""
-    found = []
+    """The nodes whose values a node uses, skipping those that pass values on, and 1 - x."""
+    sources = []
     for source in snapshot.nodes[node].inputs:
         while len(snapshot.nodes[source].inputs) == 1 and snapshot.nodes[source].op in ONE_SIDED:
             source = snapshot.nodes[source].inputs[0]
-        found.append(source)
-    return found
+        sources.append(source)
+    return sources
 
 
 def leads_on(snapshot: Snapshot, layer: Layer) -> bool:
     """Whether another layer with weights comes after this one."""
-    return bool(descendant_bits(snapshot)[layer.node] & _learned_bits(snapshot))
+    return bool(graph.descendant_bits(snapshot)[layer.node] & _learned_bits(snapshot))
 
 
 def has_weights_before(snapshot: Snapshot, layer: Layer) -> bool:
     """Whether a layer with weights comes before this one, if only an embedding."""
-    return bool(ancestor_bits(snapshot)[layer.node] & _bits_with_weights(snapshot))
+    return bool(graph.ancestor_bits(snapshot)[layer.node] & _bits_with_weights(snapshot))
 
 
 def users(snapshot: Snapshot, node: int) -> list[int]:
-    """The nodes that use a node's values, looking through rows that only hand them on."""
-    found, todo, seen = [], list(snapshot.consumers[node]), set()
-    while todo:
-        current = todo.pop()
-        if current in seen:
+    """The nodes that use a node's values, skipping nodes that only pass them on."""
+    nodes, queue, visited = [], list(snapshot.consumers[node]), set()
+    while queue:
+        current = queue.pop()
+        if current in visited:
             continue
-        seen.add(current)
+        visited.add(current)
         op = snapshot.nodes[current].op
         if op in TRANSPARENT or (op in ONE_SIDED and len(snapshot.nodes[current].inputs) == 1):
-            todo += snapshot.consumers[current]
+            queue += snapshot.consumers[current]
         else:
-            found.append(current)
-    return found
+            nodes.append(current)
+    return nodes
 
 
-def descendants(snapshot: Snapshot, node: int) -> set[int]:
-    return _members(descendant_bits(snapshot)[node])
-
-
-def ancestors(snapshot: Snapshot, node: int) -> set[int]:
-    return _members(ancestor_bits(snapshot)[node])
-
-
-def related(snapshot: Snapshot, nodes: int) -> int:
-    """These nodes (as bits) and all that lie on a path with one of them."""
-    before, after = ancestor_bits(snapshot), descendant_bits(snapshot)
-    found = nodes
-    for node in _members(nodes):
-        found |= before[node] | after[node]
-    return found
-
-
-@once
-def ancestor_bits(snapshot: Snapshot) -> list[int]:
-    """For each node the set of its ancestors, as the bits of a number.
-
-    Nodes come after the nodes they use, so one pass is enough, and a thousand layers cost a
-    thousand numbers of a thousand bits rather than a million steps.
-    """
-    before: list[int] = []
-    for node in snapshot.nodes:
-        own = 0
-        for source in node.inputs:
-            own |= before[source] | 1 << source
-        before.append(own)
-    return before
-
-
-@once
-def descendant_bits(snapshot: Snapshot) -> list[int]:
-    """For each node the set of its descendants."""
-    after = [0] * len(snapshot.nodes)
-    for index in range(len(snapshot.nodes) - 1, -1, -1):
-        for user in snapshot.consumers[index]:
-            after[index] |= after[user] | 1 << user
-    return after
-
-
-@once
-def _feeding_bits(snapshot: Snapshot) -> list[int]:
-    """For each node the set of nodes that its descendants use."""
-    feeding = [0] * len(snapshot.nodes)
-    for index in range(len(snapshot.nodes) - 1, -1, -1):
-        for user in snapshot.consumers[index]:
-            feeding[index] |= feeding[user] | bits(snapshot.nodes[user].inputs)
-    return feeding
-
-
-def bits(nodes: Iterable[int]) -> int:
-    """A set of nodes as the bits of a number: thousands are joined or met in one step."""
-    found = 0
-    for node in nodes:
-        found |= 1 << node
-    return found
-
-
-def _members(found: int) -> set[int]:
-    members = set()
-    while found:
-        lowest = found & -found
-        members.add(lowest.bit_length() - 1)
-        found ^= lowest
-    return members
-
-
-@once
-def _op_bits(snapshot: Snapshot) -> dict[str, int]:
-    """For each op the set of its nodes."""
-    found: dict[str, int] = {}
-    for index, node in enumerate(snapshot.nodes):
-        found[node.op] = found.get(node.op, 0) | 1 << index
-    return found
-
-
-@once
+@graph.once
 def _learned_bits(snapshot: Snapshot) -> int:
-    return bits(index for index, node in enumerate(snapshot.nodes) if node.op in LEARNED)
+    return graph.bits(index for index, node in enumerate(snapshot.nodes) if node.op in LEARNED)
 
 
-@once
+@graph.once
 def _bits_with_weights(snapshot: Snapshot) -> int:
-    return bits(index for index, node in enumerate(snapshot.nodes) if node.op in WITH_WEIGHTS)
-
-
-def inputs_before(snapshot: Snapshot, node: int) -> set[int]:
-    """The model inputs among a node's ancestors."""
-    return _members(
-        (ancestor_bits(snapshot)[node] | 1 << node) & _op_bits(snapshot).get("input", 0)
-    )
-
-
-def only_path(snapshot: Snapshot, node: int) -> bool:
-    """Whether every way from the model's inputs to its outputs goes through this node."""
-    arriving, leaving, total = _path_counts(snapshot)
-    return total > 0 and arriving[node] * leaving[node] == total
-
-
-@once
-def _path_counts(snapshot: Snapshot) -> tuple[list[int], list[int], int]:
-    """How many paths lead from the inputs to each node, from each node to the outputs, in all."""
-    outputs = set(snapshot.outputs) or {n for n, used in enumerate(snapshot.consumers) if not used}
-    arriving: list[int] = []
-    for node in snapshot.nodes:
-        arriving.append((node.op == "input") + sum(arriving[i] for i in node.inputs))
-    leaving = [0] * len(snapshot.nodes)
-    for index in range(len(snapshot.nodes) - 1, -1, -1):
-        onward = sum(leaving[user] for user in snapshot.consumers[index])
-        leaving[index] = (index in outputs) + onward
-    total = sum(leaving[i] for i, n in enumerate(snapshot.nodes) if n.op == "input")
-    return arriving, leaving, total
-
-
-def only_way(snapshot: Snapshot, nodes: frozenset[int]) -> bool:
-    """Whether every way from the model's inputs to its outputs goes through one of these nodes."""
-    if len(nodes) == 1:
-        return next(iter(nodes)) in _only_ways(snapshot)
-    inputs = _members(_op_bits(snapshot).get("input", 0))
-    out, past = ways_out(snapshot, frozenset()), ways_out(snapshot, nodes)
-    lead_out = [n for n in inputs if out[n]]
-    return bool(lead_out) and all(n in nodes or not past[n] for n in lead_out)
-
-
-@once
-def _only_ways(snapshot: Snapshot) -> frozenset[int]:
-    """The nodes that every way from the model's inputs to its outputs goes through.
-
-    Nodes come after the nodes they use, so a way past a node has one step from before it to
-    behind it: of the steps that are part of a way, none may pass over the node.
-    """
-    size, outputs = len(snapshot.nodes), set(snapshot.outputs)
-    out, reached = ways_out(snapshot, frozenset()), [False] * len(snapshot.nodes)
-    passed = [0] * (size + 1)  # how many steps more pass over this node than over the one before
-
-    def step(start: int, end: int) -> None:
-        passed[start + 1] += 1
-        passed[end] -= 1
-
-    for index, node in enumerate(snapshot.nodes):
-        reached[index] = node.op == "input" or any(reached[i] for i in node.inputs)
-        if not (reached[index] and out[index]):
-            continue
-        if node.op == "input":
-            step(-1, index)
-        for source in set(node.inputs):
-            if reached[source]:
-                step(source, index)
-        if index in outputs:
-            step(index, size)
-    over = itertools.accumulate(passed)
-    return frozenset(
-        n
-        for n, count in zip(range(size), over, strict=False)
-        if not count and reached[n] and out[n]
-    )
-
-
-def ways_out(snapshot: Snapshot, stops: frozenset[int]) -> list[bool]:
-    """For each node, whether a way leads from it to an output without passing one of ``stops``."""
-    out = [False] * len(snapshot.nodes)
-    for node in snapshot.outputs:
-        out[node] = True
-    for node in range(len(snapshot.nodes) - 1, -1, -1):
-        if any(out[user] and user not in stops for user in snapshot.consumers[node]):
-            out[node] = True
-    return out
-
-
-def bypassed(snapshot: Snapshot, layer: Layer) -> bool:
-    """Whether the values a layer reads also get behind it without it: a residual sum, a gate.
-
-    Paths that part for good (two heads, two towers) are no bypass: they have to join again.
-    """
-    after, starts = descendant_bits(snapshot), _run_starts(snapshot)
-    # What lies before it in a row (its normalisation, say) may belong to the same branch.
-    reached = 0
-    for node in snapshot.nodes[layer.node].inputs:
-        start = starts[node]
-        reached |= after[start] | 1 << start
-    # A bypass joins where a node behind the layer uses one that is neither it nor behind it.
-    beside = _feeding_bits(snapshot)[layer.node] & ~(after[layer.node] | 1 << layer.node)
-    return bool(reached & beside)
-
-
-@once
-def _run_starts(snapshot: Snapshot) -> list[int]:
-    """For each node where the row of nodes with a single input begins that ends with it."""
-    starts: list[int] = []
-    for index, node in enumerate(snapshot.nodes):
-        starts.append(starts[node.inputs[0]] if len(node.inputs) == 1 else index)
-    return starts
+    return graph.bits(index for index, node in enumerate(snapshot.nodes) if node.op in WITH_WEIGHTS)
 
 
 def source_weight(snapshot: Snapshot, layer: Layer) -> Layer | None:
-    """The weight layer whose output an activation works on, with nothing but hand-ons between."""
+    """The weight layer before an activation, if only layers that pass values on lie between."""
     node = layer.node
     while len(snapshot.nodes[node].inputs) == 1:
         node = snapshot.nodes[node].inputs[0]
@@ -463,12 +284,9 @@ def source_weight(snapshot: Snapshot, layer: Layer) -> Layer | None:
     return None
 
 
-@once
+@graph.once
 def source_nodes(snapshot: Snapshot) -> list[int]:
-    """For each node the one it reads, looking through rows that only hand values on.
-
-    -1 for several or none.
-    """
+    """For each node the node it reads, skipping those that pass values on; -1: several or none."""
     sources: list[int] = []
     for node in snapshot.nodes:
         before = node.inputs[0] if len(node.inputs) == 1 else -1
@@ -477,43 +295,43 @@ def source_nodes(snapshot: Snapshot) -> list[int]:
     return sources
 
 
-@once
+@graph.once
 def readers(snapshot: Snapshot) -> dict[int, list[Layer]]:
-    """For each node the weight layers that read it, looking through what hands on."""
-    found: dict[int, list[Layer]] = {}
+    """For each node the weight layers that read it, skipping nodes that pass values on."""
+    by_source: dict[int, list[Layer]] = {}
     for node, source in enumerate(source_nodes(snapshot)):
         row = snapshot.layer_at(node)
         if row is not None and row.weight is not None:
-            found.setdefault(source, []).append(row)
-    return found
+            by_source.setdefault(source, []).append(row)
+    return by_source
 
 
 def source_op(snapshot: Snapshot, layer: Layer) -> str:
-    """The op of whatever an activation works on."""
+    """The op of the node that an activation reads; "join" if it reads several."""
     inputs = snapshot.nodes[layer.node].inputs
     return snapshot.nodes[inputs[0]].op if len(inputs) == 1 else "join"
 
 
 def width(layer: Layer) -> int:
-    """How many independent inputs a weight layer's signal has: features, or channels.
+    """How many independent inputs a weight layer has: features, or channels.
 
-    For the scatter of random networks the taps of a convolution count as one: between 16 channels
-    and 10 layers of 3x3 the band of as many dense units held in all of 400 draws, that of the
-    fan-in failed in 13 % (measured: reports/calibration/conv-band.csv).
+    The taps of a convolution count as one. For 10 layers of 3x3 with 16 channels, the band of a
+    dense network of width 16 held in all of 400 draws; the band for the fan-in failed in 13 %
+    (measured: reports/calibration/conv-band.csv).
     """
     fan_in = layer.weight.fan_in if layer.weight is not None else 1
     units = layer.input.units if layer.input is not None else None
     return fan_in if units is None else min(fan_in, len(units))
 
 
-@once
+@graph.once
 def calls(snapshot: Snapshot) -> dict[str, frozenset[int]]:
     """For each weight the nodes that multiply with it."""
-    found: dict[str, set[int]] = {}
+    nodes_of: dict[str, set[int]] = {}
     for layer in snapshot.layers:
         if layer.weight is not None:
-            found.setdefault(layer.weight.name, set()).add(layer.node)
-    return {name: frozenset(nodes) for name, nodes in found.items()}
+            nodes_of.setdefault(layer.weight.name, set()).add(layer.node)
+    return {name: frozenset(nodes) for name, nodes in nodes_of.items()}
 
 
 def plural(n: int, one: str, many: str = "") -> str:
@@ -521,7 +339,7 @@ def plural(n: int, one: str, many: str = "") -> str:
 
 
 def hidden_activations(snapshot: Snapshot) -> Iterator[Layer]:
-    """Rows of activations that feed further layers and are no gates."""
+    """Activations that feed further layers and are no gates."""
     return (
         layer
         for layer in snapshot.layers

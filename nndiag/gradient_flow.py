@@ -14,14 +14,24 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nndiag import flow, ops, theory
+from nndiag import flow, graph, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix
 from nndiag.numbers import number
 from nndiag.stats import Layer, Snapshot
 
-OFF = math.log(1.2)  # weights this far from their reference are worth bringing back
-WORTH_SAYING = 0.1  # share of saturated values or dead units that is named as a reason
+__all__ = [
+    "OFF_REFERENCE",
+    "WORTH_NAMING",
+    "GradientPath",
+    "Passage",
+    "paths",
+    "unseen",
+    "weight_fixes",
+]
+
+OFF_REFERENCE = math.log(1.2)  # weights off their reference by a larger factor get a fix
+WORTH_NAMING = 0.1  # from this share on, saturated values or dead units are named as a reason
 
 
 @dataclass(frozen=True)
@@ -29,18 +39,18 @@ class Passage:
     """What one layer does to the gradient on its way from the next pre-activation to its own."""
 
     layer: Layer
-    after: Layer  # the next weight layer, through whose weights it comes
+    after: Layer  # the next weight layer, which the gradient comes from
     activation: Layer | None
-    factor: float  # ‖δ_l‖ / ‖δ_{l+1}‖, without what pooling does by averaging
-    slope: float  # the part of the activation: root of E φ'² at the measured scale
-    weights: float  # the part of the next layer's weights: root of fan_in E[w²]; NaN: not known
-    gain: float  # what their reference initialisation would have
+    factor: float  # ‖δ_l‖ / ‖δ_{l+1}‖, without the effect of pooling
+    slope: float  # the activation's factor: root of E φ'² at the measured scale
+    weights: float  # the next layer's factor: root of fan_in E[w²]; NaN: not known
+    gain: float  # the same factor for weights of the reference initialisation
 
     @property
     def by_weights(self) -> float:
         """ln of the factor by which the weights are off their reference, without its sign."""
         off = self.weights / self.gain if self.gain else self.weights
-        return 0.0 if math.isnan(off) else _size(off)
+        return 0.0 if math.isnan(off) else _log_size(off)
 
     @property
     def blocked(self) -> bool:
@@ -52,16 +62,16 @@ class Passage:
         )
 
 
-def _size(factor: float) -> float:
+def _log_size(factor: float) -> float:
     return abs(math.log(max(factor, 1e-300)))
 
 
 @dataclass(frozen=True)
 class GradientPath:
-    """One chain's gradient from its last hidden pre-activation to the first that was seen."""
+    """A chain's gradient, from its last hidden pre-activation to the first observed one."""
 
     passages: tuple[Passage, ...]
-    repeated: bool  # one module called repeatedly: time, not depth
+    repeated: bool  # whether one module is called several times: steps in time, not in depth
     band: tuple[float, float]  # factors a healthy network of these widths stays within
 
     @property
@@ -87,28 +97,28 @@ class GradientPath:
 
     @property
     def slope_share(self) -> float:
-        """How much of the total's logarithm the activations' slopes account for, over weights'."""
-        slope = sum(_size(p.slope) for p in self.passages)
+        """The share of the slopes in ln of the total factor; the rest is the weights'."""
+        slope = sum(_log_size(p.slope) for p in self.passages)
         weights = sum(p.by_weights for p in self.passages)
         return slope / (slope + weights) if slope + weights > 0 else 0.0
 
     @property
-    def alone(self) -> Passage | None:
-        """The one passage that makes more than half of it, or where it becomes zero."""
-        nothing = [p for p in self.passages if p.factor == 0]
-        if nothing:
-            return nothing[-1]
-        sizes = [_size(p.factor) for p in self.passages]
+    def decisive(self) -> Passage | None:
+        """The passage that causes over half of ln of the total, or makes it zero; None: no one."""
+        zeros = [p for p in self.passages if p.factor == 0]
+        if zeros:
+            return zeros[-1]
+        sizes = [_log_size(p.factor) for p in self.passages]
         largest = max(range(len(sizes)), key=sizes.__getitem__)
         return self.passages[largest] if sizes[largest] > 0.5 * sum(sizes) else None
 
     @property
     def origin(self) -> Layer:
-        """Where it happens: the layer whose weights or slope do it alone, or else where it ends."""
-        p = self.alone
+        """The layer to report: that of the decisive passage, or else the first of the path."""
+        p = self.decisive
         if p is None:
             return self.first
-        return p.after if p.by_weights > _size(p.slope) and not p.blocked else p.layer
+        return p.after if p.by_weights > _log_size(p.slope) and not p.blocked else p.layer
 
     @property
     def beginning(self) -> str:
@@ -126,18 +136,20 @@ class GradientPath:
     @property
     def reason(self) -> str:
         """Why, in sentences: slopes and weights, saturated values and dead units."""
-        passages = self.passages if self.alone is None else (self.alone,)
+        passages = self.passages if self.decisive is None else (self.decisive,)
         kinds = dict.fromkeys(p.activation.op for p in passages if p.activation is not None)
         parts = []
         if kinds:
             slope = _mean(p.slope for p in passages)
             parts.append(
                 f"The slope of {' and '.join(kinds)} is {slope:.2g} (rms, at the scale of its "
-                f"inputs{_flat_part([p.activation for p in passages])})."
+                f"inputs{_flat_text([p.activation for p in passages])})."
             )
         known = [p for p in passages if p.weights > 0]
         if known:
-            usual = {theory.reference_name(act): act.gain for act in map(_act, known) if act}
+            usual = {
+                theory.reference_name(act): act.gain for act in map(_activation_of, known) if act
+            }
             weights = _mean(p.weights for p in known)
             text = f"The gain of the weights (std · √fan-in) is {weights:.2g}"
             if len(usual) == 1:
@@ -147,14 +159,14 @@ class GradientPath:
         return " ".join(parts)
 
 
-def reweighted(snapshot: Snapshot, path: GradientPath) -> Iterator[Fix]:
-    """Fixes for a factor that is not one by weights that fit."""
-    off = [p.after for p in path.passages if p.by_weights > OFF]
-    alone = [path.alone.after] if path.alone is not None else []
+def weight_fixes(snapshot: Snapshot, path: GradientPath) -> Iterator[Fix]:
+    """Fixes that bring the factors of a path to one by changing weights."""
+    off = [p.after for p in path.passages if p.by_weights > OFF_REFERENCE]
+    decisive = [path.decisive.after] if path.decisive is not None else []
     yield from propose.redraw(snapshot, off or path.layers)
     yield from propose.rescale(snapshot, off)
-    if alone and alone[0] not in off:
-        yield from propose.lsuv(snapshot, alone)
+    if decisive and decisive[0] not in off:
+        yield from propose.lsuv(snapshot, decisive)
     yield from propose.lsuv(snapshot, path.layers)
     yield from propose.restart(snapshot)
 
@@ -165,63 +177,63 @@ def _mean(values: Iterator[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
-def _act(passage: Passage) -> theory.Activation | None:
+def _activation_of(passage: Passage) -> theory.Activation | None:
     return flow.act_of(passage.activation) if passage.activation is not None else None
 
 
-def _flat_part(rows: Sequence[Layer | None]) -> str:
-    """Which share of the values is saturated, or of the units never active, where it matters."""
-    seen = [(row, row.flat) for row in rows if row is not None and row.flat is not None]
-    if not seen or len(seen) < len(rows):
+def _flat_text(rows: Sequence[Layer | None]) -> str:
+    """The share of saturated values or never active units, as part of a sentence, or ""."""
+    flat_rows = [(row, row.flat) for row in rows if row is not None and row.flat is not None]
+    if not flat_rows or len(flat_rows) < len(rows):
         return ""
-    families = {act.family for row, _ in seen if (act := flow.act_of(row)) is not None}
+    families = {act.family for row, _ in flat_rows if (act := flow.act_of(row)) is not None}
     if families == {"saturating"}:
-        share = sum(f.flat for _, f in seen) / max(sum(f.count for _, f in seen), 1)
+        share = sum(f.flat for _, f in flat_rows) / max(sum(f.count for _, f in flat_rows), 1)
         saturated = f"; {number(share, 'share')} of its values are saturated"
-        return saturated if share >= WORTH_SAYING else ""
-    if families == {"rectifier"} and all(f.open is not None for _, f in seen):
-        dead = sum(f.closed for _, f in seen)
-        units = sum(len(f.open) for _, f in seen if f.open is not None)
-        if dead >= WORTH_SAYING * units:
+        return saturated if share >= WORTH_NAMING else ""
+    if families == {"rectifier"} and all(f.open is not None for _, f in flat_rows):
+        dead = sum(f.closed for _, f in flat_rows)
+        units = sum(len(f.open) for _, f in flat_rows if f.open is not None)
+        if dead >= WORTH_NAMING * units:
             return f"; {dead:,} of its {flow.plural(units, 'unit')} were never active"
     return ""
 
 
-@flow.once
+@graph.once
 def paths(snapshot: Snapshot) -> tuple[GradientPath, ...]:
-    """Every chain with at least three hidden weight layers whose gradients were seen.
+    """Every chain with at least three hidden weight layers whose gradients were observed.
 
-    The last weight layer of the model is left out: a small or zero head is a choice. So is what
-    lies before a layer whose gradient was not seen (frozen, or run without gradients).
+    The last weight layer of the model is left out, as a small or zero head may be intended. So are
+    layers before one whose gradient was not observed (frozen, or run without gradients).
     """
-    found = []
+    paths = []
     for chain in flow.chains(snapshot):
-        hidden = _seen(chain)
+        hidden = _observed_links(chain)
         if len(hidden) < 3:
             continue
         if any(link.layer.grad is not None and link.layer.grad.nonfinite for link in hidden):
             continue
         if _norm(hidden[-1].layer) == 0:
-            continue  # nothing arrives at all: no-gradient and dead-relu speak of that
+            continue  # no gradient arrives at all: no-gradient and dead-relu report that
         passages = tuple(
             _passage(snapshot, here, after) for here, after in itertools.pairwise(hidden)
         )
-        found.append(GradientPath(passages, chain.repeated, _band(hidden)))
-    return tuple(found)
+        paths.append(GradientPath(passages, chain.repeated, _band(hidden)))
+    return tuple(paths)
 
 
-def _seen(chain: flow.Chain) -> tuple[flow.Link, ...]:
-    blind = [k for k, link in enumerate(chain.hidden) if _norm(link.layer) is None]
-    return chain.hidden[blind[-1] + 1 :] if blind else chain.hidden
+def _observed_links(chain: flow.Chain) -> tuple[flow.Link, ...]:
+    unobserved = [k for k, link in enumerate(chain.hidden) if _norm(link.layer) is None]
+    return chain.hidden[unobserved[-1] + 1 :] if unobserved else chain.hidden
 
 
 def unseen(snapshot: Snapshot) -> Iterator[tuple[Layer, str]]:
-    """Where chains begin with trainable layers whose gradients were not seen, and why not."""
+    """Chains that begin with trainable layers without an observed gradient, and why not."""
     for chain in flow.chains(snapshot):
-        blind = chain.hidden[: len(chain.hidden) - len(_seen(chain))]
-        if len(chain.hidden) >= 3 and any(_trainable(snapshot, link.layer) for link in blind):
-            why = next(reversed(blind[0].layer.unseen), "gradient not observed")
-            yield blind[0].layer, f"{why}, in {len(blind)} of {len(chain.hidden)} layers"
+        unobserved = chain.hidden[: len(chain.hidden) - len(_observed_links(chain))]
+        if len(chain.hidden) >= 3 and any(_trainable(snapshot, link.layer) for link in unobserved):
+            why = next(reversed(unobserved[0].layer.unseen), "gradient not observed")
+            yield unobserved[0].layer, f"{why}, in {len(unobserved)} of {len(chain.hidden)} layers"
 
 
 def _trainable(snapshot: Snapshot, layer: Layer) -> bool:
@@ -253,14 +265,14 @@ def _passage(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> Passage:
 
 
 def _pooling(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> float:
-    """What the pooling behind a link does to the gradient's norm by averaging or picking."""
+    """The factor by which pooling after a link changes the gradient's norm."""
     change = 1.0
     rows = [here.activation or here.layer, *here.between]
     for inner, outer in itertools.pairwise(rows):
         a, b = _norm(inner), _norm(outer)
         if outer.op in ops.POOLS and a and b:
             change *= a / b
-    # A mean over positions is no row: each of P positions gets 1/P of the gradient.
+    # A mean over positions is not a layer: each of P positions gets 1/P of the gradient.
     node = snapshot.nodes[after.layer.node]
     while len(node.inputs) == 1 and snapshot.nodes[node.inputs[0]].layer < 0:
         node = snapshot.nodes[node.inputs[0]]
@@ -270,7 +282,7 @@ def _pooling(snapshot: Snapshot, here: flow.Link, after: flow.Link) -> float:
 
 
 def _band(hidden: Sequence[flow.Link]) -> tuple[float, float]:
-    """Finite-width band (Hanin & Nica 2018): where chance alone can take a healthy network."""
+    """The factors that chance allows a healthy network of these widths (Hanin & Nica 2018)."""
     widths = [flow.width(link.layer) for link in hidden[1:]]
     act = flow.act_of(hidden[0].activation) if hidden[0].activation is not None else None
     if not widths or act is None:

@@ -1,4 +1,4 @@
-"""The rules over a snapshot: which are chosen, with which thresholds, and what they find."""
+"""Run rules over a snapshot: which rules, with which thresholds, and what they find."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import ModuleType
 
 from nndiag.causes import explain
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
-from nndiag.rule import ABOUT, SEVERITIES, Finding, Limits, Outcome, Rule, Unjudged
+from nndiag.rule import ABOUT, SEVERITIES, Finding, Outcome, Rule, Thresholds, Unjudged
 from nndiag.rules import discover, not_loaded
 from nndiag.stats import Snapshot
 
-__all__ = ["NOT_SELECTED", "Judgement", "chosen", "judge", "limits", "needed"]
+__all__ = ["NOT_SELECTED", "Judgement", "chosen", "effective_thresholds", "judge", "needed", "rank"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Judgement:
 def chosen(
     select: Iterable[str] | str | None = None, ignore: Iterable[str] | str | None = None
 ) -> dict[str, ModuleType]:
-    """The rules that ``select`` names less those ``ignore`` names.
+    """The rules that ``select`` names, without those that ``ignore`` names.
 
     A word is a rule's name, its code, or the beginning of codes ("ND2": all gradient rules).
 
@@ -34,11 +34,11 @@ def chosen(
         UnknownRuleError: a word that names no rule, with the nearest one that does.
     """
     known = discover()
-    picked = _named(select, ignore)
+    picked = _selected_names(select, ignore)
     return {name: module for name, module in known.items() if name in picked}
 
 
-def _named(
+def _selected_names(
     select: Iterable[str] | str | None, ignore: Iterable[str] | str | None
 ) -> frozenset[str]:
     """The names of what is selected, also of rules that could not be loaded."""
@@ -51,25 +51,27 @@ def _named(
 def _matching(words: Iterable[str] | str, codes: Mapping[str, str]) -> set[str]:
     matched: set[str] = set()
     for word in [words] if isinstance(words, str) else words:
-        # The beginning of a code has both its letters, so that no stray letter selects a family.
+        # A prefix of codes needs both letters: a single "N" must not select every rule.
         begins = re.fullmatch(r"[A-Z]{2,}\d*", word.upper()) is not None
-        hits = {
+        matches = {
             name
             for name, code in codes.items()
             if word == name or (begins and code.startswith(word.upper()))
         }
-        if not hits:
+        if not matches:
             legal = (f"{name} ({code})" if code else name for name, code in codes.items())
             raise UnknownRuleError(
                 f"no rule is called {word!r}."
                 f"{did_you_mean(word, [*codes, *map(str.lower, codes.values())])} "
                 f"Legal are: {', '.join(legal)}; or the beginning of a code, such as ND2."
             )
-        matched |= hits
+        matched |= matches
     return matched
 
 
-def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[str, Limits]:
+def effective_thresholds(
+    overrides: Mapping[str, float | Mapping[str, float]] | None,
+) -> dict[str, Thresholds]:
     """Thresholds by rule, with the user's own: ``{"dead-relu.share": 0.5}`` or nested.
 
     Raises:
@@ -91,19 +93,21 @@ def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[
                 f"thresholds name a rule {rule_name!r} that does not exist."
                 f"{did_you_mean(rule_name, known)}"
             )
-        known_here = known[rule_name].RULE.thresholds
-        if not threshold_name and known_here:
+        legal_names = known[rule_name].RULE.thresholds
+        if not threshold_name and legal_names:
             raise UnknownRuleError(
                 f"thresholds name the rule {rule_name!r} but none of its thresholds. Legal are: "
-                f"{', '.join(f'{rule_name}.{n}' for n in known_here)}."
+                f"{', '.join(f'{rule_name}.{n}' for n in legal_names)}."
             )
-        if threshold_name not in known_here:
-            legal = ", ".join(f"{rule_name}.{n}" for n in known_here) or "none: it has no threshold"
+        if threshold_name not in legal_names:
+            legal = (
+                ", ".join(f"{rule_name}.{n}" for n in legal_names) or "none: it has no threshold"
+            )
             raise UnknownRuleError(
                 f"{rule_name} has no threshold {threshold_name!r}."
-                f"{did_you_mean(threshold_name, known_here)} Legal are: {legal}."
+                f"{did_you_mean(threshold_name, legal_names)} Legal are: {legal}."
             )
-        t = known_here[threshold_name]
+        t = legal_names[threshold_name]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SettingsError(f"threshold {key} = {value!r}: give a number.")
         if not t.low <= value <= t.high:
@@ -116,7 +120,7 @@ def limits(overrides: Mapping[str, float | Mapping[str, float]] | None) -> dict[
                 f"threshold {key} = {value:g}: it lies between {t.low:g} and {t.high:g}.{hint}"
             )
         values[rule_name][threshold_name] = float(value)
-    return {name: Limits(v) for name, v in values.items()}
+    return {name: Thresholds(v) for name, v in values.items()}
 
 
 def needed(modules: Mapping[str, ModuleType]) -> frozenset[str]:
@@ -132,8 +136,8 @@ def judge(
     thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
 ) -> Judgement:
     """Run the rules over a snapshot. A rule that crashes is an outcome, not an exception."""
-    modules, limit = chosen(select, ignore), limits(thresholds)
-    named = _named(select, ignore)
+    modules, thresholds_of = chosen(select, ignore), effective_thresholds(thresholds)
+    selected = _selected_names(select, ignore)
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
     unjudged: list[Unjudged] = []
@@ -148,7 +152,7 @@ def judge(
             outcomes.append(Outcome(name, rule.code, "skipped", reason))
             continue
         try:
-            results = list(module.check(snapshot, limit[name]))
+            results = list(module.check(snapshot, thresholds_of[name]))
         except Exception as error:  # one broken rule must not cost the others' verdicts
             where = _line_of(error)
             outcomes.append(
@@ -161,22 +165,22 @@ def judge(
             continue
         own = [r for r in results if isinstance(r, Finding)]
         unjudged += [r for r in results if isinstance(r, Unjudged)]
-        if not own and nonfinite and rule.name != "non-finite" and rule.about in _OF_VALUES:
+        if not own and nonfinite and rule.name != "non-finite" and rule.about in _ABOUT_VALUES:
             reason = f"{nonfinite} of {len(snapshot.layers)} layers hold NaN or infinity"
             outcomes.append(Outcome(name, rule.code, "skipped", reason))
             continue
         findings += own
         outcomes.append(Outcome(name, rule.code, "found" if own else "passed"))
     for name, reason in not_loaded().items():
-        if name in named:
+        if name in selected:
             outcomes.append(Outcome(name, "", "crashed", reason))
         else:
             outcomes.append(Outcome(name, "", "skipped", NOT_SELECTED))
-    return Judgement(tuple(explain(findings, snapshot, _rank)), tuple(outcomes), tuple(unjudged))
+    return Judgement(tuple(explain(findings, snapshot, rank)), tuple(outcomes), tuple(unjudged))
 
 
 NOT_SELECTED = "not selected"
-_OF_VALUES = ("activations", "gradients")
+_ABOUT_VALUES = ("activations", "gradients")
 
 
 def _cannot_run(rule: Rule, snapshot: Snapshot) -> str:
@@ -196,7 +200,7 @@ def _line_of(error: BaseException) -> str:
     return f" ({frame.tb_frame.f_globals.get('__name__')}, line {frame.tb_lineno})"
 
 
-def _rank(finding: Finding) -> tuple[int, int]:
+def rank(finding: Finding) -> tuple[int, int]:
     """By severity, then input, parameters, activations, gradients, training."""
     module = discover().get(finding.rule)
     about = ABOUT.index(module.RULE.about) if module is not None else len(ABOUT)

@@ -1,4 +1,4 @@
-"""How a tensor is read where it lies, and taken apart: units, samples, blocks, chosen values."""
+"""How a tensor is laid out: its units, samples, blocks, and a fixed choice of its values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = [
     "Axes",
     "Pending",
     "Plan",
+    "as_double",
     "blocks_of",
     "grid_of",
-    "is_here",
-    "picked_of",
+    "is_on_cpu",
     "plan_of",
     "readable",
-    "spread",
-    "wide",
+    "sample_positions",
+    "sampled_values",
 ]
 
 PROBES = 512
@@ -49,7 +49,7 @@ class Axes(NamedTuple):
 
 @dataclass(frozen=True)
 class Pending:
-    """Numbers still on their device, and how to read them once they are here."""
+    """Numbers that are still on their device, and a function that reads them on the host."""
 
     vector: torch.Tensor  # 1-D float64
     read: Callable[[np.ndarray], Any]
@@ -81,29 +81,29 @@ def readable(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.float32 if x.is_floating_point() else torch.float64)
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
+def as_double(x: torch.Tensor) -> torch.Tensor:
     """In double precision where the device has it (Apple's GPUs do not)."""
     return x.float().cpu().double() if x.device.type == "mps" else x.double()
 
 
-def is_here(x: torch.Tensor) -> bool:
-    """Whether asking for a value is free; any other device would have to wait for it."""
+def is_on_cpu(x: torch.Tensor) -> bool:
+    """Whether reading a value costs nothing; on any other device the host would wait."""
     return x.device.type == "cpu"
 
 
 class Plan(NamedTuple):
-    """How to take a tensor apart: all that follows from its shape and axes alone."""
+    """How to split a tensor into units, samples and blocks, from its shape and axes alone."""
 
-    unit: int | None  # None: none, or too many
+    unit: int | None  # the unit axis; None: none, or more than MOST_UNITS units
     grid: tuple[int, int, int]  # before the unit axis, along it, after it
-    n: int  # values of a unit
-    blocks: tuple[int, int] | None  # of one on a CPU: along which axis, and how long; None: whole
-    batch: int | None  # None: samples cannot be told apart
+    n: int  # values per unit
+    blocks: tuple[int, int] | None  # on a CPU: the axis to cut and the length; None: not cut
+    batch: int | None  # the sample axis; None: samples cannot be told apart
     samples: int
-    sample: tuple[int, ...] | None  # the shape of a sample
-    width: int  # its values; all, where samples cannot be told apart
-    binned: int  # how many of them are for the histogram
-    units_are_values: bool  # of a sample
+    sample: tuple[int, ...] | None  # the shape of one sample
+    width: int  # values per sample; all values where samples cannot be told apart
+    binned: int  # values per sample that the histogram counts
+    units_are_values: bool  # whether a sample has exactly one value per unit
 
 
 @functools.lru_cache(maxsize=4096)
@@ -162,10 +162,11 @@ def grid_of(v: torch.Tensor, plan: Plan) -> torch.Tensor:
     return v.reshape(len(v), *plan.grid)
 
 
-def picked_of(v: torch.Tensor, plan: Plan, most: int) -> torch.Tensor:
-    """Of (k, *shape) up to ``most`` values of each sample, the same for the same shape.
+def sampled_values(v: torch.Tensor, plan: Plan, most: int) -> torch.Tensor:
+    """Up to ``most`` values of each sample of k tensors (k, *shape): (k, samples, values).
 
-    Of all together, where samples cannot be told apart. (k, samples, values).
+    The same positions for the same shape. Where samples cannot be told apart, all values count as
+    one sample.
     """
     k, samples = len(v), 1 if plan.sample is None else plan.samples
     if plan.batch:
@@ -174,18 +175,20 @@ def picked_of(v: torch.Tensor, plan: Plan, most: int) -> torch.Tensor:
         return v.reshape(k, samples, plan.width)
     if plan.sample is None or v.is_contiguous():  # several times as fast as an index for each axis
         flat = v.reshape(k, samples, plan.width)
-        return flat.index_select(2, spread((plan.width,), most, v.device)[0])
+        return flat.index_select(2, sample_positions((plan.width,), most, v.device)[0])
     everything: Any = slice(None)
     by_sample = v.reshape(k, samples, *plan.sample)
-    return by_sample[(everything, everything, *spread(plan.sample, most, v.device))]
+    return by_sample[(everything, everything, *sample_positions(plan.sample, most, v.device))]
 
 
 @functools.lru_cache(maxsize=256)
-def spread(shape: tuple[int, ...], most: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Up to ``most`` different, well spread positions in a tensor of this shape, an index an axis.
+def sample_positions(
+    shape: tuple[int, ...], most: int, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """Up to ``most`` different positions spread over a tensor of this shape: one index per axis.
 
-    Multiples of a step near the golden section of the size and coprime to it: an even stride would
-    meet the same few channels, or the same head, over and over.
+    They are multiples of a step near 0.618 of the size and coprime to it. An even stride would hit
+    the same few channels, or the same head, again and again.
     """
     width = math.prod(shape)
     step = round(0.618 * width)

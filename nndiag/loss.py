@@ -18,13 +18,13 @@ __all__ = ["LossMaker"]
 
 @dataclass(frozen=True)
 class LossMaker:
-    """How the scalar comes about that is differentiated; ``kind`` is filled in by use."""
+    """Computes the scalar that is differentiated, and says which kind it is."""
 
     loss_fn: Callable[..., Any] | None
     seed: int | None
 
     def __call__(self, output: Any, batch: Batch) -> tuple[str, torch.Tensor]:
-        """The kind of the loss and the loss: a scalar that hangs on the model.
+        """The kind of the loss, and the loss: a scalar tensor that depends on the model.
 
         In this order: ``loss_fn(output, target)``; the output's own ``.loss`` or ``["loss"]``; a
         scalar output; else the outputs' inner product with fixed random directions, seeded. Never
@@ -34,24 +34,24 @@ class LossMaker:
             LossError: no scalar, not a number, or not connected to the model.
         """
         if self.loss_fn is not None:
-            return "loss_fn", self._scalar(self._call(output, batch), "loss_fn returned")
+            return "loss_fn", self._scalar(self._call_loss_fn(output, batch), "loss_fn returned")
         own = _own_loss(output)
         if own is not None:
             return "output.loss", self._scalar(own, "the output's own loss is")
         if isinstance(output, torch.Tensor) and output.dim() == 0 and output.is_floating_point():
             return "scalar output", output
-        return "random cotangent", self._random(output)
+        return "random cotangent", self._random_direction(output)
 
-    def _call(self, output: Any, batch: Batch) -> Any:
+    def _call_loss_fn(self, output: Any, batch: Batch) -> Any:
         assert self.loss_fn is not None
         args: tuple[Any, ...] = (output, batch.target)
-        alone = _takes(self.loss_fn, 1)
-        if batch.target is None and not alone:
+        output_is_enough = _accepts(self.loss_fn, 1)
+        if batch.target is None and not output_is_enough:
             raise LossError(
                 "loss_fn was given but no target. Pass target=…, a batch (inputs, target), or a "
                 "loss_fn that takes the output alone."
             )
-        if batch.target is None or (alone and not _takes(self.loss_fn, 2)):
+        if batch.target is None or (output_is_enough and not _accepts(self.loss_fn, 2)):
             args = (output,)
         try:
             return self.loss_fn(*args)
@@ -75,7 +75,7 @@ class LossMaker:
             )
         return loss.reshape(())
 
-    def _random(self, output: Any) -> torch.Tensor:
+    def _random_direction(self, output: Any) -> torch.Tensor:
         tensors = [t for t in tensors_in(output) if t.requires_grad and not t.is_nested]
         if not tensors:
             raise LossError(
@@ -103,8 +103,11 @@ def _own_loss(output: Any) -> Any:
     return loss if isinstance(loss, torch.Tensor) else None
 
 
-def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function can be called with this many arguments; two, where Python cannot say."""
+def _accepts(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with ``count`` positional arguments.
+
+    Where Python cannot say, it is taken to accept two: ``(output, target)``.
+    """
     try:
         inspect.signature(getattr(function, "forward", function)).bind(*[None] * count)
     except TypeError:

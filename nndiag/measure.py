@@ -1,4 +1,4 @@
-"""From tensors to :class:`~nndiag.stats.TensorStats`, with as few calls and passes as will do.
+"""From tensors to :class:`~nndiag.stats.TensorStats`, with few calls and few passes over memory.
 
 Everything is reduced on the tensor's own device, into small float64 vectors, and nothing waits for
 the device: :meth:`Meter.collect` brings all vectors of a batch across in one transfer.
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from nndiag import layout
-from nndiag.layout import BLOCK, Axes, Pending, blocks_of, grid_of, plan_of, readable, wide
-from nndiag.moments import SAFE, Remains, reduced_of, stats_of
+from nndiag.layout import BLOCK, Axes, Pending, as_double, blocks_of, grid_of, plan_of, readable
+from nndiag.moments import SAFE, Unfinished, reduced_of, stats_of
 from nndiag.stats import DirectionStats, FlatStats
 
 __all__ = [
@@ -45,31 +45,31 @@ SMALL_ELSEWHERE, GATHERED_ELSEWHERE, MOST_GATHERED = 262_144, 1_048_576, 64
 _NO_AXES = Axes()
 
 
-# What measures k tensors side by side, (k, *shape): k results, or how to get them.
+# Measures k stacked tensors (k, *shape). Gives k results, or a Pending that will give them.
 _Work = Callable[[torch.Tensor], "list[Any] | Pending"]
 
 
 class _Group:
-    """Tensors of one kind side by side, until there are enough of them to be worth a call."""
+    """A buffer of tensors of one kind, measured together once it is full."""
 
     def __init__(self, work: _Work, like: torch.Tensor) -> None:
         size = max(1, like.numel())
-        if layout.is_here(like):
+        if layout.is_on_cpu(like):
             self.places = max(1, GATHERED // size)
         else:
             self.places = min(MOST_GATHERED, GATHERED_ELSEWHERE // size)
         self.buffer = torch.empty((self.places, *like.shape), dtype=like.dtype, device=like.device)
         self.slots = list(self.buffer[:16].unbind())
         self.work = work
-        self.indices: list[int] = []  # of each one's result
-        # What else is done to some of them: to which slots, each with the index of its result.
+        self.indices: list[int] = []  # where each tensor's result goes
+        # Other measurements of some of them: by kind, the work and each slot's result index.
         self.more: dict[Hashable, tuple[_Work, dict[int, int]]] = {}
 
     def slot(self, index: int) -> torch.Tensor:
-        """The place of one tensor in the buffer.
+        """A view of one tensor's place in the buffer.
 
-        Twice as many are made when they run out: of single values the buffer holds 65,536, and a
-        model has a few.
+        Views are made on demand, twice as many each time: the buffer may have 65,536 places, while
+        a model fills only a few.
         """
         if index == len(self.slots):
             self.slots += self.buffer[index : 2 * index].unbind()
@@ -77,25 +77,25 @@ class _Group:
 
     def take(self) -> Iterator[tuple[list[Any] | Pending, list[int]]]:
         """All results so far; the group is empty afterwards."""
-        held = self.buffer[: len(self.indices)]
-        yield self.work(held), self.indices
+        filled = self.buffer[: len(self.indices)]
+        yield self.work(filled), self.indices
         for work, indices in self.more.values():
-            some = held
-            if list(indices) != list(range(len(held))):  # no index that has to go to the device
-                some = torch.stack([self.slots[slot] for slot in indices])
-            yield work(some), list(indices.values())
+            chosen = filled
+            if list(indices) != list(range(len(filled))):  # no index that has to go to the device
+                chosen = torch.stack([self.slots[slot] for slot in indices])
+            yield work(chosen), list(indices.values())
         self.indices, self.more = [], {}
 
 
 class _Scratch:
-    """One block of memory for what is only passed through; taking a new one each time is slow."""
+    """One reused block of memory for intermediate values; allocating each time is slow."""
 
     def __init__(self) -> None:
         self._blocks: dict[torch.dtype, torch.Tensor] = {}
 
     def like(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Memory for as many values, where that helps."""
-        if not layout.is_here(x) or x.numel() > BLOCK:
+        """Memory of the same shape and dtype; None where reuse does not help."""
+        if not layout.is_on_cpu(x) or x.numel() > BLOCK:
             return None
         block = self._blocks.get(x.dtype)
         if block is None or len(block) < x.numel():
@@ -104,40 +104,40 @@ class _Scratch:
 
 
 class Meter:
-    """Measures tensors now, and says what they were once they are all :meth:`collect`\\ ed.
+    """Measures tensors; :meth:`collect` returns all results at once.
 
-    Each measurement returns its index in what ``collect`` returns. No tensor is kept, but for the
-    copies of a few small ones.
+    Each measurement returns an index into that list. No tensor is kept alive; a few small ones are
+    copied.
     """
 
     def __init__(self) -> None:
         self._results: list[Any] = []
         self._pending: list[tuple[Pending, list[int]]] = []
         self._groups: dict[Hashable, _Group] = {}
-        self._held: dict[int, tuple[_Group, int]] = {}  # where a tensor's copy still is
-        self._reduced: dict[Hashable, Remains] = {}
+        self._copies: dict[int, tuple[_Group, int]] = {}  # where a tensor's copy still is
+        self._reduced: dict[Hashable, Unfinished] = {}
         self._scratch = _Scratch()
 
     def add(self, pending: Pending) -> int:
-        """Something measured elsewhere."""
-        return self.apart(Pending(pending.vector, lambda values: [pending.read(values)]))
+        """Take in the result of one tensor, measured elsewhere; returns its index."""
+        return self.add_measured(Pending(pending.vector, lambda values: [pending.read(values)]))
 
-    def apart(self, measured: list[Any] | Pending) -> int:
-        """Measured elsewhere, in a list of one."""
+    def add_measured(self, measured: list[Any] | Pending) -> int:
+        """Take in a list with one result; returns its index."""
         index = self._index()
-        self._put(measured, [index])
+        self._store(measured, [index])
         return index
 
-    def together(
+    def measure_small(
         self, x: torch.Tensor, kind: tuple[Hashable, ...], work: _Work, of: int | None = None
     ) -> int:
-        """A small tensor, to be worked on with others of its ``kind``, shape and dtype.
+        """Measure a small tensor together with others of its ``kind``, shape and dtype.
 
-        ``of``: the index of another measurement of the same values, whose copy may do.
+        ``of``: the index of another measurement of the same values, whose copy can be used again.
         """
-        held = None if of is None else self._held.get(of)
-        if held is not None and held[0].slots[0].shape == x.shape:
-            group, slot = held
+        source = None if of is None else self._copies.get(of)
+        if source is not None and source[0].slots[0].shape == x.shape:
+            group, slot = source
             _, indices = group.more.setdefault(kind, (work, {}))
             if slot not in indices:
                 indices[slot] = self._index()
@@ -150,24 +150,24 @@ class Meter:
         group = group_of_kind
         slot = len(group.indices)
         if slot == group.places:
-            self._empty(group)
+            self._measure_group(group)
             slot = 0
         group.slot(slot).copy_(x)
         group.indices.append(index)
-        self._held[index] = group, slot
+        self._copies[index] = group, slot
         return index
 
     def _index(self) -> int:
         self._results.append(None)
         return len(self._results) - 1
 
-    def _empty(self, group: _Group) -> None:
+    def _measure_group(self, group: _Group) -> None:
         for index in group.indices:
-            del self._held[index]
+            del self._copies[index]
         for measured, indices in group.take():
-            self._put(measured, indices)
+            self._store(measured, indices)
 
-    def _put(self, measured: list[Any] | Pending, places: list[int]) -> None:
+    def _store(self, measured: list[Any] | Pending, places: list[int]) -> None:
         if isinstance(measured, Pending):
             self._pending.append((measured, places))
         else:
@@ -190,24 +190,24 @@ class Meter:
         x = readable(tensor)
         if is_small(x.numel(), x.device):
             kind = ("stats", axes, histogram, probe)
-            return self.together(x, kind, lambda v: stats_of(v, axes, histogram, probe))
-        if layout.is_here(x):
+            return self.measure_small(x, kind, lambda v: stats_of(v, axes, histogram, probe))
+        if layout.is_on_cpu(x):
             return self._finish_later(x, axes, histogram, probe)
-        return self.apart(stats_of(x[None], axes, histogram, probe))
+        return self.add_measured(stats_of(x[None], axes, histogram, probe))
 
     def _finish_later(self, x: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> int:
         plan = plan_of(x.shape, axes)
         reduced = reduced_of(x[None], plan, histogram, probe)
         same = len(reduced.moments), reduced.followed is None
         key = (axes, x.shape, x.dtype, histogram, probe, same)
-        remains = self._reduced.get(key)
-        if remains is None:
-            remains = self._reduced[key] = Remains(plan, [], [])
+        unfinished = self._reduced.get(key)
+        if unfinished is None:
+            unfinished = self._reduced[key] = Unfinished(plan, [], [])
         index = self._index()
-        remains.parts.append(reduced)
-        remains.indices.append(index)
-        if len(remains.parts) * reduced.size >= GATHERED:
-            self._put(*self._reduced.pop(key).finished())
+        unfinished.parts.append(reduced)
+        unfinished.indices.append(index)
+        if len(unfinished.parts) * reduced.size >= GATHERED:
+            self._store(*self._reduced.pop(key).finished())
         return index
 
     def flat(
@@ -218,13 +218,13 @@ class Meter:
         *,
         of: int | None = None,
     ) -> int:
-        """How many values lie in the closed intervals ``flat``; which units were ever outside.
+        """Count values in the closed intervals ``flat``, and which units were ever outside.
 
         ``of``: the index of the same values' :meth:`stats`, where there is one.
         """
         intervals = tuple(flat)
         kind = ("flat", axes, intervals)
-        return self._take(tensor, kind, lambda v: _flat(v, intervals, axes), of)
+        return self._measure_values(tensor, kind, lambda v: _flat(v, intervals, axes), of)
 
     def directions(self, tensor: torch.Tensor, unit: int, *, of: int | None = None) -> int:
         """The sum of the unit-length feature vectors along axis ``unit``, for their mean cosine.
@@ -232,25 +232,25 @@ class Meter:
         A vector that is zero, or not finite, has no direction. ``of``: as in :meth:`flat`.
         """
         if not 1 < tensor.shape[unit] <= MOST_DIRECTIONS:
-            return self.apart([None])
+            return self.add_measured([None])
         kind = ("directions", unit)
-        return self._take(tensor, kind, lambda v: _directions(v, unit, self._scratch), of)
+        return self._measure_values(tensor, kind, lambda v: _directions(v, unit, self._scratch), of)
 
-    def _take(
+    def _measure_values(
         self, tensor: torch.Tensor, kind: tuple[Hashable, ...], work: _Work, of: int | None
     ) -> int:
         x = readable(tensor)
         if not is_small(x.numel(), x.device):
-            return self.apart(work(x[None]))
-        return self.together(x, kind, work, of)
+            return self.add_measured(work(x[None]))
+        return self.measure_small(x, kind, work, of)
 
     def collect(self) -> list[Any]:
         """Bring all numbers to the host, one transfer per device, and read them."""
         for group in self._groups.values():
-            self._empty(group)
+            self._measure_group(group)
         self._groups.clear()
-        for remains in self._reduced.values():
-            self._put(*remains.finished())
+        for unfinished in self._reduced.values():
+            self._store(*unfinished.finished())
         self._reduced.clear()
         devices: dict[torch.device, list[tuple[Pending, list[int]]]] = {}
         for item in self._pending:
@@ -260,12 +260,12 @@ class Meter:
             whole = torch.cat([pending.vector for pending, _ in items]).cpu().numpy()
             ends = np.cumsum([pending.vector.numel() for pending, _ in items])
             for (pending, places), values in zip(items, np.split(whole, ends[:-1]), strict=True):
-                self._put(pending.read(values), places)
+                self._store(pending.read(values), places)
         return self._results
 
 
 def is_small(size: int, device: torch.device) -> bool:
-    """Whether a tensor of so many values waits for others of its kind."""
+    """Whether a tensor of ``size`` values is measured together with others."""
     return size <= (SMALL if device.type == "cpu" else SMALL_ELSEWHERE)
 
 
@@ -285,13 +285,13 @@ def _flat(
             for i, n in enumerate(inside)
         ]
 
-    if layout.is_here(v):
+    if layout.is_on_cpu(v):
         parts = [_inside(grid, intervals) for grid in blocks_of(v, plan)]
         return read(parts[0] if len(parts) == 1 else np.sum(parts, 0))
     grid = grid_of(v, plan)
     inside = functools.reduce(torch.logical_or, [_between(grid, *ends) for ends in intervals])
     both = torch.cat([inside.sum((1, 2, 3))[:, None], (~inside).sum((1, 3))], 1)
-    return Pending(wide(both).reshape(-1), read)
+    return Pending(as_double(both).reshape(-1), read)
 
 
 def _inside(grid: torch.Tensor, intervals: tuple[tuple[float, float], ...]) -> np.ndarray:
@@ -318,20 +318,20 @@ def _directions(v: torch.Tensor, unit: int, scratch: _Scratch) -> list[Direction
     def read(sums: np.ndarray) -> list[DirectionStats]:
         return [DirectionStats(int(row[-1]), row[:-1]) for row in sums.reshape(k, -1)]
 
-    if layout.is_here(v):
-        sums = [_unit_lengths(grid, scratch).numpy() for grid in blocks_of(v, plan)]
+    if layout.is_on_cpu(v):
+        sums = [_sum_of_directions(grid, scratch).numpy() for grid in blocks_of(v, plan)]
         return read(sums[0] if len(sums) == 1 else np.sum(sums, 0))
-    return Pending(_unit_lengths(grid_of(v, plan), scratch).reshape(-1), read)
+    return Pending(_sum_of_directions(grid_of(v, plan), scratch).reshape(-1), read)
 
 
-def _unit_lengths(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
-    """Of the vectors along the third axis of a grid: their sum at unit length, and their number."""
+def _sum_of_directions(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
+    """The sum of the vectors along a grid's third axis, each at length 1, and their number."""
     if grid.shape[3] == 1:
         sizes = torch.linalg.vector_norm(grid, dim=2)  # (k, before, after)
     else:  # not the norm along an axis that is not the last in memory: it is far slower
         sizes = torch.mul(grid, grid, out=scratch.like(grid)).sum(2).sqrt_()
     plain = False
-    if layout.is_here(grid) and grid.numel():
+    if layout.is_on_cpu(grid) and grid.numel():
         low, high = torch.aminmax(sizes)
         plain = SAFE[0] < low.item() and high.item() < SAFE[1]
     if plain:
@@ -339,14 +339,14 @@ def _unit_lengths(grid: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
         number = grid.new_full((len(grid), 1), float(sizes[0].numel()), dtype=torch.float64)
     else:
         largest = grid.abs().amax(2, keepdim=True)
-        seen = torch.isfinite(largest) & (largest > 0)
-        vectors = torch.where(seen, grid / torch.where(seen, largest, 1.0), 0.0)
+        nonzero = torch.isfinite(largest) & (largest > 0)
+        vectors = torch.where(nonzero, grid / torch.where(nonzero, largest, 1.0), 0.0)
         squares = (vectors * vectors).sum(2)
         factors = torch.where(squares > 0, squares.rsqrt(), 0.0)
-        number = wide((squares > 0).sum((1, 2)))[:, None]
+        number = as_double((squares > 0).sum((1, 2)))[:, None]
     if grid.shape[3] == 1:
         summed = torch.matmul(factors.permute(0, 2, 1), vectors[..., 0])[:, 0]
     else:
         # A matrix product with one vector for each sample is slower than two passes.
         summed = torch.mul(vectors, factors[:, :, None], out=scratch.like(grid)).sum((1, 3))
-    return torch.cat([wide(summed), number], 1)
+    return torch.cat([as_double(summed), number], 1)

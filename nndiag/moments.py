@@ -1,4 +1,4 @@
-"""Moments, extremes, counts and histograms of tensors side by side."""
+"""Moments, extremes, counts and histograms of k stacked tensors (k, *shape)."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from nndiag.layout import (
     Axes,
     Pending,
     Plan,
+    as_double,
     blocks_of,
     grid_of,
-    picked_of,
     plan_of,
-    spread,
-    wide,
+    sample_positions,
+    sampled_values,
 )
 from nndiag.stats import Histogram, ProbeStats, TensorStats, UnitStats
 
-__all__ = ["SAFE", "Counts", "Reduced", "Remains", "reduced_of", "stats_of"]
+__all__ = ["SAFE", "Counts", "Reduced", "Unfinished", "reduced_of", "stats_of"]
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 # Sizes whose squares and their sums neither underflow nor overflow in float32.
 SAFE = 1e-15, 1e15
-# Of a tensor: lowest and highest, numbers of NaN, inf and zeros.
+# One tensor's lowest and highest value, and its numbers of NaN, inf and zeros.
 Counts = tuple[float, float, float, float, float]
 
 
 class Reduced(NamedTuple):
-    """What is left of k tensors (k, *shape) on a CPU once each value has been looked at."""
+    """k tensors (k, *shape) on a CPU, reduced to sums and a few of their values."""
 
     counts: list[Counts]  # k
-    # Sums and sums of squares, each the same number of values; or number, mean, m2: (k, units).
+    # (sum, sum of squares) where all units have as many values, else (number, mean, m2): (k, units)
     moments: tuple[np.ndarray, ...]
-    counted: torch.Tensor | None  # (k, samples, places), values for the histogram
-    followed: torch.Tensor | None  # (k, samples, places), values; None: the units are, or nothing
-    probe: bool  # whether something is followed
+    counted: torch.Tensor | None  # (k, samples, places): values for the histogram
+    followed: torch.Tensor | None  # (k, samples, places): values for the probe, unless units do
+    probe: bool  # whether single values are followed across samples
 
     @property
     def size(self) -> int:
@@ -53,8 +53,8 @@ class Reduced(NamedTuple):
 
 
 @dataclass
-class Remains:
-    """Of several tensors of one kind, to be finished together."""
+class Unfinished:
+    """Reduced tensors of one kind, waiting to be turned into statistics together."""
 
     plan: Plan
     parts: list[Reduced]
@@ -62,34 +62,34 @@ class Remains:
 
     def finished(self) -> tuple[list[TensorStats], list[int]]:
         counts, moments, counted, followed, (probe, *_) = zip(*self.parts, strict=True)
-        together = Reduced(
+        joined = Reduced(
             list(itertools.chain(*counts)),
-            tuple(_joined(parts) for parts in zip(*moments, strict=True)),
+            tuple(_concatenated(parts) for parts in zip(*moments, strict=True)),
             None if counted[0] is None else torch.cat(counted),
             None if followed[0] is None else torch.cat(followed),
             probe,
         )
-        return _finished(together, self.plan), self.indices
+        return _finished(joined, self.plan), self.indices
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    if len({part.shape[1] for part in parts}) > 1:  # counts: one for all units, or one a unit
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    if len({part.shape[1] for part in parts}) > 1:  # one count for all units, or one per unit
         shape = max(part.shape for part in parts)
         parts = [np.broadcast_to(part, shape) for part in parts]
     return np.concatenate(parts)
 
 
 def stats_of(v: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> list[Any] | Pending:
-    """Statistics of k tensors side by side, (k, *shape)."""
+    """Statistics of k stacked tensors (k, *shape)."""
     k, plan = len(v), plan_of(v.shape[1:], axes)
-    if layout.is_here(v):
+    if layout.is_on_cpu(v):
         return _finished(reduced_of(v, plan, histogram, probe), plan)
-    parts = _masked(grid_of(v, plan))
+    parts = _masked_moments(grid_of(v, plan))
     if histogram:
-        parts.append(_histogram(_codes(picked_of(v, plan, plan.binned))))
+        parts.append(_histogram(_codes(sampled_values(v, plan, plan.binned))))
     probe = probe and plan.sample is not None
     if probe:
-        parts += _variation(picked_of(v, plan, PROBES), plan.samples)
+        parts += _variation(sampled_values(v, plan, PROBES), plan.samples)
     sizes = [part[0].numel() for part in parts]
 
     def read(values: np.ndarray) -> list[TensorStats]:
@@ -103,14 +103,14 @@ def stats_of(v: torch.Tensor, axes: Axes, histogram: bool, probe: bool) -> list[
 
 def reduced_of(v: torch.Tensor, plan: Plan, histogram: bool, probe: bool) -> Reduced:
     grids = blocks_of(v, plan)
-    found = _plain(grids)
-    plain = found is not None
-    counts, *moments = _careful(grids) if found is None else found
-    counted = picked_of(v, plan, plan.binned) if histogram else None
+    sums = _plain_moments(grids)
+    plain = sums is not None
+    counts, *moments = _careful_moments(grids) if sums is None else sums
+    counted = sampled_values(v, plan, plan.binned) if histogram else None
     probe = probe and plan.sample is not None
     followed: torch.Tensor | None = None
     if probe and not (plain and plan.units_are_values):
-        followed = picked_of(v, plan, PROBES)
+        followed = sampled_values(v, plan, PROBES)
     return Reduced(counts, tuple(moments), counted, followed, probe)
 
 
@@ -123,14 +123,14 @@ def _finished(reduced: Reduced, plan: Plan) -> list[TensorStats]:
         n = np.full((len(mean), 1), plan.n)
     else:
         n, mean, m2 = moments
-    bins = None if counted is None else _histogram_here(_codes(counted).numpy())
+    bins = None if counted is None else _histogram_on_cpu(_codes(counted).numpy())
     followed: list[np.ndarray] | None = None
     if values is not None:
         followed = [x.numpy() for x in _variation(values, plan.samples)]
     elif probe:
         followed = [mean, m2]
         if plan.width > PROBES:
-            picks = spread((plan.width,), PROBES, torch.device("cpu"))[0].numpy()
+            picks = sample_positions((plan.width,), PROBES, torch.device("cpu"))[0].numpy()
             followed = [mean[:, picks], m2[:, picks]]
     return _assembled(counts, n, mean, m2, bins, followed, plan)
 
@@ -138,7 +138,9 @@ def _finished(reduced: Reduced, plan: Plan) -> list[TensorStats]:
 def _variation(picked: torch.Tensor, samples: int) -> list[torch.Tensor]:
     """Mean and sum of squared deviations over the samples, of values (k, samples, places)."""
     values = picked[..., None]
-    values = wide(torch.where(torch.isfinite(values), values, 0.0))  # few: never too small
+    values = as_double(
+        torch.where(torch.isfinite(values), values, 0.0)
+    )  # in double precision no square is 0
     size = torch.full((), float(samples), dtype=torch.float64, device=values.device)
     return _centred(values, size, values.mean(1, keepdim=True))
 
@@ -159,7 +161,7 @@ def _assembled(
     rows = zip(counts, total.tolist(), pooled.tolist(), within.tolist(), strict=True)
     n = np.broadcast_to(n, mean.shape)
     return [
-        _made(
+        _without_init(
             TensorStats,
             samples=plan.samples,
             count=int(count),
@@ -170,13 +172,13 @@ def _assembled(
             m2=deviation,
             min=low if count else math.nan,
             max=high if count else math.nan,
-            histogram=None if bins is None else _made(Histogram, counts=bins[i]),
+            histogram=None if bins is None else _without_init(Histogram, counts=bins[i]),
             units=None
             if plan.unit is None
-            else _made(UnitStats, count=n[i], mean=mean[i], m2=m2[i]),
+            else _without_init(UnitStats, count=n[i], mean=mean[i], m2=m2[i]),
             probe=None
             if followed is None
-            else _made(
+            else _without_init(
                 ProbeStats,
                 shape=plan.sample,
                 samples=plan.samples,
@@ -189,11 +191,11 @@ def _assembled(
     ]
 
 
-def _made(kind: type[Made], **values: Any) -> Made:
-    """A frozen dataclass without its constructor, which is slow; all fields are given."""
-    made = object.__new__(kind)
-    made.__dict__.update(values)
-    return made
+def _without_init(kind: type[Value], **values: Any) -> Value:
+    """A frozen dataclass made without its slow constructor; all fields must be given."""
+    instance = object.__new__(kind)
+    instance.__dict__.update(values)
+    return instance
 
 
 def _merged(
@@ -208,21 +210,21 @@ def _merged(
         return total, pooled, (m2 + n * (mean - pooled) ** 2).sum(axis, keepdims=True)
 
 
-def _plain(
+def _plain_moments(
     grids: list[torch.Tensor],
 ) -> tuple[list[Counts], np.ndarray, np.ndarray] | None:
     """Counts, sums and sums of squares of all blocks of tensors on a CPU.
 
-    None where those would not do: values that are not finite, or cannot be squared as they are, or
-    a unit whose spread is small beside its mean, and would be lost to rounding.
+    None where that would be wrong: a value is not finite or too large or small to be squared, or a
+    unit's spread is so small beside its mean that rounding would lose it.
     """
     counts: list[Counts] = []
     first = second = None
     for grid in grids:
-        found = _counts(grid)
-        if found is None:
+        block_counts = _counts(grid)
+        if block_counts is None:
             return None
-        counts += found
+        counts += block_counts
         sums, squares = _sums(grid)
         if first is None or second is None:
             first, second = sums, squares
@@ -234,36 +236,36 @@ def _plain(
     mean = first * (1 / n)
     if (mean * mean > second * (0.9 / n)).any():
         return None
-    return counts if len(grids) == 1 else [_together(counts)], first, second
+    return counts if len(grids) == 1 else [_pooled_counts(counts)], first, second
 
 
-def _together(counts: Sequence[Counts]) -> Counts:
-    """Of one tensor, those of its blocks."""
+def _pooled_counts(counts: Sequence[Counts]) -> Counts:
+    """The counts of a tensor from those of its blocks."""
     low, high, *numbers = zip(*counts, strict=True)
     nan, inf, zeros = (sum(number) for number in numbers)
     return min(low), max(high), nan, inf, zeros
 
 
-def _careful(
+def _careful_moments(
     grids: list[torch.Tensor],
 ) -> tuple[list[Counts], np.ndarray, np.ndarray, np.ndarray]:
-    """On a CPU: counts; units' n, mean, m2, (k, units). n is (k, 1) if all units have as many."""
-    blocks = [_shifted(grid) or _read(_masked(grid)) for grid in grids]
+    """On a CPU: counts, and each unit's n, mean and m2 (k, units); n may be (k, 1)."""
+    blocks = [_shifted_moments(grid) or _as_arrays(_masked_moments(grid)) for grid in grids]
     if len(blocks) == 1:
         return blocks[0]
     counts, *parts = zip(*blocks, strict=True)
-    n, mean, m2 = (_joined(part) for part in parts)
-    return [_together(list(itertools.chain(*counts)))], *_merged(n, mean, m2, 0)
+    n, mean, m2 = (_concatenated(part) for part in parts)
+    return [_pooled_counts(list(itertools.chain(*counts)))], *_merged(n, mean, m2, 0)
 
 
-def _read(
+def _as_arrays(
     masked: list[torch.Tensor],
 ) -> tuple[list[Counts], np.ndarray, np.ndarray, np.ndarray]:
     counts, n, mean, m2 = (x.numpy() for x in masked)
     return [tuple(row) for row in counts.tolist()], n, mean, m2
 
 
-def _shifted(
+def _shifted_moments(
     grid: torch.Tensor,
 ) -> tuple[list[Counts], np.ndarray, np.ndarray, np.ndarray] | None:
     """The moments of a grid on a CPU, if all is finite and can be squared as it is.
@@ -286,7 +288,7 @@ def _shifted(
 
 
 def _counts(grid: torch.Tensor) -> list[Counts] | None:
-    """Extremes and numbers of NaN, inf (none) and zeros of k; None if any is not plain."""
+    """The counts of k tensors; None if a value is not finite or cannot be squared."""
     k = len(grid)
     if grid.numel() == 0:
         return None
@@ -342,38 +344,38 @@ def _can_be_squared(*sizes: float) -> bool:
     return size == 0 or SAFE[0] < size < SAFE[1]  # not so for NaN
 
 
-def _masked(grid: torch.Tensor) -> list[torch.Tensor]:
-    """The moments of a grid, whatever its values, without asking for any: a GPU does not wait."""
+def _masked_moments(grid: torch.Tensor) -> list[torch.Tensor]:
+    """The moments of a grid with any values; reads none of them, so no GPU has to wait."""
     k, _, units, _ = grid.shape
     if grid.numel() == 0:
-        return [wide(grid.new_zeros(k, size)) for size in (5, units, units, units)]
+        return [as_double(grid.new_zeros(k, size)) for size in (5, units, units, units)]
     flat, finite = grid.flatten(1), torch.isfinite(grid)
     low = torch.where(finite, grid, math.inf).flatten(1).amin(1)
     high = torch.where(finite, grid, -math.inf).flatten(1).amax(1)
     nan, inf, zeros = torch.isnan(flat).sum(1), torch.isinf(flat).sum(1), (flat == 0).sum(1)
-    n = wide(finite.sum((1, 3)))
+    n = as_double(finite.sum((1, 3)))
     largest = torch.maximum(-low, high)
     scale = _power_of_two(torch.where(torch.isfinite(largest), largest, 0.0))[:, None, None, None]
     scaled = torch.where(finite, grid, 0.0) / scale
-    centre = (wide(scaled.sum((1, 3))) / n.clamp(min=1)).to(grid.dtype)[:, None, :, None]
+    centre = (as_double(scaled.sum((1, 3))) / n.clamp(min=1)).to(grid.dtype)[:, None, :, None]
     mean, m2 = _centred(scaled, n, centre, finite)
-    counts = torch.stack([wide(x) for x in (low, high, nan, inf, zeros)], 1)
-    unscaled = wide(scale[:, 0, 0])
+    counts = torch.stack([as_double(x) for x in (low, high, nan, inf, zeros)], 1)
+    unscaled = as_double(scale[:, 0, 0])
     return [counts, n, mean * unscaled, m2 * unscaled * unscaled]
 
 
 def _centred(
     values: torch.Tensor, n: torch.Tensor, centre: torch.Tensor, finite: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """Mean and sum of squared deviations of each unit of a grid, by way of those from a centre."""
+    """Each unit's mean and sum of squared deviations, computed from deviations from a centre."""
     deviation = values - centre
     if finite is not None:
         deviation *= finite
-    first = wide(deviation.sum((1, 3)))
+    first = as_double(deviation.sum((1, 3)))
     deviation *= deviation
-    second = wide(deviation.sum((1, 3)))
+    second = as_double(deviation.sum((1, 3)))
     rest = first / n.clamp(min=1)
-    return [wide(centre[:, 0, :, 0]) + rest, (second - first * rest).clamp(min=0)]
+    return [as_double(centre[:, 0, :, 0]) + rest, (second - first * rest).clamp(min=0)]
 
 
 def _power_of_two(x: torch.Tensor) -> torch.Tensor:
@@ -397,7 +399,7 @@ def _codes(x: torch.Tensor) -> torch.Tensor:
 def _histogram(codes: torch.Tensor) -> torch.Tensor:
     """How many of the codes (k, ...) are in each bin, (k, bins)."""
     k = len(codes)
-    # Not bincount: it makes a GPU wait, since it asks for the largest.
+    # Not bincount: it reads the largest value, so the host would wait for the GPU.
     places = (codes.reshape(k, -1) + _CODES * torch.arange(k, device=codes.device)[:, None]).long()
     counts = torch.zeros(k * _CODES, dtype=torch.int64, device=codes.device)
     counts.scatter_add_(0, places.reshape(-1) + _CODES // 2, torch.ones_like(places).view(-1))
@@ -406,11 +408,11 @@ def _histogram(codes: torch.Tensor) -> torch.Tensor:
     return bins.index_add_(1, table, counts.reshape(k, _CODES).double())[:, :-1]
 
 
-def _histogram_here(codes: np.ndarray) -> np.ndarray:
-    """The same on a CPU."""
+def _histogram_on_cpu(codes: np.ndarray) -> np.ndarray:
+    """As :func:`_histogram`, on a CPU."""
     k = len(codes)
-    found = _BINS.take(codes.reshape(k, -1) + _CODES // 2) + _SIZE * np.arange(k)[:, None]
-    counted = np.bincount(found.reshape(-1), minlength=k * _SIZE).reshape(k, _SIZE)
+    places = _BINS.take(codes.reshape(k, -1) + _CODES // 2) + _SIZE * np.arange(k)[:, None]
+    counted = np.bincount(places.reshape(-1), minlength=k * _SIZE).reshape(k, _SIZE)
     return counted[:, :-1].astype(np.float64)
 
 

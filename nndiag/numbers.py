@@ -1,9 +1,11 @@
-"""Numbers as a person would say them, a value and its threshold alike."""
+"""Numbers as text, in the same form for a value and its threshold."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
+
+__all__ = ["Unit", "number"]
 
 Unit = Literal["share", "factor", ""]
 """A share of a whole is written as a percentage, a factor with a times sign."""
@@ -20,7 +22,7 @@ def number(value: float, unit: Unit = "") -> str:
 
 def _percent(share: float) -> str:
     percent = share * 100
-    if 1e-4 <= percent < 1e-3:  # as far as a reader counts zeros
+    if 1e-4 <= percent < 1e-3:  # 3 digits would be in exponential form
         return f"{percent:.4f} %"
     shown = f"{percent:.3g}"
     return "over 99.9 %" if shown == "100" and share < 1 else f"{shown} %"

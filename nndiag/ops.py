@@ -1,8 +1,8 @@
-"""The one table of operations: what torch calls each of them, and what it does to its values.
+"""The table of operations: torch's names for each, and what it does to its values.
 
-Everybody who has to know that ``F.relu``, ``x.relu_()`` and ``nn.ReLU`` are one thing, which ops
-have weights, or what a loss expects, asks here. No torch is needed: a saved report is judged
-without it. The tests hold the table against torch.
+It says that ``F.relu``, ``x.relu_()`` and ``nn.ReLU`` are the same operation, which operations have
+weights, and what a loss expects. It needs no torch, since saved reports are judged without it.
+Tests compare the table with torch.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Op:
     name: str
     """The canonical name, as in ``torch.nn.functional`` where it has one there."""
     category: str
-    """How its calls are looked at: the key of a handler of :mod:`nndiag.capture.handlers`."""
+    """Which handler of :mod:`nndiag.capture.handlers` records its calls: a key of HANDLERS."""
     modules: tuple[str, ...] = ()
     """Its classes in ``torch.nn``."""
     spellings: tuple[str, ...] = ()
@@ -95,13 +95,13 @@ class Op:
     hands_on: bool = False
     """Only passes its values on: a chain of weight layers goes through it."""
     shifts: bool = False
-    """Hands on, too, if one input alone is a tensor."""
+    """Passes its values on, shifted by a constant, if only one input is a tensor."""
     product: bool = False
     """Multiplies its inputs with one another."""
     contracts: bool = False
     """Sums products up, as attention does."""
     elementwise: bool = False
-    """Its outputs lie at the places of its inputs (broadcast), so axes stay what they are."""
+    """Each output depends on the inputs at its own position, so axes keep their meaning."""
     makes: str = ""
     """PROBABILITIES or LOG_PROBABILITIES, where its outputs are those."""
 
@@ -130,7 +130,7 @@ class Op:
     loss: LossFacts | None = None
 
 
-def _each(category: str, names: str) -> Iterator[Op]:
+def _plain_ops(category: str, names: str) -> Iterator[Op]:
     return (Op(name, category) for name in names.split())
 
 
@@ -274,7 +274,7 @@ _ATTENTION = (
 )  # fmt: skip
 
 
-# -- normalisation, pooling and what only hands on ---------------------------------------------
+# -- normalisation, pooling and what only passes values on -------------------------------------
 
 
 def _dims(stem: str, dims: Iterable[int] = (1, 2, 3)) -> tuple[str, ...]:
@@ -294,7 +294,7 @@ _NORMS = (
        standardizes=True),
     Op("group_norm", "norm", ("GroupNorm",), order=("num_groups", "weight", "bias"),
        standardizes=True),
-    # Only the scale is set, but of values that are symmetric about zero that is all there is to do.
+    # It only sets the scale, but that is enough for values that are symmetric about zero.
     Op("rms_norm", "norm", ("RMSNorm",), order=("normalized_shape", "weight"), standardizes=True),
     Op("local_response_norm", "norm", ("LocalResponseNorm",)),
     Op("normalize", "norm"),
@@ -316,7 +316,7 @@ _PADS = tuple(
     for kind in ("Constant", "Zero", "Reflection", "Replication", "Circular")
     for name in _dims(f"{kind}Pad")
 )
-_KEPT = (
+_PASSING_ON = (
     Op("dropout", "dropout", ("Dropout", *_dims("Dropout"), "AlphaDropout", "FeatureAlphaDropout"),
        (*_dims("dropout"), "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),
        hands_on=True),
@@ -335,14 +335,14 @@ _KEPT = (
 
 # -- arithmetic and shapes ---------------------------------------------------------------------
 
-# Calls that join or bend paths: points of the data flow, but no rows.
+# Calls that join or change values: nodes of the data flow, but not layers.
 _JOINS = (
     Op("add", "join", spellings=("radd", "iadd"), shifts=True, elementwise=True),
     Op("sub", "join", spellings=("rsub", "isub", "subtract"), shifts=True, elementwise=True),
     Op("mul", "join", spellings=("rmul", "imul", "multiply"), product=True, elementwise=True),
     Op("div", "join", spellings=("truediv", "rtruediv", "itruediv", "rdiv", "idiv", "divide",
                                  "true_divide"), product=True, elementwise=True),
-    # No product: what attention multiplies is its values' weights, not a gate.
+    # Not a product: attention multiplies values by weights, which is not a gate.
     Op("matmul", "join", spellings=("rmatmul", "mm", "bmm"), order=("other",), contracts=True),
     Op("einsum", "join", product=True, contracts=True),
     Op("baddbmm", "join", product=True, contracts=True),
@@ -355,33 +355,33 @@ _JOINS = (
     Op("cosine_similarity", "join", ("CosineSimilarity",)),
     Op("unfold", "join", ("Unfold",)),
     Op("fold", "join", ("Fold",)),
-    *(replace(op, elementwise=True) for op in _each("join",
+    *(replace(op, elementwise=True) for op in _plain_ops("join",
       "addcdiv where maximum minimum pow exp log sqrt rsqrt sin cos square reciprocal cumsum")),
     Op("log1p", "join", spellings=("special_log1p",), elementwise=True),
     Op("expm1", "join", spellings=("special_expm1",), elementwise=True),
     Op("logsumexp", "join", spellings=("special_logsumexp",)),
-    *_each("join",
+    *_plain_ops("join",
       "norm setitem index_add scatter scatter_add index_put gather index_select "
       "masked_scatter max min sort topk repeat repeat_interleave"),
 )  # fmt: skip
 _SHAPES = (
-    # Same shape in and out, values only moved by a constant: looked through.
+    # Same shape in and out, values at most shifted by a constant: not a node.
     Op("neg", "same", spellings=("negative",)),
-    *_each("same",
+    *_plain_ops("same",
       "contiguous clone to float double half bfloat16 type type_as cuda cpu masked_fill detach "
       "tril triu nan_to_num roll flip data resolve_conj positive"),
     Op("flatten", "reshape", ("Flatten",), hands_on=True),
     Op("unflatten", "reshape", ("Unflatten",), hands_on=True),
-    *_each("reshape", "view reshape ravel view_as reshape_as"),
+    *_plain_ops("reshape", "view reshape ravel view_as reshape_as"),
     Op("t", "view", spellings=("T",)),
     Op("mT", "view", spellings=("H", "mH")),
-    *_each("view",
+    *_plain_ops("view",
       "permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze expand expand_as "
       "broadcast_to select narrow getitem chunk split split_with_sizes tensor_split unbind adjoint "
       "unsafe_chunk unsafe_split"),
-    # The mean over positions is what a pool would give; a sum is larger than what came in.
+    # A mean over positions works like a pool, so it passes values on; a sum changes their scale.
     Op("mean", "reduce", order=("dim", "keepdim"), hands_on=True),
-    *(replace(op, order=("dim", "keepdim")) for op in _each("reduce", "sum amax amin")),
+    *(replace(op, order=("dim", "keepdim")) for op in _plain_ops("reduce", "sum amax amin")),
 )  # fmt: skip
 
 
@@ -421,49 +421,49 @@ _LOSSES = (
 )
 
 
-# -- the table, and sets read off it -----------------------------------------------------------
+# -- the table, and sets of its names ----------------------------------------------------------
 
 OPS: Mapping[str, Op] = MappingProxyType(
     {
         op.name: op
         for op in (
             *_ACTIVATIONS, *_SOFTMAXES, *_WEIGHTED, *_RECURRENT, *_ATTENTION, *_NORMS, *_POOLS,
-            *_KEPT, *_JOINS, *_SHAPES, *_LOSSES,
+            *_PASSING_ON, *_JOINS, *_SHAPES, *_LOSSES,
         )
     }
 )  # fmt: skip
 SPELLINGS: Mapping[str, str] = MappingProxyType(
     {spelling: op.name for op in OPS.values() for spelling in op.spellings}
 )
-_NOTHING = Op("", "")
+_UNKNOWN = Op("", "")
 
 
 def named(name: str) -> Op:
-    """The op of this name; one with no property at all for what is not in the table."""
-    return OPS.get(name, _NOTHING)
+    """The op called ``name``; for an unknown name an op without any property."""
+    return OPS.get(name, _UNKNOWN)
 
 
-def _those(fits: Callable[[Op], bool]) -> frozenset[str]:
+def _names_where(fits: Callable[[Op], bool]) -> frozenset[str]:
     return frozenset(op.name for op in OPS.values() if fits(op))
 
 
-POOLS = _those(lambda op: op.category == "pool")
-NORMS = _those(lambda op: op.category == "norm")
-STANDARDIZED = _those(lambda op: op.standardizes)
-UNIT_CENTRED = _those(lambda op: op.centres_units)
-SOFTMAXES = _those(lambda op: op.category == "softmax")
-# Outputs that are probabilities and sum to one: used as the weights of a mean, they are attention.
-DISTRIBUTIONS = _those(lambda op: op.category == "softmax" and op.makes == PROBABILITIES)
-WEIGHTED = _those(lambda op: op.category == "weighted")
-# Weights lie inside, an embedding's table among them: what is behind them depends on weights.
-WITH_WEIGHTS = _those(lambda op: op.learns)
-# Weights multiply a signal that comes in: something hidden lies before them. An embedding is given
-# indices, which are neither scaled nor differentiated.
-LEARNED = _those(lambda op: op.learns and op.category != "embedding")
-# Rows that hand values on: a chain goes through them.
-TRANSPARENT = _those(lambda op: op.hands_on)
-ONE_SIDED = _those(lambda op: op.hands_on or op.shifts)  # with one input that is a tensor
-PRODUCTS = _those(lambda op: op.product)
-CONTRACTIONS = _those(lambda op: op.contracts)
-ELEMENTWISE = _those(lambda op: op.elementwise)
-GATES = _those(lambda op: op.category == "activation" and op.range == (0, 1))
+POOLS = _names_where(lambda op: op.category == "pool")
+NORMS = _names_where(lambda op: op.category == "norm")
+STANDARDIZED = _names_where(lambda op: op.standardizes)
+UNIT_CENTRED = _names_where(lambda op: op.centres_units)
+SOFTMAXES = _names_where(lambda op: op.category == "softmax")
+# Outputs are probabilities that sum to one: used as weights of a mean they are attention.
+DISTRIBUTIONS = _names_where(lambda op: op.category == "softmax" and op.makes == PROBABILITIES)
+WEIGHTED = _names_where(lambda op: op.category == "weighted")
+# Ops with weights, embeddings included: later values depend on weights.
+WITH_WEIGHTS = _names_where(lambda op: op.learns)
+# Ops whose weights multiply a signal. Not embeddings: they read indices, which have no scale and no
+# gradient.
+LEARNED = _names_where(lambda op: op.learns and op.category != "embedding")
+# Layers that pass values on: a chain goes through them.
+TRANSPARENT = _names_where(lambda op: op.hands_on)
+ONE_SIDED = _names_where(lambda op: op.hands_on or op.shifts)  # with one input that is a tensor
+PRODUCTS = _names_where(lambda op: op.product)
+CONTRACTIONS = _names_where(lambda op: op.contracts)
+ELEMENTWISE = _names_where(lambda op: op.elementwise)
+GATES = _names_where(lambda op: op.category == "activation" and op.range == (0, 1))

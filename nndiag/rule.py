@@ -1,7 +1,7 @@
-"""What a rule is, and what it says: findings, what it could not judge, what became of it.
+"""What a rule is, and its results: findings, layers it could not judge, its outcome.
 
 A rule is one file in ``nndiag/rules``: a docstring that is its page, a ``RULE`` and a pure
-function ``check(snapshot, limit)`` that yields findings. Nothing registers it:
+function ``check(snapshot, thresholds)`` that yields findings. Nothing registers it:
 :func:`nndiag.rules.discover` walks that folder, and the entry-point group ``nndiag.rules`` for
 those of other packages.
 """
@@ -17,6 +17,19 @@ from nndiag.fixes.fix import Fix
 from nndiag.numbers import Unit
 from nndiag.stats import Layer, Parameter, Snapshot
 
+__all__ = [
+    "ABOUT",
+    "SEVERITIES",
+    "Check",
+    "Finding",
+    "Outcome",
+    "Rule",
+    "Severity",
+    "Threshold",
+    "Thresholds",
+    "Unjudged",
+]
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ABOUT = ("input", "parameters", "activations", "gradients", "training")
@@ -24,11 +37,11 @@ ABOUT = ("input", "parameters", "activations", "gradients", "training")
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number a verdict hangs on, and where it comes from.
+    """A number that decides a verdict, and where it comes from.
 
     ``source`` begins with ``derived:`` (arithmetic the reader can redo), ``cited:`` (a paper or
     standard, with the place in it) or ``measured:`` (a file under ``reports/``). ``unit`` says how
-    it and what is held against it are written: as a "share" (75 %), as a "factor" (16×), or plain.
+    it, and the value compared with it, are written: "share" (75 %), "factor" (16×), or plain.
     """
 
     value: float
@@ -42,10 +55,10 @@ class Threshold:
 class Finding:
     """One thing that is wrong (or worth knowing) at one place.
 
-    ``evidence`` maps names to numbers; ``threshold`` is the limit that the one called ``measure``
-    (the name of the threshold, too) was held against;
-    ``cause`` the finding that explains this one, or None for a root; ``suspects`` the rules whose
-    findings can explain it; ``summary`` one sentence that says what will happen because of it.
+    ``evidence`` maps names to numbers. ``threshold`` is the number that the evidence called
+    ``measure`` was compared with; the threshold has the same name. ``cause`` is the finding that
+    explains this one, or None for a root; ``suspects`` are the rules whose findings can explain it.
+    ``summary`` is one sentence that says what will happen because of it.
     """
 
     rule: str
@@ -70,7 +83,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Unjudged:
-    """A layer a rule looked at and could not judge, and why: neither health nor sickness."""
+    """A layer that a rule could not judge, and why: it is neither a finding nor a pass."""
 
     rule: str
     layer: str
@@ -103,7 +116,7 @@ class Rule:
         summary: str = "",
         evidence: Mapping[str, float] | None = None,
         severity: Severity | None = None,
-        against: tuple[str, Limits] | None = None,
+        against: tuple[str, Thresholds] | None = None,
         location: str | None = None,
         fixes: tuple[Fix, ...] | None = None,
         suspects: tuple[str, ...] | None = None,
@@ -112,9 +125,9 @@ class Rule:
 
         ``message`` says what was measured there; ``summary`` what will happen because of it, in one
         sentence for the first line of a report. ``against``: the name of the threshold, and of the
-        evidence held against it, and the limits in force.
+        evidence compared with it, and the thresholds in force.
         """
-        measure, limit = against or ("", None)
+        measure, thresholds = against or ("", None)
         return Finding(
             rule=self.name,
             code=self.code,
@@ -122,7 +135,7 @@ class Rule:
             layer=where if isinstance(where, str) else where.name,
             message=message,
             evidence={key: float(value) for key, value in (evidence or {}).items()},
-            threshold=None if limit is None else getattr(limit, measure),
+            threshold=None if thresholds is None else getattr(thresholds, measure),
             measure=measure,
             summary=summary,
             location=where.location if isinstance(where, Layer) else location,
@@ -134,8 +147,8 @@ class Rule:
         return Unjudged(self.name, where if isinstance(where, str) else where.name, reason)
 
 
-class Limits:
-    """The thresholds in force, read as attributes: ``limit.share``."""
+class Thresholds:
+    """The thresholds of a rule that are in force, as attributes: ``thresholds.share``."""
 
     def __init__(self, values: Mapping[str, float]) -> None:
         self._values = dict(values)
@@ -147,12 +160,12 @@ class Limits:
             raise AttributeError(f"this rule has no threshold {name!r}") from None
 
 
-Check = Callable[[Snapshot, Limits], Iterable["Finding | Unjudged"]]
+Check = Callable[[Snapshot, Thresholds], Iterable["Finding | Unjudged"]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one rule: "found", "passed", "skipped" or "crashed" (with the reason).
+    """The outcome of one rule: "found", "passed", "skipped" or "crashed", with the reason.
 
     A rule of another package that could not be loaded is "crashed", too: by its module's name,
     without a code.

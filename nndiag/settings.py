@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
-from nndiag.judge import chosen, limits
+from nndiag.judge import chosen, effective_thresholds
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -187,7 +187,7 @@ def _settings(table: Mapping[str, Any], where: str, home: Path) -> Settings:
     for key, probe in (
         ("select", lambda: chosen(settings.select)),
         ("ignore", lambda: chosen(None, settings.ignore)),
-        ("thresholds", lambda: limits(settings.thresholds)),
+        ("thresholds", lambda: effective_thresholds(settings.thresholds)),
     ):
         try:
             probe()

@@ -1,10 +1,10 @@
-"""Plain numbers about tensors, layers and whole runs: the wall between torch and the verdicts.
+"""Plain numbers about tensors, layers and whole runs: all that rules get to see.
 
-Left of this module lives torch; everything here is frozen data over NumPy that goes to JSON and
-comes back the same on a machine that has no torch.
+Everything here is frozen data over NumPy, without torch. It is written to JSON and read back
+unchanged on a machine that has no torch.
 
-The law every field of :class:`TensorStats` obeys: *measuring two parts and merging equals
-measuring the whole*.
+Every field of :class:`TensorStats` can be merged: measuring two parts and merging them gives the
+same as measuring the whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,28 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+
+__all__ = [
+    "BoolArray",
+    "DirectionStats",
+    "Environment",
+    "FlatStats",
+    "FloatArray",
+    "Histogram",
+    "Layer",
+    "Loss",
+    "Node",
+    "Parameter",
+    "ProbeStats",
+    "Shift",
+    "Snapshot",
+    "TensorStats",
+    "UnitStats",
+    "Weight",
+    "merge_facts",
+    "merge_moments",
+    "merge_parts",
+]
 
 FloatArray = Annotated[
     np.ndarray,
@@ -34,7 +56,7 @@ BoolArray = Annotated[
 
 
 def _number(x: float) -> float | str:
-    """JSON knows no NaN and no infinity: those three travel as strings."""
+    """The number, or a string for NaN and the infinities, which JSON does not have."""
     return (
         x
         if math.isfinite(x)
@@ -115,11 +137,11 @@ class UnitStats:
 
 @dataclass(frozen=True, eq=False)
 class ProbeStats:
-    """Fixed elements of one sample's tensor, followed across samples.
+    """Mean and variance, over samples, of up to 512 fixed elements of a sample's tensor.
 
-    The variance of one element over samples is what depends on the input; pooled over units it
-    drowns in the differences between units (a deep sigmoid stack keeps a pooled std of 0.12 while
-    its outputs differ by 5e-7 between samples). Up to 512 elements, well spread over all axes.
+    The variance of one element over samples shows how much the values depend on the input. Pooled
+    over units, differences between units hide it: a deep sigmoid stack keeps a pooled std of 0.12
+    while its outputs differ by 5e-7 between samples.
     """
 
     shape: tuple[int, ...]
@@ -144,7 +166,7 @@ class ProbeStats:
 
 @dataclass(frozen=True, eq=False)
 class DirectionStats:
-    """The sum of normalised feature vectors: gives their mean pairwise cosine."""
+    """The sum of feature vectors of length 1, from which their mean pairwise cosine follows."""
 
     vectors: int
     total: FloatArray
@@ -163,7 +185,7 @@ class DirectionStats:
 
 @dataclass(frozen=True, eq=False)
 class TensorStats:
-    """What is known about all values one tensor took; merges exactly.
+    """Statistics of all values that one tensor took.
 
     ``mean`` and ``m2`` (the sum of squared deviations from the mean) are over finite values;
     ``samples`` counts independent examples, not pixels or time steps.
@@ -218,7 +240,7 @@ class TensorStats:
 
     @property
     def spread(self) -> float:
-        """Across-sample spread: how much the values depend on the input (NaN: not known)."""
+        """How much the values vary across samples, as a standard deviation; NaN if not known."""
         return self.probe.spread if self.probe is not None else math.nan
 
     def merge(self, other: TensorStats) -> TensorStats:
@@ -262,7 +284,7 @@ def merge_moments(
 
 
 def merge_parts(a: Any, b: Any) -> Any:
-    """Merge two optional statistics; what one side could not see, the whole cannot claim."""
+    """Merge two optional statistics; None where either is missing or they do not match."""
     if a is None or b is None or (isinstance(a, UnitStats) and len(a) != len(b)):
         return None
     if isinstance(a, DirectionStats) and len(a.total) != len(b.total):
@@ -312,7 +334,7 @@ class FlatStats:
 
 @dataclass(frozen=True)
 class Weight:
-    """How a layer uses its weight: what an initialiser would have to know."""
+    """How a layer uses its weight: its bias, its fans and its axes."""
 
     name: str
     bias: str | None
@@ -340,12 +362,12 @@ class Shift:
 
 @dataclass(frozen=True)
 class Node:
-    """A point of the data flow: a row of the report, or something that joins or bends paths.
+    """A point of the data flow: a layer of the report, or a call that joins values.
 
     ``op`` is the canonical name ("add", "cat", "mul", "matmul", "input", "?"); ``layer`` the index
-    of the row in ``Snapshot.layers``, or -1; ``inputs`` the nodes whose values it uses;
-    ``parameter`` the name of a learned scale it multiplies them with. Calls that
-    only reshape, index or scale are not nodes: they are looked through.
+    of its layer in ``Snapshot.layers``, or -1; ``inputs`` the nodes whose values it uses;
+    ``parameter`` the name of a learned scale it multiplies them with. Calls that only reshape,
+    index or scale are not nodes: their input counts in their place.
     """
 
     op: str
@@ -356,7 +378,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One row: a leaf module that ran, or a function call that was understood."""
+    """One layer of the report: a leaf module that ran, or a function call with a known meaning."""
 
     name: str
     kind: str  # class of the module, or "function"
@@ -425,7 +447,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Loss:
-    """The scalar the gradients come from. ``kind``: which of the documented ways made it."""
+    """The scalar that the gradients come from, and which kind it is (see ``nndiag.loss``)."""
 
     kind: str  # "loss_fn", "output.loss", "scalar output", "random cotangent", "none"
     value: float = math.nan
@@ -433,7 +455,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Environment:
-    """What one needs to run the same check again."""
+    """Versions, device, number format, seed and mode: what it takes to repeat a check."""
 
     nndiag: str
     torch: str
@@ -475,7 +497,7 @@ class Snapshot:
         for index, node in enumerate(self.nodes):
             for source in node.inputs:
                 used[source].append(index)
-        return tuple(tuple(dict.fromkeys(u)) for u in used)
+        return tuple(tuple(dict.fromkeys(consumers)) for consumers in used)
 
     @functools.cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -491,7 +513,7 @@ class Snapshot:
         own: dict[str, list[Parameter]] = {}
         for p in self.parameters:
             own.setdefault(p.name.rpartition(".")[0], []).append(p)
-        return {module: tuple(found) for module, found in own.items()}
+        return {module: tuple(parameters) for module, parameters in own.items()}
 
     @functools.cached_property
     def parameters_in(self) -> dict[str, tuple[Parameter, ...]]:
@@ -501,7 +523,7 @@ class Snapshot:
             for end, letter in enumerate(p.name):
                 if letter == ".":
                     inside.setdefault(p.name[:end], []).append(p)
-        return {module: tuple(found) for module, found in inside.items()}
+        return {module: tuple(parameters) for module, parameters in inside.items()}
 
     def layer_at(self, node: int) -> Layer | None:
         index = self.nodes[node].layer

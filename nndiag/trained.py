@@ -7,14 +7,16 @@ import math
 from nndiag import flow, ops
 from nndiag.stats import Parameter, Snapshot, Weight
 
-FEW = 8
-"""Biases that are too few to tell how they were drawn."""
-ROUNDED = 1 + 2**-8
-"""bfloat16 may round what lies just within a bound to beyond it."""
+__all__ = ["FEW_BIASES", "ROUNDING", "training"]
+
+FEW_BIASES = 8
+"""With fewer biases one cannot tell how they were drawn."""
+ROUNDING = 1 + 2**-8
+"""bfloat16 may round a value just inside a bound to one outside it, by this factor at most."""
 
 
 def training(snapshot: Snapshot) -> str:
-    """What shows that a model was trained; "" if nothing does.
+    """The evidence that a model was trained, as text; "" if there is none.
 
     Initialisation leaves biases equal, or uniform within torch's ±1/√fan_in, and scales of
     normalisation layers at one; whatever trains moves them apart. Values set by hand take two
@@ -29,18 +31,18 @@ def training(snapshot: Snapshot) -> str:
                     return f"{p.name} is not the constant it starts as"
         weight = layer.weight
         bias = snapshot.parameter.get(weight.bias or "") if weight is not None else None
-        if weight is None or bias is None or bias.value.count < FEW or not _varied(bias):
+        if weight is None or bias is None or bias.value.count < FEW_BIASES or not _varied(bias):
             continue
-        bound = _drawn_within(snapshot, weight, layer.op)
-        beyond = max(abs(bias.value.min), abs(bias.value.max)) > bound * ROUNDED
+        bound = _default_bound(snapshot, weight, layer.op)
+        beyond = max(abs(bias.value.min), abs(bias.value.max)) > bound * ROUNDING
         # The std of n uniform values is off by 0.45/√n of itself: this is more than five times it.
-        least = bound / 3**0.5 * (1 - 2.5 / bias.value.count**0.5)
-        if beyond or bias.value.std < least:
+        least_std = bound / 3**0.5 * (1 - 2.5 / bias.value.count**0.5)
+        if beyond or bias.value.std < least_std:
             return f"{bias.name} is neither constant nor as torch draws it"
     return ""
 
 
-def _drawn_within(snapshot: Snapshot, weight: Weight, op: str) -> float:
+def _default_bound(snapshot: Snapshot, weight: Weight, op: str) -> float:
     """1/√fan_in as torch's ``reset_parameters`` counts it, for transposed convolutions, too."""
     p = snapshot.parameter.get(weight.name)
     if p is None or len(p.shape) < 2:
@@ -50,7 +52,7 @@ def _drawn_within(snapshot: Snapshot, weight: Weight, op: str) -> float:
 
 
 def _varied(p: Parameter) -> bool:
-    """Whether it takes more than two values."""
+    """Whether a parameter takes more than two different values."""
     v = p.value
     if v.nonfinite or v.count < 3 or v.std <= 1e-6 * max(abs(v.min), abs(v.max)):
         return False

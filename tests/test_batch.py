@@ -20,12 +20,12 @@ import nndiag
 from nndiag.batch import (
     Batch,
     argument_names,
+    as_batch,
     batches,
     describe,
     detached,
     has_samples,
     length,
-    one,
     tensors_in,
 )
 
@@ -82,22 +82,22 @@ READ = [
 @pytest.mark.parametrize("case", range(len(READ)))
 def test_a_batch_is_read_by_what_forward_requires(case):
     signature, data, expected = READ[case]
-    same(one(data, taking(signature)), **expected)
+    same(as_batch(data, taking(signature)), **expected)
 
 
 def test_a_named_tuple_is_one_argument():
     pair = Pair(X, Z)
-    same(one(pair, taking("pair")), args=(pair,))
+    same(as_batch(pair, taking("pair")), args=(pair,))
 
 
 def test_a_packed_sequence_is_one_argument():
     packed = nn.utils.rnn.pack_sequence([torch.randn(3, 6), torch.randn(2, 6)])
-    same(one(packed, taking("x")), args=(packed,))
+    same(as_batch(packed, taking("x")), args=(packed,))
 
 
 def test_a_batch_of_ones_own_kind_goes_through_nndiag_batch():
     data = argparse.Namespace(x=X)
-    same(one(Batch((data,)), taking("data")), args=(data,))
+    same(as_batch(Batch((data,)), taking("data")), args=(data,))
 
 
 # -- streams ----------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_an_unbatched_sequence_is_one_sample_whose_steps_are_none():
 
 def test_inputs_go_by_forwards_names():
     def names(batch, signature):
-        return list(argument_names(one(batch, taking(signature)), taking(signature)))
+        return list(argument_names(as_batch(batch, taking(signature)), taking(signature)))
 
     assert names(X, "x") == ["input"]
     assert names((X, Z), "left, right") == ["input.left", "input.right"]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
-from nndiag import flow
+from nndiag import graph
 from nndiag.causes import explain
 from nndiag.rule import SEVERITIES, Finding
 from nndiag.stats import Layer, Loss, Node, Parameter, Snapshot, Weight
@@ -521,7 +521,7 @@ def on_a_path(snapshot, a, b):
     if not here and not there:
         return a.partition(".")[0] == b.partition(".")[0]
     return any(
-        n == m or n in flow.ancestors(snapshot, m) or m in flow.ancestors(snapshot, n)
+        n == m or n in graph.ancestors(snapshot, m) or m in graph.ancestors(snapshot, n)
         for n in here
         for m in there
     )

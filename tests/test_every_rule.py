@@ -20,6 +20,7 @@ import nndiag
 from nndiag import judge, rule, rules
 from nndiag.batch import batches
 from nndiag.capture.watch import watch
+from nndiag.causes import explain
 from nndiag.loss import LossMaker
 from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
@@ -150,18 +151,18 @@ def test_it_names_only_rules_that_exist_as_causes(module):
 @every_rule
 def test_it_survives_an_empty_snapshot(module):
     empty = Snapshot("Empty", (), (), (), {}, Loss("none"), 0, 0)
-    limits = judge.limits(None)[module.RULE.name]
+    thresholds = judge.effective_thresholds(None)[module.RULE.name]
 
-    found = [f for f in module.check(empty, limits) if isinstance(f, rule.Finding)]
+    found = [f for f in module.check(empty, thresholds) if isinstance(f, rule.Finding)]
     assert found == []
 
 
 @every_rule
 def test_it_says_nothing_about_layers_whose_numbers_are_not_finite(module, examples):
     sick = _poisoned(examples["vanishing-gradient"][0])
-    limits = judge.limits(None)[module.RULE.name]
+    thresholds = judge.effective_thresholds(None)[module.RULE.name]
 
-    found = [f for f in module.check(sick, limits) if isinstance(f, rule.Finding)]
+    found = [f for f in module.check(sick, thresholds) if isinstance(f, rule.Finding)]
     assert module.RULE.name == "non-finite" or [f for f in found if f.severity != "note"] == []
 
 
@@ -185,7 +186,7 @@ def _poisoned(snapshot):
 def test_it_does_not_change_the_snapshot(module, examples):
     sick, _ = examples[module.RULE.name]
     before = _fingerprint(sick)
-    list(module.check(sick, judge.limits(None)[module.RULE.name]))
+    list(module.check(sick, judge.effective_thresholds(None)[module.RULE.name]))
 
     assert _fingerprint(sick) == before
 
@@ -234,7 +235,7 @@ def test_codes_and_names_are_unique_and_there_are_fourteen():
 
 
 def test_a_rule_that_crashes_costs_nobody_else_their_verdict(examples, monkeypatch):
-    def broken(snapshot, limit):
+    def broken(snapshot, thresholds):
         raise ZeroDivisionError("one over nothing")
 
     monkeypatch.setattr(RULES["saturation"], "check", broken)
@@ -278,25 +279,25 @@ class TestChoosing:
         assert str(caught.value).startswith("no rule is called 'dead-relus'.")
 
     def test_thresholds_flat_and_nested(self):
-        assert judge.limits({"dead-relu.share": 0.5})["dead-relu"].share == 0.5
-        assert judge.limits({"dead-relu": {"share": 0.5}})["dead-relu"].share == 0.5
-        assert judge.limits(None)["dead-relu"].share == 0.40
+        assert judge.effective_thresholds({"dead-relu.share": 0.5})["dead-relu"].share == 0.5
+        assert judge.effective_thresholds({"dead-relu": {"share": 0.5}})["dead-relu"].share == 0.5
+        assert judge.effective_thresholds(None)["dead-relu"].share == 0.40
 
     def test_an_unknown_threshold_names_the_nearest(self):
         with pytest.raises(nndiag.UnknownRuleError, match="Did you mean 'share'"):
-            judge.limits({"dead-relu.shares": 0.5})
+            judge.effective_thresholds({"dead-relu.shares": 0.5})
         with pytest.raises(nndiag.UnknownRuleError, match="Did you mean 'dead-relu'"):
-            judge.limits({"dead-rely.share": 0.5})
+            judge.effective_thresholds({"dead-rely.share": 0.5})
 
     def test_a_share_in_percent_is_told_how_to_write_it(self):
         with pytest.raises(
             nndiag.SettingsError, match=r"lies between 0 and 1. For 40 %, write 0.4"
         ):
-            judge.limits({"dead-relu.share": 40})
+            judge.effective_thresholds({"dead-relu.share": 40})
 
     def test_a_threshold_that_is_no_number(self):
         with pytest.raises(nndiag.SettingsError, match="give a number"):
-            judge.limits({"dead-relu.share": "lots"})
+            judge.effective_thresholds({"dead-relu.share": "lots"})
 
 
 class TestCauses:
@@ -321,7 +322,7 @@ class TestCauses:
     def order(self, *findings):
         return [
             (f.rule, f.layer, f.cause and f.cause.rule)
-            for f in rule.explain(list(findings), self.snapshot())
+            for f in explain(list(findings), self.snapshot(), judge.rank)
         ]
 
     def test_the_root_comes_first_and_the_rest_is_folded_under_it(self):
@@ -359,8 +360,8 @@ class TestCauses:
     def test_what_lies_on_no_common_path_is_no_cause(self):
         snapshot = self.snapshot()
         apart = replace(snapshot, nodes=(*snapshot.nodes[:3], Node("linear", (0,), 2)))
-        found = rule.explain(
-            [self.finding("init-scale", "b"), self.finding("saturation", "c")], apart
+        found = explain(
+            [self.finding("init-scale", "b"), self.finding("saturation", "c")], apart, judge.rank
         )
         assert [f.cause for f in found] == [None, None]
 
@@ -374,7 +375,7 @@ class TestCauses:
 def test_explaining_leaves_the_findings_as_they_were(examples):
     judged = judge.judge(examples["init-scale"][0])
     before = copy.deepcopy(judged.findings)
-    rule.explain(list(judged.findings), examples["init-scale"][0])
+    explain(list(judged.findings), examples["init-scale"][0], judge.rank)
 
     assert judged.findings == before
     assert np.isfinite([v for f in judged.findings for v in f.evidence.values()]).any()

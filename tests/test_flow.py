@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
-from nndiag import flow
+from nndiag import flow, graph
 from nndiag.stats import Loss, Node, Snapshot
 
 
-def graph(*nodes, outputs=()):
+def snapshot_of(*nodes, outputs=()):
     made = tuple(Node(op, tuple(inputs)) for op, inputs in nodes)
     return Snapshot("Net", (), made, (), {}, Loss("none"), 1, 1, outputs=tuple(outputs))
 
@@ -31,7 +31,7 @@ def graphs(draw, ops=("linear",)):
         op = "input" if not inputs and draw(st.booleans()) else draw(st.sampled_from(ops))
         nodes.append((op, sorted(inputs)))
     outputs = draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=2))
-    return graph(*nodes, outputs=sorted(outputs))
+    return snapshot_of(*nodes, outputs=sorted(outputs))
 
 
 def paths(snapshot):
@@ -54,14 +54,14 @@ def paths(snapshot):
 def test_the_only_path_is_what_all_paths_share(snapshot):
     found = list(paths(snapshot))
     for node in range(len(snapshot.nodes)):
-        assert flow.only_path(snapshot, node) == (bool(found) and all(node in p for p in found))
+        assert graph.only_path(snapshot, node) == (bool(found) and all(node in p for p in found))
 
 
 @given(graphs(), st.frozensets(st.integers(0, 8), max_size=3))
 def test_some_nodes_are_the_only_way_if_every_path_meets_one_of_them(snapshot, nodes):
     found = list(paths(snapshot))
     expected = bool(found) and all(nodes & set(path) for path in found)
-    assert flow.only_way(snapshot, nodes) == expected
+    assert graph.only_path_through_any(snapshot, nodes) == expected
 
 
 @given(graphs())
@@ -71,8 +71,8 @@ def test_ancestors_and_descendants_are_what_a_search_finds(snapshot):
         return direct.union(*(search(n) for n in direct))
 
     for node in range(len(snapshot.nodes)):
-        assert flow.ancestors(snapshot, node) == search(node)
-        assert flow.descendants(snapshot, node) == {
+        assert graph.ancestors(snapshot, node) == search(node)
+        assert graph.descendants(snapshot, node) == {
             n for n in range(len(snapshot.nodes)) if node in search(n)
         }
 
@@ -84,14 +84,14 @@ def test_a_way_out_passes_none_of_the_stops_behind_its_start(snapshot, stops):
         return node in snapshot.outputs or any(map(leads_out, users))
 
     nodes = range(len(snapshot.nodes))
-    assert flow.ways_out(snapshot, stops) == [leads_out(node) for node in nodes]
+    assert graph.reaches_output(snapshot, stops) == [leads_out(node) for node in nodes]
 
 
 @given(graphs(), st.sets(st.integers(0, 8), max_size=3))
 def test_related_are_those_before_and_behind_one_of_them(snapshot, some):
     some = {node for node in some if node < len(snapshot.nodes)}
-    around = [flow.ancestors(snapshot, n) | flow.descendants(snapshot, n) for n in some]
-    assert flow.related(snapshot, flow.bits(some)) == flow.bits(some.union(*around))
+    around = [graph.ancestors(snapshot, n) | graph.descendants(snapshot, n) for n in some]
+    assert graph.related(snapshot, graph.bits(some)) == graph.bits(some.union(*around))
 
 
 @given(graphs())
@@ -102,12 +102,12 @@ def test_a_bypass_is_what_a_walk_finds(snapshot):
         for start in starts:
             if len(snapshot.nodes[start].inputs) == 1:
                 starts += snapshot.nodes[start].inputs
-        behind, todo, reached = flow.descendants(snapshot, layer), starts, set()
+        behind, todo, reached = graph.descendants(snapshot, layer), starts, set()
         while todo:
             users = {*snapshot.consumers[todo.pop()]} - {layer} - reached
             reached |= users
             todo += users - behind
-        assert flow.bypassed(snapshot, SimpleNamespace(node=layer)) == bool(reached & behind)
+        assert graph.bypassed(snapshot, SimpleNamespace(node=layer)) == bool(reached & behind)
 
 
 @given(graphs(ops=("linear", "dropout", "flatten")))
@@ -124,8 +124,8 @@ def test_what_is_known_of_a_snapshot_is_forgotten_with_it():
     import gc
     import weakref
 
-    snapshot = graph(("input", ()), ("linear", (0,)), outputs=(1,))
-    flow.only_path(snapshot, 1)
+    snapshot = snapshot_of(("input", ()), ("linear", (0,)), outputs=(1,))
+    graph.only_path(snapshot, 1)
     gone = weakref.ref(snapshot)
     del snapshot
     gc.collect()
@@ -177,9 +177,9 @@ def test_roles_are_what_the_values_are_used_for(snapshot):
 
 def test_a_residual_branch_is_not_the_only_path_and_what_joins_it_is(snapshot):
     node = {layer.name: layer.node for layer in snapshot.layers}
-    assert flow.only_path(snapshot, node["b"])
-    assert not flow.only_path(snapshot, node["c"])
-    assert flow.only_path(snapshot, node["norm"])
+    assert graph.only_path(snapshot, node["b"])
+    assert not graph.only_path(snapshot, node["c"])
+    assert graph.only_path(snapshot, node["norm"])
 
 
 @pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.AvgPool1d(2), nn.Dropout(0.1), nn.Identity()])
@@ -197,9 +197,9 @@ def test_a_chain_goes_through_what_only_hands_on(pool):
 
 def test_a_bypass_joins_again_and_two_heads_do_not(snapshot):
     rows = {layer.name: layer for layer in snapshot.layers}
-    assert flow.bypassed(snapshot, rows["c"])
-    assert flow.bypassed(snapshot, rows["gate"])
-    assert not flow.bypassed(snapshot, rows["b"])
+    assert graph.bypassed(snapshot, rows["c"])
+    assert graph.bypassed(snapshot, rows["gate"])
+    assert not graph.bypassed(snapshot, rows["b"])
 
     class TwoHeads(nn.Module):
         def __init__(self):
@@ -211,7 +211,7 @@ def test_a_bypass_joins_again_and_two_heads_do_not(snapshot):
             return self.left(x), self.right(x)
 
     two = nndiag.check(TwoHeads(), torch.randn(16, 8), config=False).snapshot
-    assert not any(flow.bypassed(two, row) for row in two.layers)
+    assert not any(graph.bypassed(two, row) for row in two.layers)
 
 
 @pytest.mark.parametrize(

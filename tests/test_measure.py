@@ -504,7 +504,7 @@ def test_everything_crosses_from_the_device_in_one_transfer(monkeypatch):
     moves = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: moves.append(x.numel()) or cpu(x))
-    monkeypatch.setattr(layout, "is_here", lambda _: False)
+    monkeypatch.setattr(layout, "is_on_cpu", lambda _: False)
 
     meter = Meter()
     for k in range(5):
@@ -538,7 +538,7 @@ def test_what_spares_a_gpu_from_waiting_gives_the_same(tensor, unit, where):
     here = stats_of(tensor, axes), flat_of(tensor, flat, axes), directions_of(tensor, 0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "is_here", lambda _: False)
+        patch.setattr(layout, "is_on_cpu", lambda _: False)
         check_against_numpy(tensor, axes)
         there = stats_of(tensor, axes), flat_of(tensor, flat, axes), directions_of(tensor, 0)
 

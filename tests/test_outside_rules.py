@@ -43,19 +43,21 @@ RULE = nndiag.Rule(
 )
 
 
-def check(snapshot, limit):
+def check(snapshot, thresholds):
     for layer in snapshot.layers:
         size = max(abs(layer.output.min), abs(layer.output.max))
-        if size > limit.size:
+        if size > thresholds.size:
             yield RULE.finding(
-                layer, f"it reaches {size:.3g}", evidence={"size": size}, against=("size", limit)
+                layer, f"it reaches {size:.3g}", evidence={"size": size},
+                against=("size", thresholds),
             )
 '''
 GOOD = LOUD.replace("MY101", "MY102").replace("loud-layer", "other-layer")
 BROKEN = {
     "import_fails": ("import no_such_package", "ModuleNotFoundError: No module named"),
     "has_no_rule": ('"""A page."""', "it has no RULE = nndiag.Rule(...)"),
-    "has_no_check": (LOUD.partition("def check")[0], "it has no function check(snapshot, limit)"),
+    "has_no_check": (LOUD.partition("def check")[0],
+                     "it has no function check(snapshot, thresholds)"),
     "has_no_page": ("import nndiag" + LOUD.partition("import nndiag")[2],
                     "it has no docstring, which is the rule's page"),
     "takes_a_name": (GOOD.replace("other-layer", "dead-relu"),
@@ -211,7 +213,9 @@ class TestTheReportOfABrokenRule:
 
 
 def test_a_check_that_yields_something_else_crashes_alone(install):
-    install(loud_layer=LOUD.partition("def check")[0] + "def check(s, limit):\n    yield 'loud'\n")
+    install(
+        loud_layer=LOUD.partition("def check")[0] + "def check(s, thresholds):\n    yield 'loud'\n"
+    )
 
     [outcome] = [o for o in report().outcomes if o.status == "crashed"]
     assert (outcome.rule, outcome.reason) == (

@@ -244,13 +244,13 @@ class TestRaiseForFindings:
 class TestJudge:
     @pytest.fixture(autouse=True)
     def _a_rule_with_a_threshold(self, monkeypatch):
-        def check(snapshot, limit):
+        def check(snapshot, thresholds):
             for layer in snapshot.of_op("relu"):
                 share = layer.flat.closed / 4
-                if share >= limit.share:
+                if share >= thresholds.share:
                     yield Finding(
                         "dead-relu", "ND103", "warning", layer.name, "dead", {"share": share},
-                        limit.share,
+                        thresholds.share,
                     )  # fmt: skip
 
         monkeypatch.setattr(samples.RULES["dead-relu"], "check", check)

@@ -1,4 +1,4 @@
-"""The backward pass under a recorder; gradients that are not the model's are left alone."""
+"""The backward pass under a recorder, which leaves gradients of other tensors as they were."""
 
 from __future__ import annotations
 
@@ -17,49 +17,52 @@ __all__ = ["backward"]
 def backward(
     value: torch.Tensor,
     recorder: Recorder,
-    own: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter],
     first_function: int,
 ) -> Exception | None:
-    """What it raised, if it did.
+    """Run the backward; returns the exception that it raised, or None.
 
-    ``own``: the model's parameters. ``first_function``: the number of the first function of
+    ``parameters``: the model's parameters. ``first_function``: the number of the first function of
     autograd that is ours.
     """
     try:
-        with _foreign(value, own, first_function) as older, recorder.backward():
-            torch.autograd.backward(value, retain_graph=older)
-    except Exception as error:  # the forward was seen: the report can still say much, and this too
+        with (
+            _without_other_gradients(value, parameters, first_function) as has_foreign_part,
+            recorder.backward(),
+        ):
+            torch.autograd.backward(value, retain_graph=has_foreign_part)
+    except Exception as error:  # reported: the forward can still be judged
         return error
     return None
 
 
 @contextlib.contextmanager
-def _foreign(
-    value: torch.Tensor, own: Iterable[nn.Parameter], first_function: int
+def _without_other_gradients(
+    value: torch.Tensor, parameters: Iterable[nn.Parameter], first_function: int
 ) -> Iterator[bool]:
-    """Keep the gradients of tensors that are not the model's; is part of the graph not ours?
+    """Context that restores gradients of other tensors; yields whether the graph must be retained.
 
-    A loss may have parameters, a model may use a tensor that the caller's own graph made: that
-    graph has to stay usable.
+    A loss may have parameters of its own. And a model may use a tensor from a graph of the caller,
+    which has to stay usable.
     """
-    ours = {id(p) for p in own}
-    older = False
+    ours = {id(p) for p in parameters}
+    has_foreign_part = False
     with contextlib.ExitStack() as undo:
         for function in _graph(value):
             if type(function).__name__ != "AccumulateGrad":
-                older |= function._sequence_nr() < first_function
+                has_foreign_part |= function._sequence_nr() < first_function
             elif id(function.variable) not in ours:
                 undo.callback(setattr, function.variable, "grad", function.variable.grad)
                 function.variable.grad = None
-        yield older
+        yield has_foreign_part
 
 
 def _graph(value: torch.Tensor) -> Iterator[Any]:
-    todo: list[Any] = [value.grad_fn]
-    seen = {None}
-    while todo:
-        function = todo.pop()
-        if function not in seen:
-            seen.add(function)
+    queue: list[Any] = [value.grad_fn]
+    visited = {None}
+    while queue:
+        function = queue.pop()
+        if function not in visited:
+            visited.add(function)
             yield function
-            todo += [f for f, _ in function.next_functions]
+            queue += [f for f, _ in function.next_functions]

@@ -1,4 +1,4 @@
-"""Which torch calls are understood, under which one name, and how their arguments read."""
+"""Calls of torch functions: their canonical names, categories and arguments by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Call", "Options", "canonical", "options", "understood"]
 
 Options = dict[str, float]
 
-# Functions that take their arguments in another order than their namesake in torch.nn.functional.
+# Functions whose argument order differs from that of the same name in torch.nn.functional.
 _OWN_ORDER: dict[Any, tuple[str, ...]] = {
     operator.attrgetter(path.removeprefix("torch."))(torch): order
     for op in ops.OPS.values()
@@ -49,13 +49,13 @@ _NUMBERS = frozenset((type(None), bool, int, float, str))
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor):
-            found.append(value)
+            tensors.append(value)
         elif value.__class__ not in _NUMBERS:
-            found += tensors_in(value, depth=2)
-    return found
+            tensors += tensors_in(value, depth=2)
+    return tensors
 
 
 def _bound(
@@ -90,8 +90,8 @@ class Call:
         self.bound = _bound(op, func, args, kwargs)
         self.input: Any = self.bound.get("input")
 
-    def again(self, other: torch.Tensor) -> Any:
-        """The same call with another tensor in the place of its first argument."""
+    def repeat_with(self, other: torch.Tensor) -> Any:
+        """Make the same call with another tensor as its first argument."""
         if self.args:
             return self.func(other, *self.args[1:], **self.kwargs)
         name = next(iter(self.kwargs))
@@ -99,18 +99,18 @@ class Call:
 
 
 def options(call: Call) -> Options | None:
-    """The numbers that shape an activation; None where they are no plain numbers."""
-    found: Options = {}
+    """The numeric options of an activation; None if one of them is not a plain number."""
+    numbers: Options = {}
     for name in ops.named(call.op).options:
         value = call.bound.get(name)
         if value is None:
             continue
         if name == "approximate":
-            found["approximate_tanh"] = float(value == "tanh")
+            numbers["approximate_tanh"] = float(value == "tanh")
         elif call.op == "prelu" and isinstance(value, torch.Tensor):
-            found[name] = float(value.detach().float().mean())
+            numbers[name] = float(value.detach().float().mean())
         elif isinstance(value, (int, float)):
-            found[name] = float(value)
+            numbers[name] = float(value)
         else:
             return None
-    return found
+    return numbers

@@ -1,4 +1,4 @@
-"""One forward of a model under a recorder, and what is said if it raises."""
+"""One forward of a model under a recorder, and the error if it raises."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def forward(
     }
     for module in recorder.names:
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            # Its replicas would run in other threads, where nobody looks.
+            # Its replicas would run in other threads, which are not recorded.
             module.device_ids = module.device_ids[:1]
     try:
         with recorder.watching():
@@ -40,9 +40,9 @@ def forward(
 def _model_raised(
     error: Exception, model: nn.Module, batch: Batch, recorder: Recorder
 ) -> CaptureError | BatchError:
-    apart = _apart(model, batch)
-    if apart is not None:
-        return BatchError(apart)
+    mismatch = _device_mismatch(model, batch)
+    if mismatch is not None:
+        return BatchError(mismatch)
     leaves = {m for m in recorder.names if is_script(m) or not has_layers(m)}
     where = type(model).__name__
     if recorder.failed is not None and recorder.failed[0] is error:
@@ -58,16 +58,16 @@ def _model_raised(
     )
 
 
-def _apart(model: nn.Module, batch: Batch) -> str | None:
-    """The model and a tensor of the batch are on different devices: what to do about it."""
-    homes = {t.device for t in (*model.parameters(), *model.buffers())}
-    if len(homes) != 1:
+def _device_mismatch(model: nn.Module, batch: Batch) -> str | None:
+    """The message if the model and a tensor of the batch are on different devices; else None."""
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    if len(devices) != 1:
         return None
-    home = homes.pop()
+    device = devices.pop()
     for name, tensor in argument_names(batch, model).items():
-        if tensor.dim() > 0 and tensor.device != home:
+        if tensor.dim() > 0 and tensor.device != device:
             return (
-                f"the model is on {home} but {name} is on {tensor.device}. Move one of them: "
-                f"batch.to({str(home)!r}) or model.to({str(tensor.device)!r})."
+                f"the model is on {device} but {name} is on {tensor.device}. Move one of them: "
+                f"batch.to({str(device)!r}) or model.to({str(tensor.device)!r})."
             )
     return None

@@ -1,8 +1,8 @@
-"""What is looked at, and what is concluded, for each category of calls.
+"""For each category of calls a handler, which measures its inputs and outputs.
 
-A handler runs up to its ``yield`` before the call, when values that the call may overwrite are
-still there; it gets the call's result from the ``yield`` and says what became of it. It never makes
-the call itself: whatever goes wrong here, the model runs as it would without us.
+A handler runs up to its ``yield`` before the call, while values that the call may overwrite are
+still there. The ``yield`` returns the call's result. A handler never makes the call itself: if it
+fails, the model still runs as it would without nndiag.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nndiag.capture.lineage import (
 )
 from nndiag.capture.paths import Paths, measurable
 from nndiag.capture.rows import Row
-from nndiag.capture.weights import running, spatial
+from nndiag.capture.weights import running_statistics, spatial
 from nndiag.layout import Axes, Pending
 from nndiag.stats import Weight
 
@@ -41,15 +41,15 @@ __all__ = [
     "activation",
     "affine",
     "attention",
-    "hidden",
+    "inside_leaf",
     "join",
-    "kept",
+    "keeps_axes",
     "norm",
     "of_values",
     "recurrent",
     "reduce",
     "reshape",
-    "same",
+    "same_values",
     "softmax",
     "unknown",
     "view",
@@ -68,30 +68,30 @@ class Recording(Protocol):
     def row(self, op: str) -> Row:
         """The row of the layer that this call belongs to, or a new one."""
 
-    def entering(self, row: Row, tensor: torch.Tensor, axes: Axes) -> None:
+    def measure_input(self, row: Row, tensor: torch.Tensor, axes: Axes) -> None:
         """Measure what enters a layer."""
 
-    def flat(
+    def measure_flat(
         self, row: Row, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes
     ) -> None:
-        """Count what of it lies on flat parts of the activation."""
+        """Count the values on flat parts of the activation."""
 
-    def directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
-        """Measure how alike its samples are."""
+    def measure_directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
+        """Measure the mean cosine between its samples."""
 
-    def look_into(
+    def measure_optional(
         self, row: Row, what: str, look: Callable[[], tuple[Pending | None, str]]
     ) -> None:
-        """Numbers that a row can do without; or why they are not seen."""
+        """Add optional numbers to a row, or the reason why they could not be computed."""
 
     def weight_use(self, call: Call, x: torch.Tensor, weight: Any, bias: Any) -> Weight | None:
         """How a layer uses its weight."""
 
     def batches_tracked(self) -> float:
-        """How many batches the BatchNorm under way has seen; NaN: it does not say."""
+        """How many batches the running BatchNorm has counted; NaN if it does not count."""
 
     def finish(self, row: Row, result: Any, trails: list[Trail], axes: Axes, why: str) -> None:
-        """The call is over: trails for its outputs, numbers for its row."""
+        """After the call: set the trails of its outputs, and measure them for its row."""
 
 
 Handler = Callable[[Recording, Call], Generator[None, Any, None]]
@@ -100,7 +100,7 @@ Handler = Callable[[Recording, Call], Generator[None, Any, None]]
 def of_values(
     handler: Callable[[Recording, Call, Trail], Generator[None, Any, None]],
 ) -> Handler:
-    """A handler of calls on values whose trail is known; other calls only join or bend paths."""
+    """Decorator: handle calls whose input has a known trail; others go to :func:`join`."""
 
     @wraps(handler)
     def checked(rec: Recording, call: Call) -> Generator[None, Any, None]:
@@ -118,10 +118,10 @@ def activation(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
         return
     row = rec.row(call.op)
     row.options = shaping
-    rec.entering(row, z, trail.axes)
+    rec.measure_input(row, z, trail.axes)
     act = None if rec.only_inputs else activations.named(call.op, **shaping)
     if act is not None and act.flat and not z.is_complex():
-        rec.flat(row, z, act.flat, trail.axes)
+        rec.measure_flat(row, z, act.flat, trail.axes)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
     result = yield
@@ -134,7 +134,7 @@ def softmax(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, No
     row = rec.row(call.op)
     dim = call.bound.get("dim")
     dim = -1 if dim is None else dim
-    rec.look_into(row, "its rows", lambda: (opaque.one_hot_rows(call.op, z, dim), ""))
+    rec.measure_optional(row, "its rows", lambda: (opaque.one_hot_rows(call.op, z, dim), ""))
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
 
@@ -158,9 +158,9 @@ def affine(
     batch, samples = trail.axes.batch, trail.axes.samples
     if measurable(x):
         features = x.dim() - 1 - spatial(op)
-        rec.entering(row, x, Axes(features, batch, samples))
+        rec.measure_input(row, x, Axes(features, batch, samples))
         if not rec.only_inputs:
-            rec.directions(row, x, features)
+            rec.measure_directions(row, x, features)
     result = yield
     if op == "embedding_bag":
         batch, samples = 0, result.shape[0]
@@ -176,20 +176,21 @@ def norm(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]
         axes = axes._replace(unit=1)
     elif axes.unit is None and call.op in ("layer_norm", "rms_norm"):
         axes = axes._replace(unit=x.dim() - 1)
-    rec.entering(row, x, axes)
+    rec.measure_input(row, x, axes)
     if call.op == "batch_norm":
         training = bool(call.bound.get("training", False))
         row.options = {"training": float(training)}
         mean, variance = call.bound.get("running_mean"), call.bound.get("running_var")
         if not training and mean is not None and variance is not None:
-            memory = running(mean, variance, rec.batches_tracked())
-            rec.look_into(row, "its running statistics", lambda: (memory, ""))
+            statistics = running_statistics(mean, variance, rec.batches_tracked())
+            rec.measure_optional(row, "its running statistics", lambda: (statistics, ""))
     result = yield
     rec.finish(row, result, [trail], axes, "")
 
 
 @of_values
-def kept(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]:
+def keeps_axes(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]:
+    """Pooling, dropout and resizing: a layer whose output has the axes of its input."""
     x = call.input
     row = rec.row(call.op)
     before = x.dim()
@@ -211,10 +212,12 @@ def attention(rec: Recording, call: Call) -> Generator[None, Any, None]:
     trail = rec.paths.trail_of(query) or trails[0]
     axes = Axes(None, trail.axes.batch, trail.axes.samples)
     why = HEADS
-    rec.look_into(row, "its attention weights", lambda: opaque.attention_rows(call.op, call.bound))
+    rec.measure_optional(
+        row, "its attention weights", lambda: opaque.attention_rows(call.op, call.bound)
+    )
     if call.op == "multi_head_attention_forward":
         row.unseen.append("its projections run inside one call: their outputs are not seen")
-        axes, why = rec.paths.along(query, trail, 1, unit=query.dim() - 1), ""
+        axes, why = rec.paths.axes_along(query, trail, 1, unit=query.dim() - 1), ""
     result = yield
     rec.finish(row, result, trails, axes, why)
 
@@ -228,8 +231,8 @@ def recurrent(rec: Recording, call: Call) -> Generator[None, Any, None]:
     row = rec.row(call.op)
     axes = trail.axes._replace(unit=x.dim() - 1)
     if x.dim() == 3:
-        axes = rec.paths.along(x, trail, 0 if call.args[-1] else 1, unit=2)
-    rec.look_into(row, "its gates", lambda: opaque.gates(call.op, call.args))
+        axes = rec.paths.axes_along(x, trail, 0 if call.args[-1] else 1, unit=2)
+    rec.measure_optional(row, "its gates", lambda: opaque.gates(call.op, call.args))
     result = yield
     rec.finish(row, result, [trail], axes, "")
     for state in list(tensors_in(result))[1:]:  # (layers, samples, units)
@@ -239,6 +242,7 @@ def recurrent(rec: Recording, call: Call) -> Generator[None, Any, None]:
 
 
 def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    """Arithmetic and concatenation: no layer, but a node where paths of values join."""
     paths = rec.paths
     tensors = call.tensors
     if call.op == "matmul" and len(tensors) == 2 and tensors[1].dim() == 2:
@@ -250,7 +254,7 @@ def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
     result = yield
     outputs = tensors[:1] if call.op == "setitem" else list(tensors_in(result))
     if not parents:
-        paths.derive(outputs, tensors)
+        paths.record_weight_source(outputs, tensors)
         return
     nodes = list(dict.fromkeys(trail.node for trail, _ in parents))
     factors = [name for x in tensors if paths.trails[x] is None and (name := paths.parameter(x))]
@@ -259,7 +263,7 @@ def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
     for out in outputs:
         axes = _joined_axes(call, parents, out)
         why = "" if axes.unit is not None else next(iter(_reasons(parents)), UNKNOWN)
-        if len(parents) == 1 and moved:  # only shifted or scaled by a constant: looked through
+        if len(parents) == 1 and moved:  # only shifted or scaled by a constant: no node
             paths.trails[out] = Trail(nodes[0], axes, why)
             continue
         # A product with a parameter is a learned scale (LayerScale, ReZero), not a gate.
@@ -294,7 +298,8 @@ def _joined_axes(call: Call, parents: list[tuple[Trail, torch.Size]], out: torch
     return Axes(None, None, samples)
 
 
-def same(rec: Recording, call: Call) -> Generator[None, Any, None]:
+def same_values(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    """Copies, casts and moves to another device: the result keeps the trail."""
     paths = rec.paths
     x = call.input
     result = yield
@@ -304,7 +309,7 @@ def same(rec: Recording, call: Call) -> Generator[None, Any, None]:
     if trail is not None and result.shape == x.shape:
         paths.trails[result] = trail
     elif trail is None:
-        paths.derive([result], [x])
+        paths.record_weight_source([result], [x])
 
 
 def reshape(rec: Recording, call: Call) -> Generator[None, Any, None]:
@@ -313,9 +318,9 @@ def reshape(rec: Recording, call: Call) -> Generator[None, Any, None]:
     before, trail = x.shape, paths.trail_of(x)
     result = yield
     if trail is None:
-        paths.derive([result], [x])
+        paths.record_weight_source([result], [x])
     elif result.dtype != x.dtype:
-        paths.give(result, "?view", [trail])
+        paths.give_unknown_trail(result, "?view", [trail])
     else:
         paths.trails[result] = reshaped(trail, before, result.shape)
 
@@ -327,12 +332,12 @@ def view(rec: Recording, call: Call) -> Generator[None, Any, None]:
     result = yield
     outputs = list(tensors_in(result))
     if trail is None:
-        paths.derive(outputs, [x])
+        paths.record_weight_source(outputs, [x])
         return
     lost = Trail(trail.node, Axes(None, None, trail.axes.samples), UNKNOWN)
     try:
-        trails = viewed(trail, before, call.again)
-    except Exception:  # a call that meta tensors cannot follow: the lineage just ends
+        trails = viewed(trail, before, call.repeat_with)
+    except Exception:  # the call fails on meta tensors: the axes are lost
         trails = []
     if len(trails) != len(outputs):
         trails = [lost] * len(outputs)
@@ -343,7 +348,7 @@ def view(rec: Recording, call: Call) -> Generator[None, Any, None]:
 def _repeated(
     rec: Recording, call: Call, trail: Trail, before: torch.Size, out: torch.Tensor
 ) -> Trail:
-    """One sample (of the batch) expanded to as many as there are: its copies are the samples."""
+    """The trail after one sample was expanded to the whole batch: its copies are the samples."""
     at, own = rec.paths.axis, rec.paths.axis - (out.dim() - len(before))
     if (
         call.op in ("expand", "expand_as", "broadcast_to")
@@ -362,7 +367,7 @@ def reduce(rec: Recording, call: Call) -> Generator[None, Any, None]:
     before, trail = x.shape, paths.trail_of(x)
     result = yield
     if trail is None:
-        paths.derive([result], [x])
+        paths.record_weight_source([result], [x])
         return
     dim, keepdim = call.bound.get("dim"), bool(call.bound.get("keepdim", False))
     moved = reduced(trail, before, dim, keepdim)
@@ -375,18 +380,18 @@ def unknown(rec: Recording, call: Call) -> Generator[None, Any, None]:
     result = yield
     outputs = [x for x in tensors_in(result, depth=3) if paths.trails[x] is None]
     if not parents:
-        paths.derive(outputs, call.tensors)
+        paths.record_weight_source(outputs, call.tensors)
         return
     for out in outputs:
-        paths.give(out, f"?{call.op}", parents)
+        paths.give_unknown_trail(out, f"?{call.op}", parents)
 
 
-def hidden(rec: Recording, call: Call) -> Generator[None, Any, None]:
-    """A call inside a layer of torch's own: only what is made of parameters is remembered."""
+def inside_leaf(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    """A call inside a torch.nn layer: only tensors computed from parameters are recorded."""
     paths = rec.paths
     result = yield
     if all(paths.trails[x] is None for x in call.tensors):
-        paths.derive(list(tensors_in(result, depth=3)), call.tensors)
+        paths.record_weight_source(list(tensors_in(result, depth=3)), call.tensors)
 
 
 HANDLERS: Mapping[str, Handler] = {
@@ -395,13 +400,13 @@ HANDLERS: Mapping[str, Handler] = {
     "weighted": weighted,
     "norm": norm,
     "embedding": weighted,
-    "pool": kept,
-    "dropout": kept,
-    "resize": kept,
+    "pool": keeps_axes,
+    "dropout": keeps_axes,
+    "resize": keeps_axes,
     "attention": attention,
     "recurrent": recurrent,
     "join": join,
-    "same": same,
+    "same": same_values,
     "reshape": reshape,
     "view": view,
     "reduce": reduce,
@@ -410,7 +415,7 @@ HANDLERS: Mapping[str, Handler] = {
     "": unknown,
 }
 
-# Calls that make no activation out of another: not worth a second look.
+# Calls that compute no activation: they are not handled at all.
 QUIET = frozenset(
     ("size", "dim", "shape", "dtype", "device", "numel", "stride", "is_contiguous", "requires_grad",
      "grad_fn", "grad", "is_cuda", "is_nested", "ndim", "ndimension", "item", "tolist", "len",

@@ -1,8 +1,8 @@
 """Which axis of a tensor runs over units and which over samples, followed through a forward.
 
-The unit axis follows the tensor, not its rank: after ``linear`` it is the last axis, after a
-convolution axis 1; permuting and squeezing carry it along; a reshape that merges or splits it
-ends the lineage, with the reason.
+The unit axis belongs to the tensor, not to its rank: after ``linear`` it is the last axis, after a
+convolution axis 1. Permuting and squeezing move it. A reshape that merges or splits it loses it;
+the trail then says why.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ Value = TypeVar("Value")
 
 
 class TensorMap(Generic[Value]):
-    """Something about each of many live tensors. Holds none of them alive.
+    """A value for each of many tensors, without keeping the tensors alive.
 
-    Torch's own WeakTensorKeyDictionary does the same, but a lookup in it runs through Python code.
+    Torch's own WeakTensorKeyDictionary does the same, but its lookup is slow Python code.
     """
 
     def __init__(self) -> None:
@@ -61,29 +61,28 @@ class TensorMap(Generic[Value]):
 
     def get(self, tensor: torch.Tensor) -> Value | None:
         known = self._known.get(id(tensor))
-        # Another tensor may live where one died.
+        # A new tensor may have the id of a dead one.
         return known[1] if known is not None and known[0]() is tensor else None
 
     def __setitem__(self, tensor: torch.Tensor, value: Value) -> None:
         self._known[id(tensor)] = weakref.ref(tensor), value
 
 
-# Where autograd's nodes keep the trails of the tensors they made.
+# The key under which autograd's nodes keep the trails of their outputs.
 _KEY = "nndiag.trail"
 
 
 class Trails:
-    """Trails of live tensors. Holds none of them alive.
+    """Trails of tensors, without keeping the tensors alive.
 
-    A tensor is found by itself; one that came about behind our back (in a custom autograd
-    function, in TorchScript, as the stand-in that a backward hook makes) by what autograd knows
-    of its origin.
+    A tensor that no recorded call made (in a custom autograd function, in TorchScript, or as the
+    copy that a backward hook makes) is found by :meth:`origin`, from autograd's graph.
     """
 
     def __init__(self) -> None:
-        self._first = next_function()
+        self._first_function = next_function()
         self._trails: TensorMap[Trail] = TensorMap()
-        # What was found out about the values of a tensor, and about which version of them.
+        # Per tensor: the version of its values, and notes on them.
         self._notes: TensorMap[tuple[int, dict[Any, Any]]] = TensorMap()
 
     def __getitem__(self, tensor: torch.Tensor) -> Trail | None:
@@ -93,24 +92,24 @@ class Trails:
         self._trails[tensor] = trail
         function: Any = tensor.grad_fn
         if function is not None:
-            function.metadata[_KEY, tensor.output_nr] = trail, _place(tensor)
+            function.metadata[_KEY, tensor.output_nr] = trail, _memory_layout(tensor)
 
     def origin(self, tensor: torch.Tensor) -> tuple[Trail | None, list[Trail]]:
-        """From autograd's graph: the trail of the tensor it only stands in for, and its sources."""
+        """From autograd's graph: the trail of the tensor it is a copy of, if any; its sources."""
         sources: dict[Trail, None] = {}
-        here = _place(tensor)
-        todo: list[tuple[Any, int]] = [(tensor.grad_fn, tensor.output_nr)]
-        seen: set[tuple[Any, int]] = {(None, 0)}
-        while todo:
-            function, number = todo.pop()
-            if (function, number) in seen:
+        here = _memory_layout(tensor)
+        queue: list[tuple[Any, int]] = [(tensor.grad_fn, tensor.output_nr)]
+        visited: set[tuple[Any, int]] = {(None, 0)}
+        while queue:
+            function, number = queue.pop()
+            if (function, number) in visited:
                 continue
-            seen.add((function, number))
-            if function._sequence_nr() < self._first:  # of a graph that the caller holds
+            visited.add((function, number))
+            if function._sequence_nr() < self._first_function:  # of the caller's graph
                 continue
             trail, place = function.metadata.get((_KEY, number), (None, None))
             if trail is None:
-                todo += function.next_functions
+                queue += function.next_functions
             elif here is not None and place == here:
                 return trail, [trail]
             else:
@@ -118,9 +117,9 @@ class Trails:
         return None, list(sources)
 
     def notes(self, tensor: torch.Tensor) -> dict[Any, Any]:
-        """A notebook on the tensor's present values; empty again once they change.
+        """A dictionary for facts about the tensor's present values; emptied when they change.
 
-        Views of one tensor (:func:`whole`) may share that one's.
+        For a view, use that of the :func:`whole` tensor.
         """
         notes = self._notes.get(tensor)
         now = version(tensor)
@@ -156,9 +155,9 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def arrangement(tensor: torch.Tensor, axes: Axes) -> tuple[Hashable, ...]:
-    """What two views of a tensor share if they are the same values, as far as ``axes`` tell.
+    """A key that is equal for two views of a tensor with the same values in the same axes.
 
-    A view that merges or splits axes other than the units' is.
+    Merging or splitting axes other than the units' does not change it.
     """
     if tensor.layout != torch.strided:
         return axes
@@ -170,7 +169,7 @@ def arrangement(tensor: torch.Tensor, axes: Axes) -> tuple[Hashable, ...]:
     return offset, tensor.numel(), units, after, axes.batch, axes.samples
 
 
-def _place(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]] | None:
+def _memory_layout(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]] | None:
     try:
         return tensor.data_ptr(), tensor.shape, tensor.stride()
     except RuntimeError:  # sparse, nested, or of a functional transform
@@ -262,10 +261,10 @@ _UNIT, _BATCH = 1_009, 1_000_003
 
 
 def viewed(trail: Trail, shape: torch.Size, call: Callable[[torch.Tensor], Any]) -> list[Trail]:
-    """Trails of a view's outputs, found by doing the same to a token tensor.
+    """Trails of a view's outputs, found by making the same call on a token tensor.
 
-    The token lives on the meta device and costs nothing: its strides tell the unit axis, the
-    batch axis and all others (0) apart, and a view only moves strides about.
+    The token is on the meta device and costs nothing. Its strides mark the unit axis and the batch
+    axis (all others are 0), and a view only rearranges strides.
     """
     axes = trail.axes
     strides = [0] * len(shape)
@@ -274,10 +273,10 @@ def viewed(trail: Trail, shape: torch.Size, call: Callable[[torch.Tensor], Any])
     if axes.batch is not None:
         strides[axes.batch] = _BATCH
     token = torch.empty_strided(tuple(shape), strides, device="meta")
-    made = call(token)
+    result = call(token)
     why = trail.why_no_units if axes.unit is None else RESHAPED
     trails = []
-    for output in made if isinstance(made, (tuple, list)) else [made]:
+    for output in result if isinstance(result, (tuple, list)) else [result]:
         unit = batch = None
         if output._base is not None or output is token:
             unit = _axis(output, _UNIT)
@@ -301,12 +300,12 @@ def reduced(trail: Trail, shape: torch.Size, dims: Any, keepdim: bool) -> Trail:
     """Axes after a mean over ``dims``."""
     if dims is None:
         return trail._replace(axes=Axes(None, None, trail.axes.samples))
-    gone = {d % len(shape) for d in (dims if isinstance(dims, (tuple, list)) else [dims])}
+    removed = {d % len(shape) for d in (dims if isinstance(dims, (tuple, list)) else [dims])}
 
     def moved(axis: int | None) -> int | None:
-        if axis is None or axis in gone:
+        if axis is None or axis in removed:
             return None
-        return axis if keepdim else axis - sum(d < axis for d in gone)
+        return axis if keepdim else axis - sum(d < axis for d in removed)
 
     axes = Axes(moved(trail.axes.unit), moved(trail.axes.batch), trail.axes.samples)
     return trail._replace(axes=axes)

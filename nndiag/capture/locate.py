@@ -1,4 +1,4 @@
-"""Where in the user's source a call was made."""
+"""The place in the user's source where a call was made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Kind", "location", "raised_at"]
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PACKAGE = os.path.dirname(_HERE.rstrip(os.sep)) + os.sep
-# Where a check enters the model: what lies above did not call the layer.
+# Where a check enters the model: frames above these did not call the layer.
 _ENTRIES = (_HERE + "watch.py", _PACKAGE + "api.py")
 # Not the whole package: its demo holds models of its own.
 _OURS = (_HERE, _PACKAGE + "batch.py", _PACKAGE + "measure.py", _PACKAGE + "fixes" + os.sep)
@@ -23,7 +23,7 @@ _OURS = (_HERE, _PACKAGE + "batch.py", _PACKAGE + "measure.py", _PACKAGE + "fixe
 
 Kind = Literal["entry", "skip", "user"]
 
-# By identity, and keeping the code: to hash a code object costs more than all else here.
+# By id, since hashing a code object is slow; the value keeps the code alive.
 _kinds: dict[int, tuple[CodeType, Kind]] = {}
 
 
@@ -62,13 +62,13 @@ def location() -> str | None:
 
 def raised_at(error: BaseException) -> str | None:
     """``file:line`` of the innermost of the user's frames that an exception came through."""
-    found, trace = None, error.__traceback__
+    place, trace = None, error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
         if _kind(code) == "user":
-            found = f"{_relative(code.co_filename, os.getcwd())}:{trace.tb_lineno}"
+            place = f"{_relative(code.co_filename, os.getcwd())}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return found
+    return place
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""What kind of module one is: a layer of torch's own, a scope, a script, one call spelled out."""
+"""Kinds of modules: torch.nn layers, modules that hold others, scripts, composed layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from nndiag.capture.calls import Call, understood
 
-__all__ = ["as_one_call", "has_layers", "is_script", "is_spelled_out", "is_torch_leaf"]
+__all__ = ["as_one_call", "counts_as_one_call", "has_layers", "is_script", "is_torch_leaf"]
 
 
 def is_script(module: nn.Module) -> bool:
@@ -23,25 +23,23 @@ def has_layers(module: nn.Module) -> bool:
     return any(m is not None and n != "parametrizations" for n, m in module._modules.items())
 
 
-# Modules of torch.nn that call other modules, or have no forward of their class's own (compiled
-# ones): scopes, not leaves.
+# Files of torch.nn whose modules call other modules or have no forward of their own: not leaves.
 _SCOPES = ("container", "transformer", "adaptive", "module")
 
 
 def is_torch_leaf(module: nn.Module) -> bool:
-    """One of torch.nn's own layers with its own forward: one row, its inside belongs to it."""
+    """Whether a module runs the forward of a torch.nn layer: it is one row with all its calls."""
     kind: Any = type(module)  # mypy does not take a class of modules for hashable
     return not is_script(module) and _has_torchs_forward(kind)
 
 
-def is_spelled_out(module: nn.Module) -> bool:
-    """A layer that is made of other calls, such as a tanh, and is taken for one call.
+def counts_as_one_call(module: nn.Module) -> bool:
+    """Whether a layer that makes several calls, such as a tanh, is judged as one call.
 
-    What happens to that tanh says nothing about the layer. Either the module says itself which
-    call it amounts to: its method ``as_torch_call`` takes the positional arguments of ``forward``
-    and returns a function of torch with its arguments, as in ``nndiag.fixes``. Or it is a GELU.
-    Only this family is known by name, as its members hardly differ, while anything may be called a
-    ReLU.
+    What happens to that tanh says nothing about the layer. The module may say which call it equals:
+    its method ``as_torch_call`` takes the positional arguments of ``forward`` and returns a
+    function of torch with its arguments, as in ``nndiag.fixes``. Or it is a GELU, the only family
+    known by name: all GELUs are nearly the same function, but any module may be called a ReLU.
     """
     return hasattr(type(module), "as_torch_call") or (
         _GELU.fullmatch(type(module).__name__) is not None
@@ -64,7 +62,7 @@ def as_one_call(module: Any, args: tuple[Any, ...]) -> Call:
 
 @functools.lru_cache(maxsize=1024)
 def _has_torchs_forward(kind: type) -> bool:
-    home = getattr(getattr(kind, "forward", None), "__module__", "") or ""
-    if not home.startswith(("torch.nn.modules.", "torch.ao.nn.")):
+    module = getattr(getattr(kind, "forward", None), "__module__", "") or ""
+    if not module.startswith(("torch.nn.modules.", "torch.ao.nn.")):
         return False
-    return home.rpartition(".")[2] not in _SCOPES
+    return module.rpartition(".")[2] not in _SCOPES

@@ -1,4 +1,4 @@
-"""What fused calls hide, recomputed from what goes in and comes out of them.
+"""Values inside fused calls, recomputed from the inputs of the call.
 
 Attention weights inside a fused kernel are recomputed for a sample of query rows; the gates of
 LSTM, GRU and RNN for a sample of sequences. Neither touches the model or its random generators.
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nndiag import activations, ops
-from nndiag.layout import Pending, readable, spread, wide
+from nndiag.layout import Pending, as_double, readable, sample_positions
 
 __all__ = [
     "HEADS",
@@ -40,20 +40,20 @@ SEQUENCES = 32
 
 @torch.no_grad()
 def one_hot_rows(op: str, scores: torch.Tensor, dim: int) -> Pending:
-    """Of the softmax rows over ``dim`` with at least two visible entries: how many are one-hot."""
+    """How many softmax rows over ``dim`` have at least two visible entries, and are one-hot."""
     moved = readable(scores).movedim(dim, -1)
     return _count_rows(-moved if op == "softmin" else moved)
 
 
 def _count_rows(scores: torch.Tensor, visible: torch.Tensor | None = None) -> Pending:
-    """``visible``: where that is known; else it is read off the scores, as far as they tell."""
+    """``visible``: which entries are not masked; None takes scores above ``MASKED``."""
     if visible is None:
         visible = scores > MASKED
     visible = visible & torch.isfinite(scores)
     judged = visible.sum(-1) >= 2
     top = scores.masked_fill(~visible, -math.inf).softmax(-1).nan_to_num(0.0).amax(-1)
     counts = torch.stack([judged.sum(), (judged & (top > ONE_HOT)).sum()])
-    return Pending(wide(counts), _read_rows)
+    return Pending(as_double(counts), _read_rows)
 
 
 def _read_rows(values: np.ndarray) -> dict[str, float]:
@@ -62,31 +62,31 @@ def _read_rows(values: np.ndarray) -> dict[str, float]:
 
 @torch.no_grad()
 def attention_rows(op: str, bound: Mapping[str, Any]) -> tuple[Pending | None, str]:
-    """Rows of the attention weights for a fixed sample of queries; or why they are not known."""
+    """Counts of attention rows, for a fixed sample of queries; or why they are not known."""
     query, key = bound["input"], bound["key"]
     if query.is_nested or key.is_nested:
         return None, "its attention weights: nested tensors are not looked into"
     with torch.autocast(query.device.type, enabled=False):
         if op == "scaled_dot_product_attention":
-            return _fused(query, key, bound), ""
+            return _fused_rows(query, key, bound), ""
         if bound.get("bias_k") is not None or bound.get("add_zero_attn"):
             return None, "its attention weights: keys are added inside the call"
-        return _multi_head(query, key, bound), ""
+        return _multi_head_rows(query, key, bound), ""
 
 
-def _fused(query: torch.Tensor, key: torch.Tensor, bound: Mapping[str, Any]) -> Pending:
+def _fused_rows(query: torch.Tensor, key: torch.Tensor, bound: Mapping[str, Any]) -> Pending:
     if query.dim() > 3 and key.shape[-3] != query.shape[-3]:  # grouped queries share a key's head
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     lead = np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
     query, key = query.expand(*lead, -1, -1), key.expand(*lead, -1, -1)
     mask = bound.get("attn_mask")
     if mask is not None and mask.dtype == torch.bool:  # True means visible
-        mask = _hiding(~mask)
+        mask = _additive_mask(~mask)
     causal = bool(bound.get("is_causal", False))
-    return _sampled(query, key, mask, causal, bound.get("scale"))
+    return _sampled_rows(query, key, mask, causal, bound.get("scale"))
 
 
-def _multi_head(query: torch.Tensor, key: torch.Tensor, bound: Mapping[str, Any]) -> Pending:
+def _multi_head_rows(query: torch.Tensor, key: torch.Tensor, bound: Mapping[str, Any]) -> Pending:
     mask, padding = bound.get("attn_mask"), bound.get("key_padding_mask")
     if query.dim() == 2:  # unbatched
         query, key = query.unsqueeze(1), key.unsqueeze(1)
@@ -100,15 +100,15 @@ def _multi_head(query: torch.Tensor, key: torch.Tensor, bound: Mapping[str, Any]
     bq, bk = (None, None) if bias is None else bias.chunk(3)[:2]
     q = _heads(F.linear(query.to(wq.dtype), wq, bq), heads)
     k = _heads(F.linear(key.to(wk.dtype), wk, bk), heads)
-    total = None
+    combined = None
     if mask is not None:
-        total = _hiding(mask) if mask.dtype == torch.bool else mask  # True means hidden
+        combined = _additive_mask(mask) if mask.dtype == torch.bool else mask  # True means hidden
         if mask.dim() == 3:
-            total = total.reshape(*q.shape[:2], *mask.shape[1:])
+            combined = combined.reshape(*q.shape[:2], *mask.shape[1:])
     if padding is not None:
-        extra = _hiding(padding) if padding.dtype == torch.bool else padding
-        total = extra[:, None, None] if total is None else total + extra[:, None, None]
-    return _sampled(q, k, total, False, None)
+        extra = _additive_mask(padding) if padding.dtype == torch.bool else padding
+        combined = extra[:, None, None] if combined is None else combined + extra[:, None, None]
+    return _sampled_rows(q, k, combined, False, None)
 
 
 def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -116,20 +116,20 @@ def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.reshape(*x.shape[:2], heads, -1).permute(1, 2, 0, 3)
 
 
-def _hiding(hidden: torch.Tensor) -> torch.Tensor:
+def _additive_mask(hidden: torch.Tensor) -> torch.Tensor:
     return torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device).masked_fill_(
         hidden, -math.inf
     )
 
 
-def _sampled(
+def _sampled_rows(
     query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: Any
 ) -> Pending:
     q, k = query.detach().float(), key.detach().float()
     length, source = q.shape[-2], k.shape[-2]
     lead = q.shape[:-2]
-    heads = spread((math.prod(lead),), HEADS, q.device)[0]
-    rows = spread((length,), ROWS, q.device)[0]
+    heads = sample_positions((math.prod(lead),), HEADS, q.device)[0]
+    rows = sample_positions((length,), ROWS, q.device)[0]
     q = q.reshape(-1, *q.shape[-2:])[heads][:, rows]
     k = k.reshape(-1, *k.shape[-2:])[heads]
     scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else float(scale))
@@ -159,34 +159,34 @@ def gates(op: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
             x, hidden, *own = args
             h = hidden[0] if isinstance(hidden, (tuple, list)) else hidden
             return _saturated(kind, [_pre_activations(kind, x, h, own)]), ""
-        return _layers(kind, args)
+        return _layer_gates(kind, args)
 
 
-def _layers(kind: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
+def _layer_gates(kind: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
     x, hx, weights, has_bias, layers, dropout, train, bidirectional, *rest = args
     if not rest or x.dim() != 3:  # then the arguments are others, too
         return None, "its gates are not recomputed for packed sequences"
-    per = 4 if has_bias else 2
+    per_direction = 4 if has_bias else 2
     directions = 2 if bidirectional else 1
-    if len(weights) != per * layers * directions:
+    if len(weights) != per_direction * layers * directions:
         return None, "its gates are not recomputed for an LSTM with projections"
     batch = 0 if rest[0] else 1
-    picked = spread((x.shape[batch],), SEQUENCES, x.device)[0]
-    own = [w.detach() for w in weights]
-    x = x.detach().to(own[0].dtype).index_select(batch, picked)
+    picked = sample_positions((x.shape[batch],), SEQUENCES, x.device)[0]
+    flat_weights = [w.detach() for w in weights]
+    x = x.detach().to(flat_weights[0].dtype).index_select(batch, picked)
     states = [
-        s.detach().to(own[0].dtype).index_select(1, picked)
+        s.detach().to(flat_weights[0].dtype).index_select(1, picked)
         for s in (hx if isinstance(hx, (tuple, list)) else [hx])
     ]
     kernel = getattr(torch._VF, kind)
-    found = []
+    pre_activations = []
     for layer in range(layers):
         first = layer * directions
-        mine = own[first * per : (first + directions) * per]
+        layer_weights = flat_weights[first * per_direction : (first + directions) * per_direction]
         start = tuple(s[first : first + directions].contiguous() for s in states)
         hidden = start if kind == "lstm" else start[0]
         settings = (has_bias, 1, 0.0, False, bidirectional, bool(rest[0]))
-        out = kernel(x, hidden, mine, *settings)[0]
+        out = kernel(x, hidden, layer_weights, *settings)[0]
         for d, h in enumerate(out.chunk(directions, -1)):
             steps = h.shape[1 - batch]
             if d == 0:
@@ -194,11 +194,15 @@ def _layers(kind: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
             else:  # runs from the end
                 parts = [h.narrow(1 - batch, 1, steps - 1), start[0][d].unsqueeze(1 - batch)]
             before = torch.cat(parts, 1 - batch)
-            found.append(_pre_activations(kind, x, before, mine[d * per : (d + 1) * per]))
+            pre_activations.append(
+                _pre_activations(
+                    kind, x, before, layer_weights[d * per_direction : (d + 1) * per_direction]
+                )
+            )
         x = out
     dropped = layers > 1 and dropout and train
     why = "its gates beyond the first layer are recomputed without the dropout between layers"
-    return _saturated(kind, found), why if dropped else ""
+    return _saturated(kind, pre_activations), why if dropped else ""
 
 
 def _pre_activations(
@@ -219,14 +223,14 @@ def _pre_activations(
     return [a + b]
 
 
-def _saturated(kind: str, found: list[list[torch.Tensor]]) -> Pending:
+def _saturated(kind: str, pre_activations: list[list[torch.Tensor]]) -> Pending:
     parts, labels = [], ops.named(kind).gates
-    for label, *pre in zip(labels, *found, strict=True):
+    for label, *values in zip(labels, *pre_activations, strict=True):
         act = activations.named("tanh" if label in ("candidate", "hidden") else "sigmoid")
         assert act is not None
-        limit = act.flat[1][0]
-        parts.append(torch.stack([(z.abs() > limit).sum() for z in pre]).sum())
-    sizes = [sum(z[k].numel() for z in found) for k in range(len(parts))]
+        edge = act.flat[1][0]
+        parts.append(torch.stack([(z.abs() > edge).sum() for z in values]).sum())
+    sizes = [sum(z[k].numel() for z in pre_activations) for k in range(len(parts))]
 
     def read(values: np.ndarray) -> dict[str, float]:
         facts = {
@@ -238,4 +242,4 @@ def _saturated(kind: str, found: list[list[torch.Tensor]]) -> Pending:
             facts[f"{label}_count"] = float(size)
         return facts
 
-    return Pending(wide(torch.stack(parts)), read)
+    return Pending(as_double(torch.stack(parts)), read)

@@ -1,4 +1,4 @@
-"""Parameters and their gradients as plain data, and which units are copies of one another."""
+"""Parameters and their gradients as plain data, and which units are equal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from nndiag.layout import Pending, readable, wide
+from nndiag.layout import Pending, as_double, readable
 from nndiag.measure import Meter, is_small
 from nndiag.stats import Layer, Parameter, Weight, merge_parts
 
 __all__ = ["MOST_COMPARED", "measure_parameters"]
 
-# Comparing rows of a weight sorts them: beyond this size it would dominate a check.
+# In values. Rows are compared by sorting; of larger weights that would take most of a check.
 MOST_COMPARED = 30_000_000
 
 _ROW_FACTS = ("duplicate_units", "duplicate_kept", "zero_units", "one_sign_rows", "graded_rows")
@@ -40,7 +40,7 @@ def measure_parameters(
         weight = use.get(name)
         bias = None if weight is None or weight.bias is None else named.get(weight.bias)
         try:
-            parts = _parts(meter, p, weight, bias, value=name not in known)
+            parts = _start_measuring(meter, p, weight, bias, value=name not in known)
         except Exception as error:  # a subclass of Tensor that knows no arithmetic
             failure = f"nndiag could not measure it ({type(error).__name__}: {error})"
             not_observed[f"{name}: {failure}"] = None
@@ -48,12 +48,12 @@ def measure_parameters(
         places.update({(name, what): place for what, place in parts.items()})
     results = meter.collect()
     numbers = {key: results[place] for key, place in places.items()}
-    found = dict(known)
+    parameters = dict(known)
     for name, p in named.items():
         value = known[name].value if name in known else numbers.get((name, "value"))
         if value is None:
             continue
-        here = Parameter(
+        current = Parameter(
             name=name,
             shape=tuple(p.shape),
             dtype=str(p.dtype).removeprefix("torch."),
@@ -62,11 +62,13 @@ def measure_parameters(
             grad=numbers.get((name, "gradient")),
             **numbers.get((name, "rows"), {}),
         )
-        found[name] = _merged(known[name], here, samples - most) if name in known else here
-    return found
+        parameters[name] = (
+            _merged(known[name], current, samples - most) if name in known else current
+        )
+    return parameters
 
 
-def _parts(
+def _start_measuring(
     meter: Meter,
     p: nn.Parameter,
     weight: Weight | None,
@@ -85,20 +87,21 @@ def _parts(
     return parts
 
 
-def _merged(known: Parameter, here: Parameter, larger: int) -> Parameter:
-    """``larger``: by how many samples this batch is larger than any before.
+def _merged(known: Parameter, current: Parameter, larger: int) -> Parameter:
+    """Merge a parameter with its earlier batches.
 
-    The signs of a gradient are counted over the largest batches alone: the fewer samples, the
-    likelier it is that all agree, and a last batch of one sample would weigh like a full one.
+    ``larger``: by how many samples this batch is larger than any before. The signs of a gradient
+    are counted over the largest batches only: with few samples all signs agree by chance, and a
+    last batch of one sample would count like a full one.
     """
     counts = {}
     for name in ("one_sign_rows", "graded_rows"):
-        before, now = getattr(known, name), getattr(here, name)
+        before, now = getattr(known, name), getattr(current, name)
         counts[name] = now if larger > 0 else before if larger < 0 else before + now
     return dataclasses.replace(
         known,
-        grad=merge_parts(known.grad, here.grad) or known.grad or here.grad,
-        duplicate_kept=min(known.duplicate_kept, here.duplicate_kept),
+        grad=merge_parts(known.grad, current.grad) or known.grad or current.grad,
+        duplicate_kept=min(known.duplicate_kept, current.duplicate_kept),
         **counts,
     )
 
@@ -107,7 +110,7 @@ def _merged(known: Parameter, here: Parameter, larger: int) -> Parameter:
 def _compare_rows(
     meter: Meter, p: torch.Tensor, grad: torch.Tensor | None, axis: int, bias: torch.Tensor | None
 ) -> int:
-    """Which units (rows) of a weight are equal, and what their gradients look like."""
+    """The index of the facts about a weight's units (rows): equal ones, signs of gradients."""
     parts = [_rows(p, axis)]
     if bias is not None and bias.numel() == len(parts[0]):
         parts.append(_rows(bias, 0).to(parts[0].dtype))
@@ -122,9 +125,11 @@ def _compare_rows(
         return _compared(rows, rest[0] if rest else None, grads)
 
     if not is_small(len(parts[0]) * sum(widths), parts[0].device):
-        return meter.apart(compare(*(part[None] for part in parts)))
+        return meter.add_measured(compare(*(part[None] for part in parts)))
     kind = ("rows", graded, *widths)
-    return meter.together(torch.cat(parts, 1), kind, lambda v: compare(*torch.split(v, widths, 2)))
+    return meter.measure_small(
+        torch.cat(parts, 1), kind, lambda v: compare(*torch.split(v, widths, 2))
+    )
 
 
 def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor | None) -> Pending:
@@ -146,48 +151,63 @@ def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor
         first = (grads @ direction[:-1]).argsort(dim=1)
         order = first.gather(1, key.gather(1, first).argsort(dim=1, stable=True))
     sorted_key = key.gather(1, order)
-    # Equal rows may differ in the last bits of their projections; others seldom differ so little.
-    near = sorted_key.diff(dim=1) <= 1e-5 * key.abs().amax(1, keepdim=True)
-    if rows.device.type != "cpu":  # asking which would make it wait: all of them
-        near = torch.ones_like(near)
-        at, here = (torch.arange(n, device=rows.device) for n in near.shape)
-        at, here = at.repeat_interleave(len(here)), here.repeat(len(at))
+    # A tolerance, since projections of equal rows may differ in their last bits.
+    candidates = sorted_key.diff(dim=1) <= 1e-5 * key.abs().amax(1, keepdim=True)
+    if rows.device.type != "cpu":  # reading which would make the host wait: compare all
+        candidates = torch.ones_like(candidates)
+        weight_index, position = (torch.arange(n, device=rows.device) for n in candidates.shape)
+        weight_index, position = (
+            weight_index.repeat_interleave(len(position)),
+            position.repeat(len(weight_index)),
+        )
     else:
-        at, here = near.nonzero(as_tuple=True)
-    one, other = order[at, here], order[at, here + 1]
-    equal = (rows[at, one] == rows[at, other]).all(1)
+        weight_index, position = candidates.nonzero(as_tuple=True)
+    one, other = order[weight_index, position], order[weight_index, position + 1]
+    equal = (rows[weight_index, one] == rows[weight_index, other]).all(1)
     if bias is not None:
-        equal &= bias[at, one, 0] == bias[at, other, 0]
+        equal &= bias[weight_index, one, 0] == bias[weight_index, other, 0]
     zero = ((rows.amin(2) == 0) & (rows.amax(2) == 0)).sum(1)
-    kept = one_sign = graded = torch.zeros_like(zero)
+    same_gradient = one_sign = graded = torch.zeros_like(zero)
     if grads is not None:
         low, high = grads.amin(2), grads.amax(2)
         nonzero = ~((low == 0) & (high == 0))  # NaN is not zero
         one_sign = (nonzero & ((low >= 0) | (high <= 0))).sum(1)
         graded = nonzero.sum(1)
-        # By the largest: squares of a vanished gradient would be zero, and any two alike.
+        # Scaled by the largest value: squares of a vanished gradient would all be zero.
         largest = torch.maximum(-low.amin(1), high.amax(1)).clamp(min=torch.finfo(low.dtype).tiny)
-        a, b = (grads[at, unit] / largest[at, None] for unit in (one, other))
+        a, b = (grads[weight_index, unit] / largest[weight_index, None] for unit in (one, other))
         size = torch.maximum(*(torch.linalg.vector_norm(g, dim=1) for g in (a, b)))
         alike = torch.linalg.vector_norm(a - b, dim=1) <= 1e-4 * size
-        kept = _members(near, at, here, equal & alike)
-    counts = torch.stack([_members(near, at, here, equal), kept, zero, one_sign, graded], 1)
+        same_gradient = _with_equal_neighbour(candidates, weight_index, position, equal & alike)
+    counts = torch.stack(
+        [
+            _with_equal_neighbour(candidates, weight_index, position, equal),
+            same_gradient,
+            zero,
+            one_sign,
+            graded,
+        ],
+        1,
+    )
 
     def read(values: np.ndarray) -> list[dict[str, int]]:
         return [dict(zip(_ROW_FACTS, map(int, row), strict=True)) for row in values.reshape(k, -1)]
 
-    return Pending(wide(counts).reshape(-1), read)
+    return Pending(as_double(counts).reshape(-1), read)
 
 
 def _rows(x: torch.Tensor, axis: int) -> torch.Tensor:
     return readable(x).movedim(axis, 0).reshape(x.shape[axis], -1)
 
 
-def _members(
-    like: torch.Tensor, at: torch.Tensor, here: torch.Tensor, equal: torch.Tensor
+def _with_equal_neighbour(
+    like: torch.Tensor, weight_index: torch.Tensor, position: torch.Tensor, equal: torch.Tensor
 ) -> torch.Tensor:
-    """How many of k orders' elements have an equal neighbour; those at ``here`` and the next."""
+    """For each of k orders, how many elements have an equal neighbour.
+
+    ``equal``: whether the elements at ``here`` and ``here + 1`` of order ``at`` are equal.
+    """
     pairs = torch.zeros_like(like)
-    pairs[at, here] = equal
+    pairs[weight_index, position] = equal
     no = pairs.new_zeros(len(pairs), 1)
     return (torch.cat([pairs, no], 1) | torch.cat([no, pairs], 1)).sum(1)

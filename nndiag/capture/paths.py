@@ -1,4 +1,4 @@
-"""Where the values of a forward come from: its data flow, and each tensor's place in it."""
+"""The data flow of a forward, and each tensor's place in it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def why_not_measurable(tensors: list[torch.Tensor]) -> str:
 
 
 class Paths:
-    """The nodes of one forward, each tensor's trail, and what is made of which parameter.
+    """The nodes of one forward, each tensor's trail, and the parameters that weights come from.
 
-    ``axis`` is the one that the inputs' samples lie along; ``axis_found`` what the model turned
-    out to think (1, if it holds a recurrent or attention layer that is not batch_first).
+    ``axis`` is the assumed sample axis of the inputs; ``axis_found`` the one that the model's
+    layers use (1 for recurrent or attention layers that are not batch_first).
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], axis: int) -> None:
@@ -50,16 +50,16 @@ class Paths:
         self.trails = Trails()
         self.samples = 1
         self.axis = self.axis_found = axis
-        self._made_of: TensorMap[str] = TensorMap()
+        self._weight_sources: TensorMap[str] = TensorMap()
         for name, parameter in parameters.items():
-            self._made_of[parameter] = name
+            self._weight_sources[parameter] = name
 
     def node(self, op: str, inputs: list[int], row: int = -1, parameter: str = "") -> int:
         self.nodes.append(Node(op, tuple(inputs), row, parameter))
         return len(self.nodes) - 1
 
-    def give(self, tensor: torch.Tensor, op: str, sources: list[Trail]) -> None:
-        """A trail for what came out of something that is not understood."""
+    def give_unknown_trail(self, tensor: torch.Tensor, op: str, sources: list[Trail]) -> None:
+        """Set the trail of the output of a call that is not understood."""
         samples = max((t.axes.samples for t in sources), default=1)
         batches = {t.axes.batch for t in sources} - {None}
         batch = batches.pop() if len(batches) == 1 else None
@@ -69,7 +69,7 @@ class Paths:
         self.trails[tensor] = Trail(node, Axes(None, batch, samples), UNKNOWN)
 
     def trail_of(self, tensor: torch.Tensor) -> Trail | None:
-        """A tensor's trail, taken from autograd's graph where it came about behind our back."""
+        """A tensor's trail; from autograd's graph if no recorded call made it."""
         trail = self.trails[tensor]
         if trail is None and tensor.grad_fn is not None and self.parameter(tensor) is None:
             same, sources = self.trails.origin(tensor)
@@ -77,12 +77,12 @@ class Paths:
                 self.trails[tensor] = same
             elif sources:
                 name = type(tensor.grad_fn).__name__.rstrip("0123456789").removesuffix("Backward")
-                self.give(tensor, f"?{name}", sources)
+                self.give_unknown_trail(tensor, f"?{name}", sources)
             trail = self.trails[tensor]
         return trail
 
     def source(self, tensor: torch.Tensor) -> Trail | None:
-        """The trail of a layer's input: a batch that came from nowhere known gets one, too."""
+        """The trail of a layer's input; a new one for a batch of unknown origin."""
         trail = self.trail_of(tensor)
         if trail is None and self.parameter(tensor) is None and measurable(tensor):
             at = self.axis
@@ -91,8 +91,8 @@ class Paths:
                 self.trails[tensor] = trail = Trail(self.node("?", []), axes, UNKNOWN)
         return trail
 
-    def along(self, x: torch.Tensor, trail: Trail, axis: int, *, unit: int) -> Axes:
-        """Axes of a layer that takes its samples from ``axis``, whatever we thought they were."""
+    def axes_along(self, x: torch.Tensor, trail: Trail, axis: int, *, unit: int) -> Axes:
+        """The axes for a layer that takes its samples from ``axis``, whatever was assumed."""
         axes = trail.axes
         if x.dim() < 3 or axes.batch == axis:
             return axes._replace(unit=unit)
@@ -102,7 +102,7 @@ class Paths:
         return Axes(unit, axis if x.shape[axis] == axes.samples else None, axes.samples)
 
     def start(self, tensor: torch.Tensor, samples: int) -> Axes:
-        """A trail for one of the model's inputs."""
+        """Set the trail of one of the model's inputs; returns its axes."""
         self.samples = samples
         there = has_samples(tensor, self.axis) and tensor.size(self.axis) == samples
         batch = self.axis if there else None
@@ -112,14 +112,14 @@ class Paths:
         return axes
 
     def parameter(self, tensor: torch.Tensor) -> str | None:
-        """The name of the parameter that a tensor is, or is made of."""
-        return self._made_of.get(tensor)
+        """The name of the parameter that a tensor is, or is computed from."""
+        return self._weight_sources.get(tensor)
 
-    def derive(self, outputs: list[torch.Tensor], sources: list[Any]) -> None:
-        """A call on parameters (a transposition, a normalisation) makes a weight out of them."""
+    def record_weight_source(self, outputs: list[torch.Tensor], sources: list[Any]) -> None:
+        """After a call on parameters (a transposition, a normalisation): remember their names."""
         named = [(x, n) for x in sources if (n := self.parameter(x)) is not None]
         for out in outputs:
             alike = (n for x, n in named if x.shape == out.shape)
             name = next(alike, named[0][1] if named else None)
             if name is not None and self.parameter(out) is None:
-                self._made_of[out] = name
+                self._weight_sources[out] = name

@@ -21,19 +21,19 @@ from torch.overrides import TorchFunctionMode
 
 from nndiag.batch import tensors_in
 from nndiag.capture.calls import Call, understood
-from nndiag.capture.handlers import HANDLERS, QUIET, hidden
+from nndiag.capture.handlers import HANDLERS, QUIET, inside_leaf
 from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, whole
 from nndiag.capture.locate import location
 from nndiag.capture.modules import (
     as_one_call,
+    counts_as_one_call,
     has_layers,
     is_script,
-    is_spelled_out,
     is_torch_leaf,
 )
 from nndiag.capture.paths import Paths, measurable, why_not_measurable
 from nndiag.capture.rows import Row, layer_of
-from nndiag.capture.weights import Running, use_of
+from nndiag.capture.weights import RunningStatistics, use_of
 from nndiag.layout import Axes, Pending
 from nndiag.measure import Meter
 from nndiag.stats import Layer, Node, TensorStats, Weight
@@ -53,18 +53,18 @@ class Scope:
 
     module: nn.Module
     name: str
-    error: BaseException | None  # what was being handled as it began
+    error: BaseException | None  # the exception being handled when it began
     counts: dict[str, int] = field(default_factory=dict)
     row: Row | None = None
-    leaf: bool = False  # one of torch.nn's own: the calls inside belong to its row
-    muted: bool = False  # inside such a leaf
-    plan: Generator[None, Any, None] | None = None  # of a leaf that is taken for one call
+    leaf: bool = False  # a layer of torch.nn: the calls inside belong to its row
+    muted: bool = False  # inside a leaf: nothing is recorded
+    handling: Generator[None, Any, None] | None = None  # if it counts as one call
 
 
-class _Ours:
-    """``with``: our own arithmetic, no part of the model, and none of its troubles.
+class _OwnArithmetic:
+    """Context of our own arithmetic: not recorded, without gradients, errors noted and not raised.
 
-    A class, since it is entered several times a layer, and a generator costs more.
+    A class and not a generator, which costs more: it is entered several times per layer.
     """
 
     __slots__ = ("gradients", "guard", "rec", "what")
@@ -85,14 +85,14 @@ class _Ours:
         self.rec._busy = False
         if error is None or not isinstance(error, Exception):
             return False
-        self.rec.not_observed[f"{self.what}: {_failure(error)}"] = None
+        self.rec.not_observed[f"{self.what}: {_failure_text(error)}"] = None
         return True
 
 
 class Recorder(TorchFunctionMode):
     """Records one batch. Use as ``with recorder.watching(): model(...)``, then ``backward``.
 
-    ``only_inputs``: nothing is wanted but each unit's moments in what enters the layers.
+    ``only_inputs``: measure nothing but the moments of each unit in the layers' inputs.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class Recorder(TorchFunctionMode):
         self.rows: list[Row] = []
         self.meter = Meter()
         self.numbers: list[Any] = []
-        self.memories: dict[str, Running] = {}  # of BatchNorms, by row
+        self.running_statistics: dict[str, RunningStatistics] = {}  # of BatchNorms, by row
         self.not_observed: dict[str, None] = {}
         self.called: set[nn.Module] = set()
         self.finished: set[nn.Module] = set()
         self.used: set[str] = set()
-        self.failed: tuple[BaseException, Scope] | None = None  # and the innermost module it left
+        self.failed: tuple[BaseException, Scope] | None = None  # error, innermost module it left
         self._calls: Counter[nn.Module] = Counter()
         self._stack: list[Scope] = []
         self._handles: list[Any] = []
@@ -133,15 +133,15 @@ class Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Global module hooks and this mode, for as long as the forward runs.
+        """Context in which the forward is recorded, by global module hooks and this mode.
 
-        Global hooks, not hooks on the model's modules: they see ScriptModules too, which refuse
-        hooks of their own, and nothing on the model has to be removed again.
+        Not hooks on the model's own modules: ScriptModules refuse those, and they would have to be
+        removed again.
         """
         with contextlib.ExitStack() as undo:
             before = torch_module.register_module_forward_pre_hook(self._enter)
             undo.callback(before.remove)
-            # Without keyword arguments: a hook that takes them is called wrongly after an error.
+            # Not with_kwargs: torch calls such a hook with wrong arguments after an error.
             after = torch_module.register_module_forward_hook(self._leave, always_call=True)
             undo.callback(after.remove)
             undo.callback(self._stack.clear)
@@ -150,7 +150,7 @@ class Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def backward(self) -> Iterator[None]:
-        """The backward whose gradients count; a forward may run others of its own."""
+        """Context of the backward to record; a forward may run backwards of its own."""
         self._backward = True
         try:
             yield
@@ -158,31 +158,31 @@ class Recorder(TorchFunctionMode):
             self._backward = False
 
     def close(self) -> None:
-        """Remove the tensor hooks: a tensor the model keeps must not keep us."""
+        """Remove the tensor hooks: a tensor that the model keeps must not keep the recorder."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _ours(self, what: str) -> _Ours:
-        return _Ours(self, what)
+    def _own_arithmetic(self, what: str) -> _OwnArithmetic:
+        return _OwnArithmetic(self, what)
 
-    def look_into(
+    def measure_optional(
         self, row: Row, what: str, look: Callable[[], tuple[Pending | None, str]]
     ) -> None:
-        """Numbers that a row can do without; or why they are not seen."""
+        """Add optional numbers to a row, or the reason why they could not be computed."""
         if self.only_inputs:
             return
         try:
-            found, why = look()
+            pending, why = look()
         except Exception as error:
-            found, why = None, f"{what}: {_failure(error)}"
-        if found is not None:
-            row.facts.append(self.meter.add(found))
+            pending, why = None, f"{what}: {_failure_text(error)}"
+        if pending is not None:
+            row.facts.append(self.meter.add(pending))
         if why:
             row.unseen.append(why)
 
-    def _elsewhere(self) -> bool:
-        """In our own arithmetic, another thread, or a backward (a checkpoint's recomputation)."""
+    def _is_outside_forward(self) -> bool:
+        """Whether this is our arithmetic, another thread or a backward (as of a checkpoint)."""
         return (
             self._busy
             or threading.get_ident() != self._thread
@@ -190,29 +190,29 @@ class Recorder(TorchFunctionMode):
         )
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if self._elsewhere() or module not in self.names:
+        if self._is_outside_forward() or module not in self.names:
             return
         try:  # no tensor is touched here: what _ours does would be for nothing
             scope = self._scope(module)
             self._stack.append(scope)
         except Exception as error:
-            self.not_observed[f"{self.names[module] or ROOT}: {_failure(error)}"] = None
+            self.not_observed[f"{self.names[module] or ROOT}: {_failure_text(error)}"] = None
             return
-        if args and scope.row is not None and not scope.leaf and is_spelled_out(module):
-            with self._ours(scope.name or ROOT):
+        if args and scope.row is not None and not scope.leaf and counts_as_one_call(module):
+            with self._own_arithmetic(scope.name or ROOT):
                 call = as_one_call(module, args)
                 scope.leaf = True
-                plan = HANDLERS[call.category](self, call)
-                next(plan)
-                scope.muted, scope.plan = True, plan
+                handling = HANDLERS[call.category](self, call)
+                next(handling)
+                scope.muted, scope.handling = True, handling
 
     def _scope(self, module: nn.Module) -> Scope:
         outer = self._stack[-1] if self._stack else None
         error = sys.exc_info()[1]
         self.called.add(module)
-        if outer is not None and (outer.leaf or outer.muted) and not _is_added(module, outer):
+        if outer is not None and (outer.leaf or outer.muted) and not _is_users_child(module, outer):
             return Scope(module, outer.name, error, muted=True)
-        if isinstance(module, ParametrizationList):  # makes a weight, no activation
+        if isinstance(module, ParametrizationList):  # computes a weight, not an activation
             return Scope(module, self.names[module], error, muted=True)
         self._calls[module] += 1
         count = self._calls[module]
@@ -224,7 +224,7 @@ class Recorder(TorchFunctionMode):
         return scope
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._elsewhere():
+        if self._is_outside_forward():
             return
         depths = [depth for depth, scope in enumerate(self._stack) if scope.module is module]
         if not depths:
@@ -237,11 +237,11 @@ class Recorder(TorchFunctionMode):
                 self.failed = error, scope
             return
         self.finished.add(module)
-        if scope.plan is not None:
-            with self._ours(scope.name or ROOT), contextlib.suppress(StopIteration):
-                scope.plan.send(output)
-        if not scope.muted or scope.plan is not None:
-            with self._ours(scope.name or ROOT):
+        if scope.handling is not None:
+            with self._own_arithmetic(scope.name or ROOT), contextlib.suppress(StopIteration):
+                scope.handling.send(output)
+        if not scope.muted or scope.handling is not None:
+            with self._own_arithmetic(scope.name or ROOT):
                 self._finish_module(scope, args, output)
 
     def _finish_module(self, scope: Scope, args: Any, output: Any) -> None:
@@ -250,12 +250,14 @@ class Recorder(TorchFunctionMode):
         if unknown:
             sources = [t for t in map(self.paths.trail_of, tensors_in(args)) if t is not None]
             for x in unknown:
-                self.paths.give(x, "?", sources)
+                self.paths.give_unknown_trail(x, "?", sources)
         if is_script(scope.module):
             self.not_observed[f"{scope.name or ROOT}: a ScriptModule; its inside is not seen"] = (
                 None
             )
-            self.used.update(n for n, p in self.parameters.items() if _holds(scope.module, p))
+            self.used.update(
+                n for n, p in self.parameters.items() if _has_parameter(scope.module, p)
+            )
         row = scope.row
         if row is None:
             return
@@ -267,10 +269,10 @@ class Recorder(TorchFunctionMode):
         trail = self.paths.trails[x]
         assert trail is not None
         if scope.leaf and row.node < 0:
-            # Identity and its like: no call inside, yet a layer of its own.
+            # A module such as Identity calls nothing, but is still a layer.
             row.op = type(scope.module).__name__.lower()
-            made = self.paths.node(row.op, [trail.node], row.index)
-            trail = Trail(made, trail.axes, trail.why_no_units)
+            index = self.paths.node(row.op, [trail.node], row.index)
+            trail = Trail(index, trail.axes, trail.why_no_units)
             self.paths.trails[x] = trail
         if row.node < 0:
             row.node = trail.node
@@ -292,29 +294,29 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         op, category = understood(func)
-        if op in QUIET or self._elsewhere():
+        if op in QUIET or self._is_outside_forward():
             return func(*args, **kwargs)
         scope = self._stack[-1] if self._stack else None
         where = f"{scope.name if scope is not None else ''}/{op}"
-        plan: Generator[None, Any, None] | None = None
-        with self._ours(where):
+        handling: Generator[None, Any, None] | None = None
+        with self._own_arithmetic(where):
             call = Call(op, category, func, args, kwargs)
             for x in call.tensors:
                 name = self.paths.parameter(x)
                 if name is not None:
                     self.used.add(name)
-            handler = hidden if scope is not None and scope.muted else HANDLERS[category]
-            begun = handler(self, call)
-            next(begun)
-            plan = begun
+            handler = inside_leaf if scope is not None and scope.muted else HANDLERS[category]
+            started = handler(self, call)
+            next(started)
+            handling = started
         result = func(*args, **kwargs)
-        if plan is not None:
-            with self._ours(where), contextlib.suppress(StopIteration):
-                plan.send(result)
+        if handling is not None:
+            with self._own_arithmetic(where), contextlib.suppress(StopIteration):
+                handling.send(result)
         return result
 
     def row(self, op: str) -> Row:
-        """The row of the torch.nn leaf we are in, or a new one for a call in a forward."""
+        """The row of the torch.nn layer that is running, or a new row for a call in a forward."""
         scope = self._stack[-1] if self._stack else None
         if scope is not None and scope.leaf and scope.row is not None:
             scope.row.op = op
@@ -334,7 +336,7 @@ class Recorder(TorchFunctionMode):
         return row
 
     def finish(self, row: Row, result: Any, trails: list[Trail], axes: Axes, why: str) -> None:
-        """A call is over: its outputs get a trail, and a row of its own gets its numbers."""
+        """After a call: set the trails of its outputs, and measure them for a row of its own."""
         row.node = self.paths.node(row.op, list(dict.fromkeys(t.node for t in trails)), row.index)
         tensors = [result] if isinstance(result, torch.Tensor) else list(tensors_in(result))
         for x in tensors:
@@ -362,47 +364,47 @@ class Recorder(TorchFunctionMode):
             row.why_no_gradient = FROZEN if self.with_gradients else GRADIENTS_OFF
 
     def _gradients(self, name: str, tensor: torch.Tensor, axes: Axes) -> list[int]:
-        """Where the measurements of a tensor's gradient will be: one hook a tensor and version."""
+        """Indices of the measurements of a tensor's gradient: one hook per tensor and version."""
         notes = self.paths.trails.notes(tensor)
-        grads: list[int] | None = notes.get(("gradient", axes))
-        if grads is not None:
-            return grads
-        found: list[int] = []
-        notes["gradient", axes] = found
+        known: list[int] | None = notes.get(("gradient", axes))
+        if known is not None:
+            return known
+        indices: list[int] = []
+        notes["gradient", axes] = indices
         pooled = Axes(None, axes.batch, axes.samples)
 
         def hook(grad: torch.Tensor) -> None:
             if self._backward:
-                with self._ours(f"the gradient at {name}"):
-                    found.append(self.measure(grad, pooled, gradient=True))
+                with self._own_arithmetic(f"the gradient at {name}"):
+                    indices.append(self.measure(grad, pooled, gradient=True))
 
         handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         self._handles.append(handle)
-        return found
+        return indices
 
     # -- numbers, trails, names ---------------------------------------------------------------
 
-    def entering(self, row: Row, tensor: torch.Tensor, axes: Axes) -> None:
+    def measure_input(self, row: Row, tensor: torch.Tensor, axes: Axes) -> None:
         """Measure what enters a layer."""
         if not self.only_inputs or axes.unit is not None:
             row.input = self.measure(tensor, axes)
 
-    def flat(
+    def measure_flat(
         self, row: Row, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes
     ) -> None:
         row.flat = self.meter.flat(tensor, flat, axes, of=row.input)
 
-    def directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
+    def measure_directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
         row.direction = self.meter.directions(tensor, features, of=row.input)
 
     def measure(self, tensor: torch.Tensor, axes: Axes, *, gradient: bool = False) -> int:
-        """Where the statistics of a tensor's present values will be; taken once."""
+        """The index of the statistics of a tensor's present values; measured once."""
         notes = self.paths.trails.notes(whole(tensor))
-        how = arrangement(tensor, axes), gradient
-        index: int | None = notes.get(how)
+        key = arrangement(tensor, axes), gradient
+        index: int | None = notes.get(key)
         if index is None:
             all_of_it = not self.only_inputs
-            index = notes[how] = self.meter.stats(
+            index = notes[key] = self.meter.stats(
                 tensor, axes, histogram=all_of_it, probe=all_of_it and not gradient
             )
         return index
@@ -415,7 +417,7 @@ class Recorder(TorchFunctionMode):
             self.not_observed[f"{name}: {why_not_measurable([tensor])}"] = None
             return None
         if not self.only_inputs:
-            with self._ours(name):
+            with self._own_arithmetic(name):
                 index = self.measure(tensor, axes)
         return index
 
@@ -423,16 +425,16 @@ class Recorder(TorchFunctionMode):
         if not isinstance(weight, torch.Tensor) or self.only_inputs:
             return None
         name = self.paths.parameter(weight) or self._own_name(weight, "weight")
-        its_bias = None
+        bias_name = None
         if isinstance(bias, torch.Tensor):
-            its_bias = self.paths.parameter(bias) or self._own_name(bias, "bias")
+            bias_name = self.paths.parameter(bias) or self._own_name(bias, "bias")
         if name is None:
             return None
         known = self.parameters.get(name)
-        return use_of(call.op, x, weight, known, name, its_bias, call.bound)
+        return use_of(call.op, x, weight, known, name, bias_name, call.bound)
 
     def _own_name(self, tensor: torch.Tensor, name: str) -> str | None:
-        """In a torch.nn layer whose parameters were put aside (functional_call, FSDP)."""
+        """The name of a parameter that functional_call or FSDP replaced in a torch.nn layer."""
         scope = self._stack[-1] if self._stack else None
         if scope is None or not scope.leaf or getattr(scope.module, name, None) is not tensor:
             return None
@@ -456,33 +458,33 @@ class Recorder(TorchFunctionMode):
     def layers(self) -> list[Layer]:
         """All rows as plain data; waits for the device once."""
         self.numbers = self.meter.collect()
-        seen = [row for row in self.rows if row.output is not None]
-        position = {row.index: at for at, row in enumerate(seen)}
+        measured = [row for row in self.rows if row.output is not None]
+        position = {row.index: at for at, row in enumerate(measured)}
         for at, node in enumerate(self.paths.nodes):
-            # Of several calls inside one layer of torch's own, the last is the layer's.
-            mine = node.layer >= 0 and self.rows[node.layer].node == at
-            layer = position.get(node.layer, -1) if mine else -1
+            # Of several calls inside one layer of torch.nn, the last one is the layer's node.
+            is_last = node.layer >= 0 and self.rows[node.layer].node == at
+            layer = position.get(node.layer, -1) if is_last else -1
             if layer != node.layer:
                 self.paths.nodes[at] = Node(node.op, node.inputs, layer, node.parameter)
         layers = []
-        for row in seen:
-            made, memory = layer_of(row, self.numbers, gradients=self.gradients)
-            layers.append(made)
-            if memory is not None:
-                self.memories[row.name] = memory
+        for row in measured:
+            layer_data, running = layer_of(row, self.numbers, gradients=self.gradients)
+            layers.append(layer_data)
+            if running is not None:
+                self.running_statistics[row.name] = running
         return layers
 
 
-def _failure(error: Exception) -> str:
+def _failure_text(error: Exception) -> str:
     return f"nndiag could not measure it ({type(error).__name__}: {error})"
 
 
-def _holds(module: nn.Module, parameter: nn.Parameter) -> bool:
+def _has_parameter(module: nn.Module, parameter: nn.Parameter) -> bool:
     return any(p is parameter for p in module.parameters())
 
 
-def _is_added(module: nn.Module, outer: Scope) -> bool:
-    """Whether somebody gave one of torch.nn's layers a child, which a hook of theirs calls."""
+def _is_users_child(module: nn.Module, outer: Scope) -> bool:
+    """Whether a user added this module to a torch.nn layer, where a hook of theirs calls it."""
     return (
         outer.leaf
         and not outer.muted

@@ -1,4 +1,4 @@
-"""A layer while it is being watched, and the plain data that becomes of it."""
+"""A layer while it is being recorded, and its conversion to plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nndiag.capture.weights import Running
+from nndiag.capture.weights import RunningStatistics
 from nndiag.stats import Layer, TensorStats, Weight
 
 __all__ = ["Row", "layer_of"]
@@ -15,7 +15,7 @@ __all__ = ["Row", "layer_of"]
 
 @dataclass
 class Row:
-    """A layer while it is being watched; numbers are indices into what its meter collects."""
+    """A layer while it is being recorded; integers are indices into the meter's results."""
 
     index: int
     name: str
@@ -37,8 +37,10 @@ class Row:
     unseen: list[str] = field(default_factory=list)
 
 
-def layer_of(row: Row, numbers: Sequence[Any], *, gradients: bool) -> tuple[Layer, Running | None]:
-    """The finished layer, and the memory of a BatchNorm."""
+def layer_of(
+    row: Row, numbers: Sequence[Any], *, gradients: bool
+) -> tuple[Layer, RunningStatistics | None]:
+    """The finished layer, and the running statistics of a BatchNorm."""
     assert row.output is not None
     grad: TensorStats | None = None
     for g in row.grads if gradients else ():
@@ -49,14 +51,14 @@ def layer_of(row: Row, numbers: Sequence[Any], *, gradients: bool) -> tuple[Laye
     entering: TensorStats | None = None if row.input is None else numbers[row.input]
     if entering is not None and row.direction is not None:
         entering = dataclasses.replace(entering, direction=numbers[row.direction])
-    memory: Running | None = None
+    running: RunningStatistics | None = None
     facts: dict[str, float] = {}
     for f in row.facts:
-        found = numbers[f]
-        if isinstance(found, Running):
-            memory = found
+        value = numbers[f]
+        if isinstance(value, RunningStatistics):
+            running = value
         else:
-            facts |= found
+            facts |= value
     layer = Layer(
         name=row.name,
         kind=row.kind,
@@ -74,4 +76,4 @@ def layer_of(row: Row, numbers: Sequence[Any], *, gradients: bool) -> tuple[Laye
         unseen=tuple(unseen),
         dtype=row.dtype,
     )
-    return layer, memory
+    return layer, running

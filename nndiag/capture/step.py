@@ -1,4 +1,4 @@
-"""The virtual update: one small step against the gradient, and how far the layers' inputs move."""
+"""The virtual update: one small gradient step, and how far the layers' inputs move by it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nndiag.stats import Layer, Parameter, Shift, TensorStats
 
 __all__ = ["STEP", "shifts", "step"]
 
-# It moves every parameter by this share of its own norm along its gradient.
+# The step moves every parameter by this share of its own norm.
 STEP = 0.01
 
 
@@ -29,21 +29,21 @@ def step(
 ) -> None:
     """Move every parameter by ``STEP`` of its norm against its gradient."""
     for name, p in named.items():
-        grad, move = gradients[name], _move(measured.get(name))
+        grad, move = gradients[name], _step_along(measured.get(name))
         if grad is None or grad.layout != torch.strided or move is None:
             continue
         largest, share = move
         grad = grad.to(p.dtype)
         if share / torch.finfo(p.dtype).max < largest / 2:
             p.data.add_(grad, alpha=-share / largest)
-        else:  # of a vanished gradient; in two steps, since one factor would be no number
+        else:  # a vanished gradient: in two steps, since the single factor would overflow
             p.data.add_(grad / largest, alpha=-share)
 
 
 def shifts(
     model: nn.Module, batch: Batch, recorder: Recorder, layers: Mapping[str, Layer]
 ) -> tuple[dict[str, Shift], str]:
-    """How far the inputs of layers lie from where they were; or why that is not known."""
+    """How far each layer's input has moved; or the reason why that is not known."""
     try:
         with torch.no_grad():
             forward(model, batch, recorder)
@@ -56,8 +56,8 @@ def shifts(
     return {name: shift for name, shift in moved.items() if shift is not None}, ""
 
 
-def _move(parameter: Parameter | None) -> tuple[float, float] | None:
-    """The step along a parameter's gradient: what to divide that by, and what to multiply it by."""
+def _step_along(parameter: Parameter | None) -> tuple[float, float] | None:
+    """The step along a gradient as (divisor, factor); None if there is no finite step."""
     if parameter is None or parameter.grad is None or not 0 < parameter.grad.norm < math.inf:
         return None
     largest = max(abs(parameter.grad.min), abs(parameter.grad.max))

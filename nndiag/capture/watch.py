@@ -22,8 +22,8 @@ from nndiag.capture.modules import is_script, is_torch_leaf
 from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.recorder import Recorder
 from nndiag.capture.step import shifts, step
-from nndiag.capture.untouched import Kept, untouched
-from nndiag.capture.weights import Running
+from nndiag.capture.untouched import SavedState, untouched
+from nndiag.capture.weights import RunningStatistics
 from nndiag.errors import LossError, ModelError
 from nndiag.loss import LossMaker
 from nndiag.stats import (
@@ -65,12 +65,12 @@ def validate(model: Any) -> None:
 
 
 @dataclass
-class _Run:
-    """What is gathered over the batches of one check."""
+class _CheckState:
+    """Results of one check so far, accumulated over its batches."""
 
     names: dict[nn.Module, str]
-    named: dict[str, nn.Parameter]
-    first_function: int  # autograd numbers its functions: those before it were there before us
+    model_parameters: dict[str, nn.Parameter]
+    first_function: int  # autograd's functions with lower numbers were there before the check
     axis: int = 0
     layers: dict[str, Layer] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
@@ -82,19 +82,19 @@ class _Run:
     used: set[str] = field(default_factory=set)
     loss: Loss = field(default_factory=lambda: Loss("none"))
     samples: int = 0
-    most: int = 0  # in one batch
+    largest_batch: int = 0  # in samples
     batches: int = 0
     no_gradients: str = ""
     backward_error: str = ""
     shifts: dict[str, Shift] = field(default_factory=dict)
-    memories: dict[str, Running] = field(default_factory=dict)
+    running_statistics: dict[str, RunningStatistics] = field(default_factory=dict)
     no_step: str = ""
     device: str = ""
 
     def recorder(self, *, gradients: bool, tick: Tick, only_inputs: bool = False) -> Recorder:
         return Recorder(
             self.names,
-            self.named,
+            self.model_parameters,
             gradients=gradients,
             only_inputs=only_inputs,
             axis=self.axis,
@@ -112,23 +112,28 @@ def watch(
     max_batches: int,
     tick: Tick = lambda _: None,
 ) -> Snapshot:
-    """Run the model over the batches and say what happened; the model is as before afterwards."""
+    """Run the model over the batches and record what happens; leave the model as it was.
+
+    Raises:
+        CaptureError: the model raised.
+        BatchError, LossError: a batch or the loss does not fit.
+    """
     names = {module: name for name, module in model.named_modules()}
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         eager(),
-        untouched(seed, model, loss.loss_fn) as kept,
+        untouched(seed, model, loss.loss_fn) as saved,
     ):
-        run = _Run(names, dict(model.named_parameters()), next_function())
+        run = _CheckState(names, dict(model.named_parameters()), next_function())
         iterator = iter(stream)
         for _ in range(max_batches):
-            with kept.drawing_data():
+            with saved.drawing_data():
                 batch = next(iterator, None)
             if batch is None:
                 break
-            _one_batch(model, batch, run, needs, loss, kept, tick)
-            if run.batches > 1 and not gc.isenabled():  # check() put it off
+            _record_batch(model, batch, run, needs, loss, saved, tick)
+            if run.batches > 1 and not gc.isenabled():  # paused by api.gc_paused
                 gc.collect(1)
         else:
             run.not_observed[
@@ -138,35 +143,35 @@ def watch(
     return _snapshot(model, run, needs, seed)
 
 
-def _one_batch(
+def _record_batch(
     model: nn.Module,
     batch: Batch,
-    run: _Run,
+    run: _CheckState,
     needs: frozenset[str],
     loss: LossMaker,
-    kept: Kept,
+    saved: SavedState,
     tick: Tick,
 ) -> None:
     gradients = bool(needs & {"gradients", "step"})
     first = run.batches == 0
     if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
-        kept.start()
+        saved.start()
     else:
-        kept.reset()
+        saved.reset()
     recorder = run.recorder(gradients=gradients, tick=tick)
     try:
         output, inputs = forward(model, batch, recorder)
         axis = recorder.paths.axis_found
-        if axis != run.axis:  # the model says where its samples lie: look again
+        if axis != run.axis:  # a layer takes its samples from another axis: run again
             run.axis = axis
             recorder.close()
             del output
-            kept.reset()
+            saved.reset()
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
         value = _loss(output, batch, loss, run) if gradients else None
-        del output  # what only the loss needed need not lie about during the backward
+        del output  # free what only the loss needed before the backward runs
         reached = value is not None and _backward(value, recorder, run)
         del value
         recorder.gradients = reached
@@ -175,20 +180,25 @@ def _one_batch(
         recorder.close()
     if reached or first:
         run.parameters = measure_parameters(
-            run.named, layers, run.parameters, run.not_observed, recorder.paths.samples, run.most
+            run.model_parameters,
+            layers,
+            run.parameters,
+            run.not_observed,
+            recorder.paths.samples,
+            run.largest_batch,
         )
-        run.most = max(run.most, recorder.paths.samples)
+        run.largest_batch = max(run.largest_batch, recorder.paths.samples)
     _merge(run, recorder, layers, outputs, first)
     for name, index in inputs.items():
         if index is not None:
-            found = recorder.numbers[index]
-            run.inputs[name] = run.inputs[name].merge(found) if name in run.inputs else found
+            stats = recorder.numbers[index]
+            run.inputs[name] = run.inputs[name].merge(stats) if name in run.inputs else stats
     run.samples += recorder.paths.samples
     run.batches += 1
     if first:
         run.device = str(next((t.device for t in tensors_in((batch.args, batch.kwargs))), "cpu"))
         if "step" in needs and reached:
-            _virtual_step(model, batch, run, kept, tick)
+            _virtual_step(model, batch, run, saved, tick)
 
 
 def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
@@ -196,8 +206,8 @@ def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
     return tuple(dict.fromkeys(t.node for t in trails if t is not None))
 
 
-def _loss(output: Any, batch: Batch, loss: LossMaker, run: _Run) -> torch.Tensor | None:
-    if not any(p.requires_grad for p in run.named.values()):
+def _loss(output: Any, batch: Batch, loss: LossMaker, run: _CheckState) -> torch.Tensor | None:
+    if not any(p.requires_grad for p in run.model_parameters.values()):
         run.no_gradients = "no parameter of the model requires a gradient"
         return None
     kind, value = loss(output, Batch(target=detached(batch.target)))
@@ -212,9 +222,9 @@ def _loss(output: Any, batch: Batch, loss: LossMaker, run: _Run) -> torch.Tensor
     return value
 
 
-def _backward(value: torch.Tensor, recorder: Recorder, run: _Run) -> bool:
-    """Whether there are gradients now."""
-    error = backward(value, recorder, run.named.values(), run.first_function)
+def _backward(value: torch.Tensor, recorder: Recorder, run: _CheckState) -> bool:
+    """Run the backward; whether it succeeded."""
+    error = backward(value, recorder, run.model_parameters.values(), run.first_function)
     if error is not None:
         run.backward_error = f"{type(error).__name__}: {error}"
         run.no_gradients = f"the backward pass raised {type(error).__name__}"
@@ -222,7 +232,7 @@ def _backward(value: torch.Tensor, recorder: Recorder, run: _Run) -> bool:
 
 
 def _merge(
-    run: _Run, recorder: Recorder, layers: list[Layer], outputs: tuple[int, ...], first: bool
+    run: _CheckState, recorder: Recorder, layers: list[Layer], outputs: tuple[int, ...], first: bool
 ) -> None:
     if first:
         run.nodes, run.outputs = recorder.paths.nodes, outputs
@@ -235,16 +245,18 @@ def _merge(
             else:  # a branch that only this batch took
                 run.nodes.append(Node(layer.op, (), len(run.layers)))
                 run.layers[layer.name] = dataclasses.replace(layer, node=len(run.nodes) - 1)
-    run.memories.update(recorder.memories)
+    run.running_statistics.update(recorder.running_statistics)
     run.not_observed.update(recorder.not_observed)
     run.called |= recorder.called
     run.used |= recorder.used
 
 
-def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: Tick) -> None:
-    gradients = {name: p.grad for name, p in run.named.items()}
-    kept.reset()
-    step(run.named, gradients, run.parameters)
+def _virtual_step(
+    model: nn.Module, batch: Batch, run: _CheckState, saved: SavedState, tick: Tick
+) -> None:
+    gradients = {name: p.grad for name, p in run.model_parameters.items()}
+    saved.reset()
+    step(run.model_parameters, gradients, run.parameters)
     del gradients
     recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     run.shifts, run.no_step = shifts(model, batch, recorder, run.layers)
@@ -255,16 +267,16 @@ def _virtual_step(model: nn.Module, batch: Batch, run: _Run, kept: Kept, tick: T
 
 def _snapshot(
     model: nn.Module,
-    run: _Run,
+    run: _CheckState,
     needs: frozenset[str],
     seed: int | None,
 ) -> Snapshot:
-    asked = bool(needs & {"gradients", "step"})
-    because = run.no_gradients or ("" if asked else "no selected rule asks for them")
+    wants_gradients = bool(needs & {"gradients", "step"})
+    because = run.no_gradients or ("" if wants_gradients else "no selected rule asks for them")
     layers = [_completed(layer, run) for layer in run.layers.values()]
-    never, direct = _never_called(run)
+    never_called, used_directly = _never_called(run)
     observed = dict(run.not_observed)
-    for name in direct:
+    for name in used_directly:
         observed[f"{name}: never called as a module; its parameters were used by a direct call"] = (
             None
         )
@@ -281,49 +293,49 @@ def _snapshot(
         samples=run.samples,
         batches=run.batches,
         outputs=run.outputs,
-        has_gradients=asked and not because,
+        has_gradients=wants_gradients and not because,
         has_step=bool(run.shifts),
         no_gradients_because=because,
         backward_error=run.backward_error,
         no_step_because=run.no_step or because,
-        never_called=tuple(never),
+        never_called=tuple(never_called),
         lists=tuple(name for module, name in run.names.items() if isinstance(module, _LISTS)),
         not_observed=tuple(observed),
         environment=environment(model, run.device or "cpu", seed),
     )
 
 
-def _completed(layer: Layer, run: _Run) -> Layer:
-    """With what only the whole run can tell."""
-    shift, memory = run.shifts.get(layer.name), run.memories.get(layer.name)
-    if shift is None and memory is None:
+def _completed(layer: Layer, run: _CheckState) -> Layer:
+    """The layer with its shift and running statistics, known only after all batches."""
+    shift, running = run.shifts.get(layer.name), run.running_statistics.get(layer.name)
+    if shift is None and running is None:
         return layer
-    facts = layer.facts if memory is None else layer.facts | memory.compare(layer.input)
+    facts = layer.facts if running is None else layer.facts | running.compare(layer.input)
     return dataclasses.replace(layer, shift=shift, facts=facts)
 
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
-def _never_called(run: _Run) -> tuple[list[str], list[str]]:
-    """The topmost modules that never ran, and those whose parameters were used without them."""
-    never: list[str] = []
-    direct: list[str] = []
+def _never_called(run: _CheckState) -> tuple[list[str], list[str]]:
+    """The outermost modules that never ran, and those of which only the parameters were used."""
+    never_called: list[str] = []
+    used_directly: list[str] = []
     for module, name in run.names.items():
         if not name or any(m in run.called for m in module.modules()):
             continue
-        if any(name.startswith(f"{other}.") for other in never + direct):
+        if any(name.startswith(f"{other}.") for other in never_called + used_directly):
             continue
         if _inside_leaf(name, run.names):
             continue
-        own = [f"{name}.{p}" for p, _ in module.named_parameters()]
+        parameters = [f"{name}.{p}" for p, _ in module.named_parameters()]
         if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
             continue  # they cannot be called
-        if own and all(p in run.used for p in own):
-            direct.append(name)
-        elif own or not isinstance(module, (*_LISTS, nn.Sequential)):
-            never.append(name)
-    return never, direct
+        if parameters and all(p in run.used for p in parameters):
+            used_directly.append(name)
+        elif parameters or not isinstance(module, (*_LISTS, nn.Sequential)):
+            never_called.append(name)
+    return never_called, used_directly
 
 
 def _inside_leaf(name: str, names: Mapping[nn.Module, str]) -> bool:

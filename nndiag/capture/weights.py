@@ -1,4 +1,4 @@
-"""How a layer uses its weight, and how BatchNorm's memory compares with a batch."""
+"""How a layer uses its weight, and how BatchNorm's running statistics compare with a batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from nndiag.layout import Pending, wide
+from nndiag.layout import Pending, as_double
 from nndiag.stats import TensorStats, Weight
 
-__all__ = ["Running", "covered", "running", "spatial", "use_of"]
+__all__ = ["RunningStatistics", "covered", "running_statistics", "spatial", "use_of"]
 
 
 def spatial(op: str) -> int:
@@ -30,7 +30,7 @@ def use_of(
     bias: str | None,
     bound: Mapping[str, Any],
 ) -> Weight | None:
-    """Fans and axes of a weight; ``parameter`` is what it is, or is made of, under its name."""
+    """Fans and axes of a weight; ``parameter`` is the parameter that it is or is computed from."""
     shape = tuple(weight.shape)
     if len(shape) < 2:
         return None
@@ -44,7 +44,7 @@ def use_of(
         fan_in, fan_out, axis, bias = 1, shape[1], 1, None
     elif op.startswith("conv_transpose"):
         groups = int(bound.get("groups") or 1)
-        strides = math.prod(_each(bound.get("stride") or 1, spatial(op)))
+        strides = math.prod(_as_tuple(bound.get("stride") or 1, spatial(op)))
         fan_in, fan_out, axis = max(1, shape[0] // groups * taps // strides), shape[1] * taps, 1
     else:
         fan_in, fan_out = shape[1] * taps, shape[0] * taps
@@ -54,46 +54,49 @@ def use_of(
 
 
 def _axis_in(parameter: torch.Tensor | None, weight: torch.Tensor, axis: int) -> int:
-    """Where the weight's axis lies in the parameter, of which it may be a transposed view."""
+    """The weight's axis as an axis of the parameter; it may be a transposed view of that."""
     if parameter is None or parameter is weight or parameter.dim() != weight.dim():
         return axis
     if weight.layout != torch.strided or parameter.layout != torch.strided:
         return axis
-    found = [
+    axes = [
         a
         for a, stride in enumerate(parameter.stride())
         if stride == weight.stride(axis) and parameter.shape[a] == weight.shape[axis]
     ]
-    return axis if axis in found or not found else found[0]
+    return axis if axis in axes or not axes else axes[0]
 
 
 def covered(size: tuple[int, ...], kernel: tuple[int, ...], bound: Mapping[str, Any]) -> float:
     """Share of a convolution's taps that fall on the input rather than on its zero padding."""
     n = len(kernel)
-    strides, dilations = _each(bound.get("stride") or 1, n), _each(bound.get("dilation") or 1, n)
+    strides, dilations = (
+        _as_tuple(bound.get("stride") or 1, n),
+        _as_tuple(bound.get("dilation") or 1, n),
+    )
     padding = bound.get("padding") or 0
     share = 1.0
     for axis, (length, k, s, d) in enumerate(zip(size, kernel, strides, dilations, strict=True)):
         reach = d * (k - 1)
-        if padding == "same":  # what is odd is added behind
-            before, both = reach // 2, reach
+        if padding == "same":  # an odd rest is added at the end
+            before, total = reach // 2, reach
         else:
-            before = 0 if padding == "valid" else _each(padding, n)[axis]
-            both = 2 * before
-        outputs = (length + both - reach - 1) // s + 1
+            before = 0 if padding == "valid" else _as_tuple(padding, n)[axis]
+            total = 2 * before
+        outputs = (length + total - reach - 1) // s + 1
         taps = np.arange(outputs)[:, None] * s - before + np.arange(k) * d
         share *= float(((taps >= 0) & (taps < length)).mean())
     return share
 
 
-def _each(value: Any, n: int) -> tuple[int, ...]:
+def _as_tuple(value: Any, n: int) -> tuple[int, ...]:
     values = tuple(int(v) for v in value) if isinstance(value, (tuple, list)) else (int(value),)
     return values * n if len(values) == 1 else values
 
 
 @dataclass(frozen=True)
-class Running:
-    """BatchNorm's running statistics in eval mode, to be held against those of all batches."""
+class RunningStatistics:
+    """BatchNorm's running statistics in eval mode, to be compared with those of all batches."""
 
     mean: np.ndarray
     variance: np.ndarray
@@ -113,7 +116,7 @@ class Running:
 
 
 @torch.no_grad()
-def running(mean: torch.Tensor, variance: torch.Tensor, tracked: float) -> Pending:
-    both = torch.cat([wide(mean.detach()), wide(variance.detach())])
+def running_statistics(mean: torch.Tensor, variance: torch.Tensor, tracked: float) -> Pending:
+    both = torch.cat([as_double(mean.detach()), as_double(variance.detach())])
     half = mean.numel()
-    return Pending(both, lambda v: Running(v[:half].copy(), v[half:].copy(), tracked))
+    return Pending(both, lambda v: RunningStatistics(v[:half].copy(), v[half:].copy(), tracked))

@@ -1,7 +1,7 @@
-"""The fixes: reference implementations of the lecture's repairs, and surgery on a living model.
+"""The fixes: reference implementations of the lecture's repairs, and surgery on a model in memory.
 
 Each is small, carries its formula and source, and is tested against torch's own, the lecture's
-numbers or theory. What the lines of a fix call is here, too.
+numbers or theory. The code of a fix calls these functions.
 """
 
 from __future__ import annotations
@@ -78,8 +78,7 @@ __all__ = [
     "xavier_uniform_",
 ]
 
-# Resolved on first use: rules import nndiag.fixes.fix, and right of the snapshot nothing loads
-# torch.
+# Loaded on first use: rules import nndiag.fixes.fix, and rules must work without torch.
 _NAMES = {
     "activations": ("ELU", "SELU", "LeakyReLU", "Maxout", "PReLU", "maxout_gain"),
     "clipping": ("clip_grad_norm_", "clip_grad_value_"),

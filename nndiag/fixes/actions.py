@@ -1,7 +1,7 @@
-"""What can be done to a model, one verb each: how it is done, and the lines that do the same.
+"""The actions that change a model, one verb each: a function, and code that does the same.
 
-Both draw the same random numbers in the same order: they call the same functions, with the same
-numbers, for the same parameters. A new verb is one more entry in ``VERBS``.
+Both draw the same random numbers in the same order, because they make the same calls. A new verb is
+one more entry in ``VERBS``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from nndiag.fixes.code import Of
 if TYPE_CHECKING:
     from torch import nn
 
+__all__ = ["VERBS", "Action", "Argument", "Verb", "grouped", "std", "written_module", "written_std"]
+
 Argument = int | float | str
 
 
@@ -25,7 +27,7 @@ class Action:
     """One change of a model, as data.
 
     ``verb`` is a key of ``VERBS``, ``targets`` are the qualified names of the parameters or modules
-    it changes, in this order, and ``arguments`` what the verb takes beside.
+    it changes, in this order, and ``arguments`` the verb's other arguments.
     """
 
     verb: str
@@ -49,10 +51,10 @@ class Action:
         return VERBS[self.verb].uses
 
     def check(self, model: nn.Module) -> None:
-        """Whether the model has every target.
+        """Check that the model has every target.
 
         Raises:
-            FixError: it has not.
+            FixError: a target is missing.
         """
         of = VERBS[self.verb].of
         for name in self.targets:
@@ -74,7 +76,7 @@ class Action:
 
 
 def grouped(actions: Iterable[Action]) -> tuple[Action, ...]:
-    """What is the same but for its targets as one action, where the first of it stands."""
+    """Merge actions that differ only in their targets, at the place of the first of them."""
     targets: dict[tuple[str, tuple[Argument, ...]], dict[str, None]] = {}
     for action in actions:
         known = targets.setdefault((action.verb, action.arguments), {})
@@ -84,7 +86,7 @@ def grouped(actions: Iterable[Action]) -> tuple[Action, ...]:
 
 @dataclass(frozen=True)
 class Verb:
-    """How an action is done, and how it is written."""
+    """How an action is applied to a model, and how it is written as code."""
 
     apply: Callable[[nn.Module, Any, Action], None]
     code: Callable[[Action], str]
@@ -94,7 +96,7 @@ class Verb:
 
 
 def std(gain: float, fan_in: int) -> float:
-    """gain/√fan_in, by the very arithmetic that :func:`written_std` writes."""
+    """gain/√fan_in, computed bitwise as the code of :func:`written_std` does."""
     if gain == 1:
         return float(fan_in**-0.5)
     if _is_he(gain):
@@ -118,10 +120,10 @@ def _is_he(gain: float) -> bool:
 
 
 def _each(of: Of, change: Callable[..., object], written: Callable[..., str], *uses: str) -> Verb:
-    """A verb that does the same with each parameter or module.
+    """A verb that makes one change to each of its parameters or modules.
 
-    ``change`` takes the thing and the arguments, ``written`` the arguments; it gives the lines with
-    ``{}`` for the thing.
+    ``change`` takes the parameter or module, and the arguments. ``written`` takes the arguments and
+    returns the code, with ``{}`` for the parameter or module.
     """
 
     def apply(model: nn.Module, batch: Any, action: Action) -> None:
@@ -184,7 +186,7 @@ def _unfreeze(thing: Any) -> None:
 
 
 def _without_gradients(verb: Verb) -> Verb:
-    """The verb with its lines inside ``torch.no_grad()``, as ``change`` has its own."""
+    """The verb with its code inside ``torch.no_grad()``, as its function has its own."""
     return Verb(
         verb.apply, lambda action: code.without_gradients(verb.code(action)), verb.of, ("torch",)
     )
@@ -194,9 +196,9 @@ def _without_gradients(verb: Verb) -> Verb:
 
 
 def _surgery(name: str) -> Verb:
-    """``fixes.NAME(model, "encoder.3", nn.KIND(...))``; the arguments are KIND and what it takes.
+    """``fixes.NAME(model, "encoder.3", nn.KIND(...))``; arguments: KIND and its own arguments.
 
-    Each target gets a module of its own.
+    Each target gets a new module.
     """
 
     def apply(model: nn.Module, batch: Any, action: Action) -> None:
@@ -275,7 +277,7 @@ VERBS = {
     ),
     "unfreeze-parameter": _each("parameter", _unfreeze, lambda: "{}.requires_grad_(True)"),
     "unfreeze-module": _each("module", _unfreeze, lambda: "{}.requires_grad_(True)"),
-    # a class of torch.nn, and what it takes
+    # a class of torch.nn, and its arguments
     "insert-before": _surgery("insert_before"),
     "insert-after": _surgery("insert_after"),
     "swap": _surgery("swap"),

@@ -1,4 +1,4 @@
-"""Activations that do not die, written as their formulas: leaky ReLU, PReLU, ELU, SELU, maxout.
+"""Activations whose units cannot die, written as formulas: leaky ReLU, PReLU, ELU, SELU, maxout.
 
 CS231n 2017 lecture 6, slides 29-32. Drop-ins for torch's modules of the same names: equal in value
 and gradient, dtype and shape kept, state dicts load both ways. ``inplace`` is not offered.
@@ -22,6 +22,18 @@ from torch.nn import functional as F
 
 from nndiag.batch import describe
 from nndiag.errors import FixError
+
+__all__ = [
+    "ELU",
+    "SELU",
+    "LeakyReLU",
+    "Maxout",
+    "PReLU",
+    "TorchCall",
+    "exp_minus_one",
+    "maxout_gain",
+    "nonpositive",
+]
 
 TorchCall: TypeAlias = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
 """A function of torch and its arguments: what ``as_torch_call`` of a module returns.
@@ -199,7 +211,7 @@ class Maxout(nn.Module):
         if type(layer) not in _LAYERS:
             raise FixError(_not_a_layer("Maxout.of", layer))
         gain = maxout_gain(pieces)
-        wider = _wider(layer, pieces).train(layer.training)
+        wider = _with_more_outputs(layer, pieces).train(layer.training)
         nn.init.normal_(wider.weight, std=gain / math.sqrt(wider.weight[0].numel()))
         if wider.bias is not None:
             nn.init.zeros_(wider.bias)
@@ -218,7 +230,7 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def _units(layer: nn.Module) -> tuple[int, int]:
-    """Where a layer's output has its units, counted from the end, and how many."""
+    """The axis of a layer's units, counted from the end, and how many units there are."""
     if isinstance(layer, nn.Linear):
         return -1, layer.out_features
     if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
@@ -233,7 +245,7 @@ def _not_a_layer(where: str, layer: object) -> str:
     )
 
 
-def _wider(layer: Any, pieces: int) -> Any:
+def _with_more_outputs(layer: Any, pieces: int) -> Any:
     """A fresh layer with the same options and ``pieces`` times the outputs."""
     options = {
         "bias": layer.bias is not None,

@@ -1,4 +1,4 @@
-"""Gradients made smaller before a step, against the one batch that would throw the weights away.
+"""Gradient clipping: one batch with very large gradients must not ruin the weights.
 
 Call between ``loss.backward()`` and ``optimizer.step()``. Clipping by norm shortens the step and
 keeps its direction; clipping by value changes both.
@@ -12,6 +12,8 @@ import torch
 
 from nndiag.batch import describe
 from nndiag.errors import FixError
+
+__all__ = ["clip_grad_norm_", "clip_grad_value_"]
 
 
 @torch.no_grad()
@@ -47,9 +49,9 @@ def clip_grad_norm_(
     norms = [_norm(grad, norm_type) for grad in grads]
     total = _norm(torch.stack([norm.to(norms[0].device) for norm in norms]), norm_type)
     if not total.isfinite():
-        raise FixError(_not_finite(total, grads, norms))
-    # Not a factor of at most 1 for all, as torch has it: that never waits for the device, but it
-    # cannot stop at a NaN.
+        raise FixError(_not_finite_text(total, grads, norms))
+    # Not torch's way, a factor of at most 1 for all: that never waits for the device, but it cannot
+    # raise for a NaN.
     if total > max_norm:
         for grad in grads:
             grad.mul_((max_norm / total).to(grad.device))
@@ -72,7 +74,7 @@ def clip_grad_value_(parameters: torch.Tensor | Iterable[torch.Tensor], clip_val
 
 
 def _gradients(parameters: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """The gradients there are, that of a parameter given twice once."""
+    """The gradients that are not None; a parameter given twice counts once."""
     if isinstance(parameters, torch.Tensor):
         parameters = [parameters]
     return [p.grad for p in dict.fromkeys(parameters) if p.grad is not None]
@@ -89,15 +91,17 @@ def _check_positive(where: str, name: str, value: float) -> None:
         raise FixError(f"{where} got {name}={value}: legal is any number more than 0.")
 
 
-def _not_finite(total: torch.Tensor, grads: list[torch.Tensor], norms: list[torch.Tensor]) -> str:
+def _not_finite_text(
+    total: torch.Tensor, grads: list[torch.Tensor], norms: list[torch.Tensor]
+) -> str:
     bad = [
         f"number {index} ({describe(grad)}): {float(norm)}"
         for index, (grad, norm) in enumerate(zip(grads, norms, strict=True))
         if not norm.isfinite()
     ]
-    found = f" {len(bad)} of {len(grads)} are to blame, first {bad[0]}." if bad else ""
+    culprits = f" {len(bad)} of {len(grads)} are to blame, first {bad[0]}." if bad else ""
     return (
-        f"clip_grad_norm_: the norm of the gradients is {float(total)}.{found} Nothing was "
+        f"clip_grad_norm_: the norm of the gradients is {float(total)}.{culprits} Nothing was "
         "changed: scaling would carry it into all others. Skip this step (optimizer.zero_grad()) "
         "and look for the first layer with such values, as nndiag.check does; with a GradScaler, "
         "call scaler.unscale_(optimizer) first."

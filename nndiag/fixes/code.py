@@ -1,8 +1,8 @@
 """Names of parameters and modules, and lists of them, written as Python.
 
-What is not an identifier is written as a string. A number in a name means the name, never a
-position: only a Sequential or a ModuleList can be asked for ``model[3]``, not a traced copy of it,
-nor a ModuleDict.
+Names that are no identifiers are written as strings. A number in a name is never written as an
+index: ``model[3]`` works for a Sequential or a ModuleList, but not for a traced copy or
+a ModuleDict.
 """
 
 from __future__ import annotations
@@ -13,6 +13,19 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
+
+__all__ = [
+    "WIDE",
+    "Of",
+    "counts_up",
+    "for_each",
+    "for_each_name",
+    "listed",
+    "module",
+    "parameter",
+    "quoted",
+    "without_gradients",
+]
 
 Of = Literal["parameter", "module"]
 
@@ -37,7 +50,7 @@ def _attribute(name: str) -> str:
 
 
 def _is_attribute(word: str) -> bool:
-    """Python reads identifiers by their normal form: "ﬁ" is an attribute that nobody has."""
+    """Whether a word can be an attribute in code; "ﬁ" cannot, since Python reads it as "fi"."""
     normal = unicodedata.normalize("NFKC", word)
     return word.isidentifier() and not keyword.iskeyword(word) and word == normal
 
@@ -47,10 +60,10 @@ def quoted(name: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Python for a list of names, short where only a number in them counts up."""
-    counted = _counting(names)
-    if counted:
-        return counted
+    """Code of a list of names: a comprehension where only a number in them counts up."""
+    comprehension = _comprehension(names)
+    if comprehension:
+        return comprehension
     text = f"[{', '.join(map(quoted, names))}]"
     if len(text) <= WIDE - 16:
         return text
@@ -64,12 +77,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def counts_up(names: Sequence[str]) -> range | None:
-    """The numbers that differ between names that are otherwise the same, where they count up."""
-    found = _counted(names)
-    return found[1] if found is not None else None
+    """The numbers of names that differ only in a number that counts up; None for other names."""
+    pattern_and_numbers = _pattern_and_numbers(names)
+    return pattern_and_numbers[1] if pattern_and_numbers is not None else None
 
 
-def _counted(names: Sequence[str]) -> tuple[str, range] | None:
+def _pattern_and_numbers(names: Sequence[str]) -> tuple[str, range] | None:
     """The names with ``{i}`` for the number in them, and the numbers; None for other names."""
     if len(names) < 3:
         return None
@@ -86,28 +99,28 @@ def _counted(names: Sequence[str]) -> tuple[str, range] | None:
     step = numbers[1] - numbers[0]
     if step < 1:
         return None
-    counted = range(numbers[0], numbers[0] + step * len(names), step)
-    if list(counted) != numbers or [str(n) for n in numbers] != [parts[k] for parts in split]:
+    expected = range(numbers[0], numbers[0] + step * len(names), step)
+    if list(expected) != numbers or [str(n) for n in numbers] != [parts[k] for parts in split]:
         return None
-    return "".join(first[:k]) + "{i}" + "".join(first[k + 1 :]), counted
+    return "".join(first[:k]) + "{i}" + "".join(first[k + 1 :]), expected
 
 
-def _counting(names: Sequence[str]) -> str:
+def _comprehension(names: Sequence[str]) -> str:
     """``[f"encoder.{i}" for i in range(4)]``; "" where the names do not count up."""
-    found = _counted(names)
-    if found is None:
+    pattern_and_numbers = _pattern_and_numbers(names)
+    if pattern_and_numbers is None:
         return ""
-    written, numbers = found
+    pattern, numbers = pattern_and_numbers
     start, step = numbers.start, numbers.step
     span = [str(start)] if start or step > 1 else []
     span += [str(numbers[-1] + 1)] + ([str(step)] if step > 1 else [])
-    if written == "{i}":
+    if pattern == "{i}":
         return f"map(str, range({', '.join(span)}))"
-    return f'[f"{written}" for i in range({", ".join(span)})]'
+    return f'[f"{pattern}" for i in range({", ".join(span)})]'
 
 
 def for_each(names: Sequence[str], lines: str, of: Of) -> str:
-    """``lines`` (with ``{}`` for the thing) for one name as it is, for several in a loop."""
+    """``lines``, with ``{}`` for the parameter or module: once for one name, a loop for several."""
     names = list(dict.fromkeys(names))
     written = parameter if of == "parameter" else module
     if len(names) == 1:

@@ -1,10 +1,10 @@
-"""Starts that look at data: LSUV, centring biases, and the classes' frequencies.
+"""Initialisation from data: LSUV, centred biases, and biases from class frequencies.
 
-They ask what the schemes of :mod:`nndiag.fixes.initialization` derive: what really leaves a layer.
-One forward pass suffices, as each layer is settled at its first call, before anything reads it. The
-pass runs in the mode that the model is in, and leaves only the new weights or biases behind:
-buffers (BatchNorm's running statistics), modes, hooks, gradients and the global random generators
-are as before, and on an error so are the parameters.
+These measure the outputs of layers, which :mod:`nndiag.fixes.initialization` derives from theory.
+One forward pass suffices: each layer is set at its first call, before its output is used. The pass
+runs in the model's current mode and changes only weights or biases. Buffers (BatchNorm's running
+statistics), modes, hooks, gradients and the global random generators are as before, and on an error
+so are the parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from nndiag.batch import batches, describe, detached
 from nndiag.capture.eager import eager
-from nndiag.capture.untouched import Kept, untouched
+from nndiag.capture.untouched import SavedState, untouched
 from nndiag.errors import FixError, did_you_mean
 from nndiag.fixes.initialization import Generator, haar
 from nndiag.fixes.matrix import (
@@ -34,13 +34,15 @@ from nndiag.fixes.matrix import (
 from nndiag.fixes.matrix import (
     layers as layers_of,
 )
-from nndiag.layout import wide
+from nndiag.layout import as_double
+
+__all__ = ["KINDS", "Again", "Settle", "class_prior_bias_", "data_bias_", "lsuv_"]
 
 KINDS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 Again = Callable[[], torch.Tensor]
 Settle = Callable[[str, nn.Module, torch.Tensor, Again], torch.Tensor]
-"""(name, layer, its output, how to run it again) -> the output once it is settled."""
+"""(name, layer, its output, function that runs it again) -> its output with the new parameters."""
 
 
 def lsuv_(
@@ -103,29 +105,29 @@ def lsuv_(
         if matrix.value.data_ptr() in places:  # a later call, or another layer's weight
             return output
         places.add(matrix.value.data_ptr())
-        variance = _variance(name, layer, output)
+        variance = _checked_variance(name, layer, output)
         for _ in range(attempts):
             if abs(variance - 1) < tolerance:
                 break
             matrix.value.div_(math.sqrt(variance))
             assign([matrix])
             output = again()
-            variance = _variance(name, layer, output)
+            variance = _checked_variance(name, layer, output)
         reached[name] = variance
         final[matrix] = matrix.value.clone()
         return output
 
-    with _spent_on_success(generator):
+    with _generators_restored_on_error(generator):
         start = {m: haar(m, generator) for m in scaled.values()} if orthogonal else {}
         with untouched(None, model):
             write(tuple(start), start.__getitem__)
-            _run(model, batch, names, scale)
+            _settle_layers(model, batch, names, scale)
         write(tuple(final), final.__getitem__)
     return reached
 
 
-def _variance(name: str, layer: nn.Module, output: torch.Tensor) -> float:
-    variance = float(wide(output.detach()).var(correction=0))
+def _checked_variance(name: str, layer: nn.Module, output: torch.Tensor) -> float:
+    variance = float(as_double(output.detach()).var(correction=0))
     if 0 < variance < math.inf:
         return variance
     if variance == 0:
@@ -159,8 +161,8 @@ def data_bias_(model: nn.Module, batch: Any) -> dict[str, float]:
         BatchError: the batch does not fit the model.
     """
     names = _names(model)
-    found = {layer: bias_of(name, layer) for layer, name in names.items()}
-    biases = {layer: bias for layer, bias in found.items() if bias is not None}
+    all_biases = {layer: bias_of(name, layer) for layer, name in names.items()}
+    biases = {layer: bias for layer, bias in all_biases.items() if bias is not None}
     removed: dict[str, float] = {}
     final: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -169,7 +171,7 @@ def data_bias_(model: nn.Module, batch: Any) -> dict[str, float]:
         if bias.data_ptr() in final:
             return output
         unit_axis = output.dim() - len(getattr(layer, "kernel_size", ())) - 1
-        mean = wide(output.detach()).movedim(unit_axis, 0).flatten(1).mean(1)
+        mean = as_double(output.detach()).movedim(unit_axis, 0).flatten(1).mean(1)
         if not mean.isfinite().all():
             raise FixError(
                 f"data_bias_: the output of {name} ({type(layer).__name__}, {describe(output)}) "
@@ -182,22 +184,22 @@ def data_bias_(model: nn.Module, batch: Any) -> dict[str, float]:
         return again()
 
     with untouched(None, model):
-        _run(model, batch, {layer: names[layer] for layer in biases}, centre)
+        _settle_layers(model, batch, {layer: names[layer] for layer in biases}, centre)
     for bias, values in final.values():
         bias.copy_(values)
     return removed
 
 
 def _names(model: nn.Module) -> dict[nn.Module, str]:
-    """Of the layers to settle, should they run."""
-    found = [(name, layer) for name, layer in layers_of(model) if isinstance(layer, KINDS)]
-    return {layer: name or type(layer).__name__ for name, layer in found}
+    """The layers to initialise, with their names."""
+    layers = [(name, layer) for name, layer in layers_of(model) if isinstance(layer, KINDS)]
+    return {layer: name or type(layer).__name__ for name, layer in layers}
 
 
 @contextlib.contextmanager
-def _spent_on_success(generator: Generator) -> Iterator[None]:
-    """On an error, random numbers drawn inside count as not drawn."""
-    before = Kept(None)
+def _generators_restored_on_error(generator: Generator) -> Iterator[None]:
+    """Context that restores the random generators if an error is raised inside."""
+    before = SavedState(None)
     state = None if generator is None else generator.get_state()
     try:
         yield
@@ -208,10 +210,12 @@ def _spent_on_success(generator: Generator) -> Iterator[None]:
         raise
 
 
-def _run(model: nn.Module, batch: Any, names: Mapping[nn.Module, str], settle: Settle) -> None:
-    """One forward in which each call of one of the layers is settled.
+def _settle_layers(
+    model: nn.Module, batch: Any, names: Mapping[nn.Module, str], settle: Settle
+) -> None:
+    """Run one forward and call ``settle`` at each call of one of the layers.
 
-    To be used within :func:`untouched`, which takes the hooks away again.
+    Use it within :func:`untouched`, which removes the hooks again.
     """
     given = next(batches(batch, model))
     called: set[nn.Module] = set()
@@ -226,7 +230,7 @@ def _run(model: nn.Module, batch: Any, names: Mapping[nn.Module, str], settle: S
         return settle(names[layer], layer, output, again)
 
     for layer in names:
-        # Before the user's own hooks, which then see what the settled layer makes.
+        # Before the user's own hooks, which then see the output with the new parameters.
         layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
     with torch.no_grad(), eager(), _no_fast_path():
         model(*detached(given.args), **detached(dict(given.kwargs)))
@@ -239,7 +243,7 @@ def _run(model: nn.Module, batch: Any, names: Mapping[nn.Module, str], settle: S
 
 @contextlib.contextmanager
 def _no_fast_path() -> Iterator[None]:
-    """Transformers in eval mode have one, which calls no layers."""
+    """Context without the fast path of Transformers in eval mode, which calls no layers."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""What fixes have to know of layers: their parameters, their activation, how to name them."""
+"""What fixes need to know of layers: their parameters, activation and names."""
 
 from __future__ import annotations
 
@@ -6,16 +6,34 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from nndiag import activations, flow, ops, theory
+from nndiag import activations, flow, graph, ops, theory
 from nndiag.fixes import code
 from nndiag.stats import Layer, Parameter, Snapshot
 
+__all__ = [
+    "HE",
+    "MOST_NAMES",
+    "activation",
+    "biases",
+    "each",
+    "gain",
+    "is_hidden",
+    "is_named",
+    "is_opaque",
+    "listing",
+    "names",
+    "parameters",
+    "unique",
+    "weight",
+    "whole_modules",
+]
+
 HE = math.sqrt(2)
 MOST_NAMES = 3
-"""Names that are listed one by one."""
+"""As many names are listed one by one; of more, only the first and the last."""
 
 
-def once(layers: Iterable[Layer]) -> list[Layer]:
+def unique(layers: Iterable[Layer]) -> list[Layer]:
     return list({layer.name: layer for layer in layers}.values())
 
 
@@ -30,7 +48,7 @@ def is_opaque(layer: Layer) -> bool:
 
 
 def parameters(snapshot: Snapshot, layer: Layer) -> Sequence[Parameter]:
-    """Those of the module that a row works with, and of an opaque one's parts."""
+    """The parameters of a layer's module, and of modules inside an opaque layer."""
     owner = flow.owner(snapshot, layer)
     if is_opaque(layer):
         return snapshot.parameters_in.get(owner, ()) if owner else snapshot.parameters
@@ -38,14 +56,14 @@ def parameters(snapshot: Snapshot, layer: Layer) -> Sequence[Parameter]:
     return snapshot.parameters_of.get(home, ())
 
 
-def gathered(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The outermost modules of which every parameter is among ``names``, and what is left."""
-    wanted = Counter(prefix for name in set(names) for prefix in _around(name))
+def whole_modules(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The outermost modules of which all parameters are in ``names``, and the remaining names."""
+    wanted = Counter(prefix for name in set(names) for prefix in _modules_around(name))
     inside = {"": snapshot.parameters} | {m: snapshot.parameters_in.get(m, ()) for m in wanted if m}
     modules: dict[str, None] = {}
     rest: list[str] = []
     for name in names:
-        whole = next((m for m in _around(name) if wanted[m] == len(inside[m])), None)
+        whole = next((m for m in _modules_around(name) if wanted[m] == len(inside[m])), None)
         if whole is None:
             rest.append(name)
         else:
@@ -53,19 +71,19 @@ def gathered(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], list[
     return list(modules), rest
 
 
-def _around(name: str) -> list[str]:
-    """Of a parameter's name those of the modules around it, outermost first."""
+def _modules_around(name: str) -> list[str]:
+    """The names of the modules around a parameter, outermost first; "" is the model."""
     parts = name.split(".")[:-1]
     return [".".join(parts[:k]) for k in range(len(parts) + 1)]
 
 
 def is_hidden(snapshot: Snapshot, activation: Layer) -> bool:
     """Whether a module is neither a gate nor the model's output, wherever it runs."""
-    return flow.owner(snapshot, activation) not in _with_other_roles(snapshot)
+    return flow.owner(snapshot, activation) not in _modules_with_other_roles(snapshot)
 
 
-@flow.once
-def _with_other_roles(snapshot: Snapshot) -> frozenset[str]:
+@graph.once
+def _modules_with_other_roles(snapshot: Snapshot) -> frozenset[str]:
     """Modules one of whose calls is a gate, attention or the model's output."""
     return frozenset(
         flow.owner(snapshot, row)
@@ -83,14 +101,14 @@ def activation(snapshot: Snapshot, layer: Layer, relu: bool = False) -> theory.A
     act = flow.act_of(row) if row is not None else None
     if act is not None and relu:
         act = activations.named("relu")
-    if act is None or not math.isfinite(act.gain):  # of a PReLU with NaN for a slope
+    if act is None or not math.isfinite(act.gain):  # a PReLU whose slope is NaN
         act = activations.named("identity")
     assert act is not None
     return act
 
 
 def gain(act: theory.Activation) -> float:
-    """To six digits, which is what the lines of code show."""
+    """The gain to six digits, as written in code."""
     return HE if abs(act.gain - HE) < 1e-12 else float(f"{act.gain:.6g}")
 
 
@@ -116,7 +134,7 @@ def each(layers: Sequence[Layer]) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """``a, b and c``; of many the first and the last, with their count where it does not show."""
+    """``a, b and c``; for many names ``first … last``, with the count if it is not obvious."""
     shown = [name if name.isprintable() else repr(name) for name in names]
     if len(shown) <= MOST_NAMES:
         return " and ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)

@@ -1,4 +1,4 @@
-"""A fix as data: what to change in a model, able to do it and to write the lines that do it."""
+"""A fix as data: what to change in a model. It can be applied, and written as code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from nndiag.fixes.actions import Action, Argument
 
 if TYPE_CHECKING:
     from torch import nn
+
+__all__ = ["IMPORT", "KINDS", "Changes", "Fix", "Kind", "advice", "uses"]
 
 Changes = Literal["nothing", "scale", "weights", "architecture"]
 
@@ -30,12 +32,12 @@ class Fix:
 
     ``actions`` are applied to a model in order. Where there is none, it is "advice" for a person.
 
-    ``changes`` says what becomes of the function that the model computes. "nothing": it stays.
-    "scale": weights keep their directions, or biases go. "weights": what a layer has learned is
-    lost. "architecture": other layers, or more of them. So in a model that was never trained all
-    but the last are safe, in a trained one only the first.
+    ``changes`` says what happens to the function that the model computes. "nothing": it stays the
+    same. "scale": weights keep their directions, or biases change. "weights": what a layer has
+    learned is lost. "architecture": layers are replaced or added. In a model that was never trained
+    all but the last are safe, in a trained one only the first.
 
-    ``source`` is the change of one's own source that does the same, where one can be said.
+    ``source`` is the same change as an edit of the model's source, where there is one.
     """
 
     kind: Kind
@@ -65,7 +67,7 @@ class Fix:
         return any(action.needs_batch for action in self.actions)
 
     def safe(self, trained: bool) -> bool:
-        """Whether nothing that was learned or designed is lost by it."""
+        """Whether the fix loses nothing that was learned or designed."""
         return self.changes == "nothing" or (self.changes != "architecture" and not trained)
 
     def apply(self, model: nn.Module, batch: Any = None) -> None:
@@ -85,10 +87,10 @@ class Fix:
             action.apply(model, batch)
 
     def code(self, imports: bool = True) -> str:
-        """The lines that do to ``model`` what :meth:`apply` does; "" for advice.
+        """Code that does to ``model`` what :meth:`apply` does; "" for advice.
 
-        They use ``nn``, ``torch`` and ``batch`` as everybody has them; ``imports`` adds what else
-        has to be imported.
+        It expects ``nn``, ``torch`` and ``batch`` to be defined; ``imports`` adds all other
+        imports.
         """
         lines = "\n".join(action.code() for action in self.actions)
         return IMPORT + lines if imports and "fixes" in uses([self]) else lines

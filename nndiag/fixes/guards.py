@@ -1,6 +1,6 @@
-"""What a repair needs before it starts, and what has to be said after it.
+"""Checks before a repair: a model that can be copied and changed, data that can be read again.
 
-A model that can be copied and changed, data that stay the same, and notes on optimisers.
+And after it: the optimisers that still hold the old parameters.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ from nndiag.batch import Batch, batches
 from nndiag.errors import FixError, ModelError, did_you_mean
 from nndiag.fixes.fix import KINDS
 
+__all__ = ["check_changeable", "checked_kinds", "copied", "optimizers", "repeatable", "with_target"]
 
-def wanted(only: Iterable[str] | str | None) -> frozenset[str] | None:
+
+def checked_kinds(only: Iterable[str] | str | None) -> frozenset[str] | None:
+    """The kinds of fixes to try; None for all.
+
+    Raises:
+        FixError: a name that is no kind of fix.
+    """
     if only is None:
         return None
-    names = [only] if isinstance(only, str) else list(only)
-    for name in names:
-        if name not in KINDS:
+    kinds = [only] if isinstance(only, str) else list(only)
+    for kind in kinds:
+        if kind not in KINDS:
             raise FixError(
-                f"no fix is called {name!r}.{did_you_mean(name, KINDS)} Legal are: "
+                f"no fix is called {kind!r}.{did_you_mean(kind, KINDS)} Legal are: "
                 f"{', '.join(KINDS)}."
             )
-    return frozenset(names)
+    return frozenset(kinds)
 
 
 def check_changeable(model: nn.Module) -> None:
@@ -71,21 +78,21 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
-        told = str(error).splitlines()[0] if str(error) else ""
+        reason = str(error).splitlines()[0] if str(error) else ""
         raise ModelError(
             f"a repair works on a copy, and {type(model).__name__} cannot be copied: "
-            f"copy.deepcopy raises {type(error).__name__}: {told}. Tensors that are results of "
+            f"copy.deepcopy raises {type(error).__name__}: {reason}. Tensors that are results of "
             "computations, locks and open files cannot be; take them out, or give the model a "
             "__deepcopy__."
         ) from error
 
 
 def repeatable(data: Any, most: int) -> Any:
-    """Data that give the same whenever they are gone through."""
+    """Data that yield the same batches each time; ``most`` batches of a stream are kept."""
     if isinstance(data, (torch.Tensor, tuple, list, Mapping, Batch, str, bytes)):
         return data
     if not isinstance(data, Iterable):
-        return data  # check() says what is wrong with it
+        return data  # check() raises the error for it
     return list(itertools.islice(data, most))
 
 
@@ -95,14 +102,14 @@ def with_target(data: Any, target: Any, model: nn.Module) -> list[Batch]:
 
 
 def optimizers(model: nn.Module) -> list[tuple[str, int]]:
-    """Optimisers alive that hold parameters of this model, and how many."""
-    ours = {id(p) for p in model.parameters()}
-    found = []
-    for thing in gc.get_objects():
-        # type(), not isinstance: some objects' __class__ is a property that does work.
-        if issubclass(type(thing), torch.optim.Optimizer):
-            groups = vars(thing).get("param_groups") or []
-            held = sum(id(p) in ours for group in groups for p in group["params"])
+    """Existing optimisers that hold parameters of this model, and how many each."""
+    own = {id(p) for p in model.parameters()}
+    holders = []
+    for candidate in gc.get_objects():
+        # type(), not isinstance: reading __class__ of some objects runs code.
+        if issubclass(type(candidate), torch.optim.Optimizer):
+            groups = vars(candidate).get("param_groups") or []
+            held = sum(id(p) in own for group in groups for p in group["params"])
             if held:
-                found.append((type(thing).__name__, held))
-    return found
+                holders.append((type(candidate).__name__, held))
+    return holders

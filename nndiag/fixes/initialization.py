@@ -1,13 +1,13 @@
-"""How weights start: the lecture's two failures, the schemes that mend them, and biases.
+"""Initialisation of weights and biases: the lecture's two failures, and the schemes against them.
 
 Each function draws the weights of a tensor, a layer, or all layers of a model, in place, and
 returns it. Only weights are drawn and biases left alone, as in ``torch.nn.init``, unless the
-docstring says otherwise. The same seed gives the same values whatever the memory format; float16
-and bfloat16 are drawn in float32 and rounded. What the fans of a layer are, :func:`matrices` says;
-the errors that all functions here share are its, too.
+docstring says otherwise. The same seed gives the same values in any memory format; float16 and
+bfloat16 are drawn in float32 and rounded. :func:`matrices` defines the fans of a layer, and raises
+the errors that all functions here share.
 
 Which to take (CS231n 2017 lecture 6 slides 48-52): He for ReLU and its kin, Xavier for tanh, LeCun
-for SELU. A constant weight instead, zero included, makes all units the same for good (slide 41).
+for SELU. With a constant weight, zero included, all units are equal and stay equal (slide 41).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def small_normal_(target: Target, std: float = 0.01, *, generator: Generator = N
     Raises:
         FixError: std is not a positive number; or as :func:`matrices`.
     """
-    _positive("std", std)
+    _check_positive("std", std)
     return _normal(target, lambda m: std, generator)
 
 
@@ -99,7 +99,7 @@ def xavier_normal_(target: Target, gain: float = 1.0, *, generator: Generator = 
     Raises:
         FixError: gain is not a positive number; or as :func:`matrices`.
     """
-    _positive("gain", gain)
+    _check_positive("gain", gain)
     return _normal(target, lambda m: gain * math.sqrt(2 / (m.fan_in + m.fan_out)), generator)
 
 
@@ -109,7 +109,7 @@ def xavier_uniform_(target: Target, gain: float = 1.0, *, generator: Generator =
     Raises:
         FixError: gain is not a positive number; or as :func:`matrices`.
     """
-    _positive("gain", gain)
+    _check_positive("gain", gain)
     return _uniform(target, lambda m: gain * math.sqrt(2 / (m.fan_in + m.fan_out)), generator)
 
 
@@ -185,7 +185,7 @@ def orthogonal_(target: Target, gain: float = 1.0, *, generator: Generator = Non
     Raises:
         FixError: gain is not a positive number; or as :func:`matrices`.
     """
-    _positive("gain", gain)
+    _check_positive("gain", gain)
     write(matrices(target), lambda m: gain * haar(m, generator))
     return target
 
@@ -276,17 +276,17 @@ def gain(
         FixError: the activation, an option or ``keep`` is unknown; or nothing can be kept, as
             where the activation is flat.
     """
-    kept = {
+    gains = {
         "signal": theory.gain_forward,
         "variance": theory.gain_variance,
         "gradient": theory.gain_backward,
     }
-    if keep not in kept:
+    if keep not in gains:
         raise FixError(
-            f"keep = {keep!r} is unknown: a gain keeps {', '.join(map(repr, kept))}."
-            f"{did_you_mean(str(keep), kept)}"
+            f"keep = {keep!r} is unknown: a gain keeps {', '.join(map(repr, gains))}."
+            f"{did_you_mean(str(keep), gains)}"
         )
-    value = kept[keep](_activation(activation, options))
+    value = gains[keep](_activation(activation, options))
     if not 0 < value < math.inf:
         raise FixError(
             f"{activation} with {options} has no gain that keeps the {keep}: of N(0, 1) it leaves "
@@ -310,9 +310,9 @@ def _activation(name: str, options: dict[str, float]) -> theory.Activation:
             f"{name} has no option {unknown[0]!r}.{did_you_mean(unknown[0], legal)} "
             f"It has: {', '.join(legal) or 'none'}."
         )
-    found = activations.named(name, **options)
-    assert found is not None
-    return found
+    act = activations.named(name, **options)
+    assert act is not None
+    return act
 
 
 def _he(activation: str, fan: str, options: dict[str, float]) -> Callable[[Matrix], float]:
@@ -344,8 +344,8 @@ def positive_bias_(target: nn.Module, value: float = 0.01) -> nn.Module:
     if not 0 <= value < math.inf:
         raise FixError(f"value = {value} is not a small positive number, such as 0.01.")
     kinds = (nn.Linear, nn.Bilinear, *CONVOLUTIONS, *TRANSPOSED)
-    found = [bias_of(name, layer) for name, layer in layers(target) if isinstance(layer, kinds)]
-    _fill([bias for bias in found if bias is not None], value, target, "linear or convolution")
+    biases = [bias_of(name, layer) for name, layer in layers(target) if isinstance(layer, kinds)]
+    _fill([bias for bias in biases if bias is not None], value, target, "linear or convolution")
     return target
 
 
@@ -361,18 +361,18 @@ def forget_bias_(target: nn.Module, value: float = 1.0) -> nn.Module:
     """
     if not math.isfinite(value):
         raise FixError(f"value = {value} is not a finite number, such as 1.0.")
-    found: dict[str, list[torch.Tensor]] = {"ih": [], "hh": []}
+    gate_biases_by_kind: dict[str, list[torch.Tensor]] = {"ih": [], "hh": []}
     for name, layer in layers(target):
         ends = [""] if isinstance(layer, nn.LSTMCell) else []
         if isinstance(layer, nn.LSTM):
             ends = [f"_{end}" for end in recurrences(layer)]
         for end in ends:
-            for kind, biases in found.items():
+            for kind, gate_biases in gate_biases_by_kind.items():
                 bias = bias_of(name, layer, f"bias_{kind}{end}")
                 if bias is not None:
-                    biases.append(bias.chunk(4)[1])  # input, forget, cell, output
-    _fill(found["ih"], value, target, "LSTM")
-    _fill(found["hh"], 0.0, target, "LSTM")
+                    gate_biases.append(bias.chunk(4)[1])  # input, forget, cell, output
+    _fill(gate_biases_by_kind["ih"], value, target, "LSTM")
+    _fill(gate_biases_by_kind["hh"], 0.0, target, "LSTM")
     return target
 
 
@@ -388,7 +388,7 @@ def _fill(biases: list[torch.Tensor], value: float, target: nn.Module, kind: str
 # --- drawing -------------------------------------------------------------------------------------
 
 
-def _positive(what: str, value: float) -> None:
+def _check_positive(what: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise FixError(f"{what} = {value} is not a positive number.")
 
@@ -413,7 +413,7 @@ def _uniform(target: Target, std: Callable[[Matrix], float], generator: Generato
 
 
 def _empty(matrix: Matrix, shape: tuple[int, ...], generator: Generator) -> torch.Tensor:
-    """Where the values are drawn: contiguous, at least float32, on the generator's device."""
+    """A contiguous tensor to draw into: at least float32, on the generator's device."""
     device = matrix.value.device if generator is None else generator.device
     dtype = torch.promote_types(matrix.value.dtype, torch.float32)
     return torch.empty(shape, dtype=dtype, device=device)

@@ -1,9 +1,9 @@
-"""The linear maps that a layer's parameters hold, each with its fans.
+"""The linear maps in a layer's parameters, each with its fans.
 
-An initialisation is about one linear map: so many inputs are summed by a unit (fan_in), so many
-units hear an input (fan_out). A parameter can hold several: an LSTM's weight the matrices of four
-gates, attention's those of query, key and value, a grouped convolution's one for each group. Taken
-for a single matrix, their fan_out comes out wrong by the number of them.
+An initialisation needs the fans of one linear map: how many inputs a unit sums (fan_in), and how
+many units an input reaches (fan_out). One parameter can hold several maps: an LSTM's weight those
+of four gates, attention's those of query, key and value, a grouped convolution's one per group. If
+such a weight were taken for one matrix, its fan_out would be too large by their number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nndiag.batch import describe
-from nndiag.capture.untouched import Kept, untouched
+from nndiag.capture.untouched import SavedState, untouched
 from nndiag.errors import FixError
 
 __all__ = [
@@ -80,7 +80,7 @@ class Matrix:
         return self.value.shape[self.unit_axis] * (self.groups if self.unit_axis else 1)
 
     def arranged(self, rows: torch.Tensor) -> torch.Tensor:
-        """``rows`` (units, inputs of each) in the layout of ``value``."""
+        """``rows`` of shape (units, inputs per unit), in the layout of ``value``."""
         if self.unit_axis == 0:
             return rows.reshape(self.value.shape)
         inputs = self.value.shape[0] // self.groups
@@ -108,26 +108,26 @@ def matrices(target: torch.Tensor | nn.Module) -> tuple[Matrix, ...]:
             point, computed by a hook, or parametrized without a ``right_inverse``.
     """
     if isinstance(target, torch.Tensor):
-        _check("the tensor", target, least=2)
+        _check_drawable("the tensor", target, least=2)
         taps = math.prod(target.shape[2:])
         fans = target.shape[1] * taps, target.shape[0] * taps
         return (Matrix("the tensor", target.detach(), *fans),)
-    found = [m for name, layer in layers(target) for m in layer_matrices(name, layer)]
-    if not found:
+    all_matrices = [m for name, layer in layers(target) for m in layer_matrices(name, layer)]
+    if not all_matrices:
         kinds = sorted({type(module).__name__ for module in target.modules()})
         raise FixError(
             f"{type(target).__name__} holds no weight of a layer, only {', '.join(kinds[:6])}. "
             "Linear, bilinear, convolution, embedding, recurrent and attention layers have some; "
             "give any other weight as a tensor, (out, in, *kernel)."
         )
-    once: dict[tuple[torch.device, int], Matrix] = {}
-    for matrix in found:
-        once.setdefault((matrix.value.device, matrix.value.data_ptr()), matrix)
-    return tuple(once.values())
+    by_storage: dict[tuple[torch.device, int], Matrix] = {}
+    for matrix in all_matrices:
+        by_storage.setdefault((matrix.value.device, matrix.value.data_ptr()), matrix)
+    return tuple(by_storage.values())
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules with their names, without those that only make other modules' parameters.
+    """The modules with their names, without those that only compute parameters of others.
 
     Raises:
         FixError: ``model`` is no module.
@@ -148,7 +148,7 @@ def layer_matrices(name: str, layer: nn.Module) -> Iterator[Matrix]:
         FixError: as :func:`matrices`.
     """
     if isinstance(layer, nn.Linear):
-        yield from _stacked(name, layer, "weight", "bias")
+        yield from _stacked_matrices(name, layer, "weight", "bias")
     elif isinstance(layer, (nn.Bilinear, *CONVOLUTIONS, *TRANSPOSED)):
         value, parametrized = _weight(name, layer, "weight")
         taps = math.prod(value.shape[2:])
@@ -161,7 +161,7 @@ def layer_matrices(name: str, layer: nn.Module) -> Iterator[Matrix]:
         else:
             fans = value.shape[1] * taps, value.shape[0] // groups * taps
         yield Matrix(
-            _named(name, "weight"),
+            _full_name(name, "weight"),
             value,
             *fans,
             unit_axis=axis,
@@ -172,7 +172,7 @@ def layer_matrices(name: str, layer: nn.Module) -> Iterator[Matrix]:
     elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         value, parametrized = _weight(name, layer, "weight")
         yield Matrix(
-            _named(name, "weight"),
+            _full_name(name, "weight"),
             value,
             fan_in=1,
             fan_out=value.shape[1],
@@ -183,25 +183,25 @@ def layer_matrices(name: str, layer: nn.Module) -> Iterator[Matrix]:
     elif isinstance(layer, nn.RNNBase):
         gates = _gates(layer)
         for end in recurrences(layer):
-            yield from _stacked(name, layer, f"weight_ih_{end}", f"bias_ih_{end}", gates)
-            yield from _stacked(name, layer, f"weight_hh_{end}", f"bias_hh_{end}", gates)
+            yield from _stacked_matrices(name, layer, f"weight_ih_{end}", f"bias_ih_{end}", gates)
+            yield from _stacked_matrices(name, layer, f"weight_hh_{end}", f"bias_hh_{end}", gates)
             if layer.proj_size:
-                yield from _stacked(name, layer, f"weight_hr_{end}", None)
+                yield from _stacked_matrices(name, layer, f"weight_hr_{end}", None)
     elif isinstance(layer, nn.RNNCellBase):
-        yield from _stacked(name, layer, "weight_ih", "bias_ih", _gates(layer))
-        yield from _stacked(name, layer, "weight_hh", "bias_hh", _gates(layer))
+        yield from _stacked_matrices(name, layer, "weight_ih", "bias_ih", _gates(layer))
+        yield from _stacked_matrices(name, layer, "weight_hh", "bias_hh", _gates(layer))
     elif isinstance(layer, nn.MultiheadAttention):
         if layer.kdim == layer.vdim == layer.embed_dim:
-            yield from _stacked(name, layer, "in_proj_weight", "in_proj_bias", "qkv")
+            yield from _stacked_matrices(name, layer, "in_proj_weight", "in_proj_bias", "qkv")
         else:
             bias = _bias(layer, "in_proj_bias")
             biases = (None,) * 3 if bias is None else bias.chunk(3)
             for part, b in zip("qkv", biases, strict=True):
-                yield from _stacked(name, layer, f"{part}_proj_weight", b)
+                yield from _stacked_matrices(name, layer, f"{part}_proj_weight", b)
 
 
 def recurrences(layer: nn.RNNBase) -> Iterator[str]:
-    """How the names of its parameters end: ``l0``, ``l0_reverse``, ``l1`` …"""
+    """The endings of its parameters' names: ``l0``, ``l0_reverse``, ``l1`` …"""
     for number in range(layer.num_layers):
         yield f"l{number}"
         if layer.bidirectional:
@@ -209,23 +209,23 @@ def recurrences(layer: nn.RNNBase) -> Iterator[str]:
 
 
 def _gates(layer: nn.Module) -> str:
-    """In the order in which torch stacks them."""
+    """The gates' letters, in the order in which torch stacks them."""
     if isinstance(layer, (nn.LSTM, nn.LSTMCell)):
         return "ifgo"
     return "rzn" if isinstance(layer, (nn.GRU, nn.GRUCell)) else ""
 
 
-def _stacked(
+def _stacked_matrices(
     name: str, layer: nn.Module, weight: str, bias: str | torch.Tensor | None, parts: str = ""
 ) -> Iterator[Matrix]:
-    """The matrices (out, in) that lie one under the other in a weight."""
+    """The matrices (out, in) that are stacked in one weight."""
     value, parametrized = _weight(name, layer, weight)
     if isinstance(bias, str):
         bias = _bias(layer, bias)
     count = max(1, len(parts))
     biases = (None,) * count if bias is None else bias.chunk(count)
     for part, block, b in zip(parts or [""], value.chunk(count), biases, strict=True):
-        label = _named(name, weight) + (f"[{part}]" if part else "")
+        label = _full_name(name, weight) + (f"[{part}]" if part else "")
         fans = block.shape[1], block.shape[0]
         yield Matrix(label, block, *fans, bias=b, parametrized=parametrized)
 
@@ -233,10 +233,10 @@ def _stacked(
 def _weight(
     name: str, layer: nn.Module, attribute: str
 ) -> tuple[torch.Tensor, Parametrized | None]:
-    label = _named(name, attribute)
+    label = _full_name(name, attribute)
     if not parametrize.is_parametrized(layer, attribute):
         value = getattr(layer, attribute)
-        _check(label, value, least=2, parameter=True)
+        _check_drawable(label, value, least=2, parameter=True)
         return value.detach(), None
     chain = layer.get_submodule(f"parametrizations.{attribute}")
     assert isinstance(chain, parametrize.ParametrizationList)
@@ -247,10 +247,10 @@ def _weight(
             "cannot be assigned to. Give it one, or draw the weight before parametrizing it."
         )
     for key, original in chain.named_parameters():
-        _check(f"{label} ({key})", original, least=0)
+        _check_drawable(f"{label} ({key})", original, least=0)
     with untouched(None, chain), torch.no_grad():  # spectral_norm iterates wherever it is read
         whole = chain().clone()
-    _check(label, whole, least=2)
+    _check_drawable(label, whole, least=2)
     return whole, Parametrized(label, whole, chain)
 
 
@@ -268,16 +268,16 @@ def bias_of(name: str, layer: nn.Module, attribute: str = "bias") -> torch.Tenso
     value = getattr(layer, attribute, None)
     if value is None:
         return None
-    _check(_named(name, attribute), value, least=1, parameter=True)
+    _check_drawable(_full_name(name, attribute), value, least=1, parameter=True)
     return torch.Tensor.detach(value)
 
 
-def _named(name: str, attribute: str) -> str:
+def _full_name(name: str, attribute: str) -> str:
     return f"{name}.{attribute}" if name else attribute
 
 
-def _check(label: str, value: torch.Tensor, least: int, parameter: bool = False) -> None:
-    """Whether a tensor can be drawn at all; ``least`` is how many axes it must have."""
+def _check_drawable(label: str, value: torch.Tensor, least: int, parameter: bool = False) -> None:
+    """Raise FixError if a tensor cannot be drawn; ``least``: how many axes it must have."""
     if is_lazy(value):
         raise FixError(
             f"{label} is not initialised yet: its layer is lazy. Run one forward with a real batch "
@@ -308,38 +308,38 @@ def _check(label: str, value: torch.Tensor, least: int, parameter: bool = False)
 
 
 @torch.no_grad()
-def write(found: Sequence[Matrix], values: Callable[[Matrix], torch.Tensor]) -> None:
-    """Set each matrix to its values, all of them or, if a parametrization refuses, none.
+def write(targets: Sequence[Matrix], values: Callable[[Matrix], torch.Tensor]) -> None:
+    """Set each matrix to its values; none of them if a parametrization refuses.
 
     Raises:
         FixError: a parametrization refused the values.
     """
-    made = [m for m in found if m.parametrized is not None]
-    for matrix in made:
-        _put(matrix, values(matrix))
-    assign(made)  # nothing else has been written when this fails
-    for matrix in found:
+    parametrized = [m for m in targets if m.parametrized is not None]
+    for matrix in parametrized:
+        _write_values(matrix, values(matrix))
+    assign(parametrized)  # nothing else has been written when this fails
+    for matrix in targets:
         if matrix.parametrized is None:
-            _put(matrix, values(matrix))
+            _write_values(matrix, values(matrix))
 
 
-def _put(matrix: Matrix, values: torch.Tensor) -> None:
+def _write_values(matrix: Matrix, values: torch.Tensor) -> None:
     matrix.value.copy_(values)
     if matrix.padding is not None:
         matrix.value[matrix.padding] = 0
 
 
 @torch.no_grad()
-def assign(found: Sequence[Matrix]) -> None:
-    """Hand to the parametrizations what was written to the copies of their weights.
+def assign(targets: Sequence[Matrix]) -> None:
+    """Assign the written copies of parametrized weights to their parametrizations.
 
     Raises:
-        FixError: one of them refused; all are as before then.
+        FixError: a parametrization refused its values; all weights are as before then.
     """
-    weights = {id(m.parametrized): m.parametrized for m in found if m.parametrized is not None}
+    weights = {id(m.parametrized): m.parametrized for m in targets if m.parametrized is not None}
     if not weights:
         return
-    before = Kept(None, *(weight.chain for weight in weights.values()))
+    before = SavedState(None, *(weight.chain for weight in weights.values()))
     for weight in weights.values():
         try:
             weight.chain.right_inverse(weight.whole.clone())

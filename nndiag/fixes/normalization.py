@@ -1,13 +1,14 @@
-"""Layers that give what passes through mean 0 and variance 1: batch, layer and group norm.
+"""Layers that normalise their input to mean 0 and variance 1: batch, layer and group norm.
 
-One formula, ``(x - mean) / sqrt(variance + eps)``, and one difference: which values of an input
-``[N, C, …]`` the mean and the variance are taken over.
+All have the formula ``(x - mean) / sqrt(variance + eps)``. They differ in the values of an input
+``[N, C, …]`` over which the mean and the variance are taken.
 
-- Batch norm: all samples and places of a channel. It needs a batch, and remembers what it saw.
+- Batch norm: all samples and positions of a channel. It needs a batch, and keeps running
+  statistics.
 - Layer norm: the last axes of one sample, such as all features of ``[N, C]``.
-- Group norm: all places of a group of channels of one sample.
+- Group norm: all positions of a group of channels of one sample.
 
-The last two are the answer to batches too small for a mean. Ioffe & Szegedy 2015; Ba et al. 2016;
+The last two are for batches too small for a mean. Ioffe & Szegedy 2015; Ba et al. 2016;
 Wu & He 2018; CS231n 2017 lecture 6, slides 54-60. Drop-ins for torch's modules of the same names:
 equal in value, gradient and running statistics, and state dicts load both ways.
 """
@@ -24,6 +25,19 @@ from torch.nn import functional as F
 from nndiag.batch import describe
 from nndiag.errors import FixError
 from nndiag.fixes.activations import TorchCall
+
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "LayerNorm",
+    "batch_norm_backward",
+    "moments",
+    "normalize",
+    "scale_and_shift",
+]
 
 # --- the formula ---------------------------------------------------------------------------------
 
@@ -61,7 +75,7 @@ def _along_units(x: torch.Tensor) -> tuple[int, ...]:
     return (1, -1) + (1,) * (x.dim() - 2)
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """float16 and bfloat16 as float32: sums need the digits. torch's kernels do the same."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -135,28 +149,30 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_shape(x)
-        wide, shape = _wide(x), _along_units(x)
+        wide, shape = _at_least_float32(x), _along_units(x)
         if self.training or self.running_mean is None or self.running_var is None:
             values = self._check_batch(x)
             mean, variance = moments(wide, over=(0, *range(2, x.dim())))
             if self.training and self.track_running_stats:
-                self._remember(mean.flatten(), variance.flatten() * values / (values - 1))
+                self._update_running_stats(
+                    mean.flatten(), variance.flatten() * values / (values - 1)
+                )
         else:
             mean, variance = self.running_mean.reshape(shape), self.running_var.reshape(shape)
         y = normalize(wide, mean, variance, self.eps)
         return scale_and_shift(y, self.weight, self.bias, shape).to(x.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean: torch.Tensor, unbiased: torch.Tensor) -> None:
+    def _update_running_stats(self, mean: torch.Tensor, unbiased: torch.Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
             return
-        rate = self._rate()
+        rate = self._momentum_now()
         self.running_mean.mul_(1 - rate).add_(rate * mean)
         self.running_var.mul_(1 - rate).add_(rate * unbiased)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
 
-    def _rate(self) -> float:
+    def _momentum_now(self) -> float:
         """The share of the next batch in the running statistics."""
         if self.momentum is not None:
             return self.momentum
@@ -201,7 +217,7 @@ class BatchNorm(nn.Module):
         remembers = self.track_running_stats or not self.training
         running = (self.running_mean, self.running_var) if remembers else (None, None)
         of_batch = self.training or self.running_mean is None
-        settings = (of_batch, self._rate(), self.eps)
+        settings = (of_batch, self._momentum_now(), self.eps)
         return F.batch_norm, (x, *running, self.weight, self.bias, *settings)
 
     def extra_repr(self) -> str:
@@ -232,7 +248,7 @@ class BatchNorm3d(BatchNorm):
 def batch_norm_backward(
     grad_output: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of a loss to the ``x``, weight and bias of a batch norm in training mode.
+    """Gradients of a loss by the ``x``, weight and bias of a batch norm in training mode.
 
     The chain rule of Ioffe & Szegedy 2015 section 3, equation by equation, with m values a unit.
     ``grad_output`` and ``x`` are ``[N, C, …]``, ``weight`` is ``[C]`` (None for ones); returned are
@@ -294,7 +310,7 @@ class LayerNorm(nn.Module):
                 f"LayerNorm({legal}) got {describe(x)}. Legal is [*, {legal}]: its last axes are "
                 "normalised together."
             )
-        wide = _wide(x)
+        wide = _at_least_float32(x)
         y = normalize(wide, *moments(wide, over=range(-len(shape), 0)), self.eps)
         return scale_and_shift(y, self.weight, self.bias, shape).to(x.dtype)
 
@@ -348,7 +364,7 @@ class GroupNorm(nn.Module):
                 f"[N, {self.num_channels}, …]."
             )
         size = (self.num_channels // self.num_groups, *x.shape[2:])
-        groups = _wide(x).reshape(x.shape[0], self.num_groups, math.prod(size))
+        groups = _at_least_float32(x).reshape(x.shape[0], self.num_groups, math.prod(size))
         y = normalize(groups, *moments(groups, over=[2]), self.eps).reshape(x.shape)
         return scale_and_shift(y, self.weight, self.bias, _along_units(x)).to(x.dtype)
 

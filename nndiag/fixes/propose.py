@@ -1,6 +1,6 @@
-"""Which fixes to propose for which layers of a snapshot: rules hand them out.
+"""Fixes for layers of a snapshot, to be attached to findings by rules.
 
-Each function yields what fits the layers it is given, or nothing. None needs the model itself.
+Each function yields the fixes that fit the given layers, or nothing. None needs the model itself.
 """
 
 from __future__ import annotations
@@ -8,25 +8,43 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from nndiag import flow, ops, theory
+from nndiag import flow, graph, ops, theory
 from nndiag.fixes import facts, places
 from nndiag.fixes.actions import Action, Argument, grouped, written_module
 from nndiag.fixes.fix import Fix
 from nndiag.stats import Layer, Parameter, Snapshot
 
+__all__ = [
+    "MOST_CODE",
+    "MOST_FILLED",
+    "center",
+    "fill_in",
+    "lsuv",
+    "normalize",
+    "recalibrate",
+    "redraw",
+    "rescale",
+    "reset",
+    "reset_norms",
+    "restart",
+    "swap",
+    "unfreeze",
+    "zero_biases",
+]
+
 MOST_CODE = 10_000
-"""Characters of code for a whole network beyond which nobody reads it; each finding holds it."""
-FILLED = 0.1
-"""Of a parameter's values that can be made up without making up the parameter."""
+"""Characters. Longer code for a whole network is not offered: nobody reads it."""
+MOST_FILLED = 0.1
+"""The largest share of a parameter's values that may be replaced by zeros."""
 
 
 # -- weights ---------------------------------------------------------------------------------------
 
 
 def redraw(snapshot: Snapshot, layers: Iterable[Layer], biases: bool = False) -> Iterator[Fix]:
-    """Weights drawn again at the scale their fan-in and activation ask for.
+    """Draw weights again at the scale that fits their fan-in and activation.
 
-    ``biases``: to zero, too.
+    ``biases``: also set biases to zero.
     """
     drawn, actions, schemes = _drawn(snapshot, layers, biases)
     if not drawn:
@@ -46,14 +64,14 @@ def redraw(snapshot: Snapshot, layers: Iterable[Layer], biases: bool = False) ->
 def _drawn(
     snapshot: Snapshot, layers: Iterable[Layer], biases: bool, relu: bool = False
 ) -> tuple[list[Layer], tuple[Action, ...], tuple[str, ...]]:
-    """The layers whose weights can be drawn, how, and by whose schemes.
+    """The layers whose weights can be drawn, the actions that do it, and the schemes' names.
 
-    ``relu``: for the ReLU that takes the activation's place.
+    ``relu``: draw for a ReLU, which will replace the activation.
     """
     drawn: list[Layer] = []
     actions: list[Action] = []
     schemes: dict[str, None] = {}
-    for layer in facts.once(layers):
+    for layer in facts.unique(layers):
         act = facts.activation(snapshot, layer, relu)
         scheme = theory.reference_name(act)
         if facts.is_opaque(layer):
@@ -62,7 +80,7 @@ def _drawn(
         elif layer.weight is None or facts.weight(snapshot, layer) is None:
             continue
         elif layer.op.startswith("embedding") and flow.is_module(layer):
-            # It leaves the row for padding at zero.
+            # draw-lecun keeps the padding row at zero.
             actions.append(Action("draw-lecun", (flow.owner(snapshot, layer),)))
             scheme = "LeCun"
         else:
@@ -71,16 +89,16 @@ def _drawn(
         schemes[scheme] = None
         drawn.append(layer)
     if biases:
-        actions += _on("set-zeros", facts.biases(snapshot, drawn))
+        actions += _action("set-zeros", facts.biases(snapshot, drawn))
     return drawn, grouped(actions), tuple(schemes)
 
 
-@flow.once
+@graph.once
 def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
-    """The whole model as a good initialisation would have it: nothing that was learned stays."""
+    """Initialise the whole model again; everything that was learned is lost."""
     rows = [row for row in snapshot.layers if row.op in ops.LEARNED and row.op not in ops.NORMS]
     drawn, actions, _ = _drawn(snapshot, rows, biases=True)
-    if not drawn or len(facts.once(rows)) < 2:
+    if not drawn or len(facts.unique(rows)) < 2:
         return ()
     norms = [action for fix in reset_norms(snapshot, snapshot.layers) for action in fix.actions]
     fix = Fix(
@@ -96,11 +114,11 @@ def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
 
 
 def rescale(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
-    """Weights brought to the scale of their reference, their directions kept."""
+    """Scale weights to the std of their reference initialisation; directions stay."""
     scaled: list[Layer] = []
     actions: list[Action] = []
     gains: set[float] = set()
-    for layer in facts.once(layers):
+    for layer in facts.unique(layers):
         weight = facts.weight(snapshot, layer)
         if weight is not None and layer.weight is not None and _has_scale(weight):
             gain = facts.gain(facts.activation(snapshot, layer))
@@ -128,12 +146,12 @@ def _reference_std(gains: set[float]) -> str:
 
 
 def _has_scale(weight: Parameter) -> bool:
-    """Whether it is real, and its square a number of float32 (1e-38 to 1e38)."""
+    """Whether a weight is real, and its square fits into float32 (1e-38 to 1e38)."""
     return "complex" not in weight.dtype and 1e-15 < weight.value.rms < 1e15
 
 
 def lsuv(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
-    """Weights scaled by what comes out (Mishkin & Matas 2015)."""
+    """Scale weights until the outputs have variance 1 on a batch (Mishkin & Matas 2015)."""
     scaled = [
         layer
         for layer in layers
@@ -141,7 +159,7 @@ def lsuv(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
         and _has_scale(weight)
         and facts.is_named(layer)
         and (layer.op == "linear" or layer.op.startswith("conv"))
-        and layer.output.variance > 0  # what is constant has no scale
+        and layer.output.variance > 0  # no scale makes a constant output vary
     ]
     if scaled:
         names = list(dict.fromkeys(flow.owner(snapshot, layer) for layer in scaled))
@@ -159,9 +177,9 @@ def lsuv(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
 
 
 def zero_biases(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
-    """The biases of these layers at zero."""
-    layers = facts.once(layers)
-    if actions := _on("set-zeros", facts.biases(snapshot, layers)):
+    """Set the biases of these layers to zero."""
+    layers = facts.unique(layers)
+    if actions := _action("set-zeros", facts.biases(snapshot, layers)):
         yield Fix(
             "reset-bias",
             f"Set the biases of {facts.names(layers)} to zero.",
@@ -173,14 +191,14 @@ def zero_biases(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
 
 
 def reset_norms(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
-    """Scale 1 and shift 0 for normalisation layers."""
+    """Set scale 1 and shift 0 in normalisation layers."""
     norms = [
-        layer for layer in facts.once(layers) if layer.op in ops.NORMS and facts.is_named(layer)
+        layer for layer in facts.unique(layers) if layer.op in ops.NORMS and facts.is_named(layer)
     ]
     names = [flow.owner(snapshot, layer) for layer in norms]
     scales = [f"{name}.weight" for name in names if f"{name}.weight" in snapshot.parameter]
     shifts = [f"{name}.bias" for name in names if f"{name}.bias" in snapshot.parameter]
-    if actions := (*_on("set-ones", scales), *_on("set-zeros", shifts)):
+    if actions := (*_action("set-ones", scales), *_action("set-zeros", shifts)):
         yield Fix(
             "reset-norm",
             f"Set the scale of {facts.names(norms)} to 1 and the shift to 0.",
@@ -192,7 +210,7 @@ def reset_norms(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
 
 
 def recalibrate() -> Iterator[Fix]:
-    """Running statistics as the data have them."""
+    """Estimate running statistics again on data."""
     yield Fix(
         "recalibrate",
         "Re-estimate the running statistics on training data.",
@@ -207,21 +225,21 @@ def recalibrate() -> Iterator[Fix]:
 
 
 def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
-    """A normalisation layer between each of these weight layers and its activation."""
+    """Add a normalisation layer between each of these weight layers and its activation."""
     actions: list[Action] = []
-    treated: list[Layer] = []
+    normalized: list[Layer] = []
     norms: list[places.Norm] = []
     biases = 0
-    for layer in facts.once(layers):
+    for layer in facts.unique(layers):
         place = places.after_weights(snapshot, layer)
         if place is None:
             continue
         verb, name, norm = place
         actions.append(Action(verb, (name,), norm))
-        treated.append(layer)
+        normalized.append(layer)
         norms.append(norm)
         biases += _is_over_batch(norm) and layer.weight is not None and bool(layer.weight.bias)
-    if not treated:
+    if not normalized:
         return
     over = {"unit" if _is_over_batch(norm) else "sample" for norm in norms}
     effect = (
@@ -235,38 +253,38 @@ def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
         effect += f"; the {which} before it {have} no effect any more: drop {them} (bias=False)"
     yield Fix(
         "normalize",
-        f"After {facts.each(treated)}, add {_kinds(norms)}.",
+        f"After {facts.each(normalized)}, add {_norm_names(norms)}.",
         "It keeps the scale through training, whatever the weights do.",
         effect,
         "architecture",
         grouped(actions),
-        f"In __init__, make {_written(norms)}; in forward, call it between the layer and its "
+        f"In __init__, make {_norm_code(norms)}; in forward, call it between the layer and its "
         "activation.",
     )
 
 
 def center(snapshot: Snapshot, activations: Iterable[Layer]) -> Iterator[Fix]:
-    """A normalisation layer behind each of these activations, before the next weights."""
+    """Add a normalisation layer after each of these activations, before the next weights."""
     actions: list[Action] = []
-    treated: list[Layer] = []
+    centered: list[Layer] = []
     norms: list[places.Norm] = []
-    for activation in facts.once(activations):
+    for activation in facts.unique(activations):
         place = places.after_activation(snapshot, activation)
         if place is not None:
             verb, name, norm = place
             actions.append(Action(verb, (name,), norm))
-            treated.append(activation)
+            centered.append(activation)
             norms.append(norm)
-    if treated:
+    if centered:
         yield Fix(
             "center",
-            f"After {facts.each(treated)}, add {_kinds(norms)}.",
+            f"After {facts.each(centered)}, add {_norm_names(norms)}.",
             "It takes the mean out of each unit.",
             "the next weights' gradients no longer share one sign",
             "architecture",
             grouped(actions),
-            f"In __init__, make {_written(norms)}; in forward, call it between the activation and "
-            "the next layer.",
+            f"In __init__, make {_norm_code(norms)}; in forward, call it between the activation "
+            "and the next layer.",
         )
 
 
@@ -274,12 +292,12 @@ def _is_over_batch(norm: places.Norm) -> bool:
     return str(norm[0]).startswith("Batch")
 
 
-def _kinds(norms: Sequence[places.Norm]) -> str:
+def _norm_names(norms: Sequence[places.Norm]) -> str:
     return " or ".join(dict.fromkeys(str(norm[0]) for norm in norms))
 
 
-def _written(norms: Sequence[places.Norm]) -> str:
-    """``nn.BatchNorm1d(64)``; of several widths the one that each layer has."""
+def _norm_code(norms: Sequence[places.Norm]) -> str:
+    """``nn.BatchNorm1d(64)``; for several widths ``nn.BatchNorm1d(its width)``."""
     different = list(dict.fromkeys(norms))
     if len(different) == 1:
         return written_module(different[0])
@@ -295,16 +313,16 @@ def swap(
     effect: str,
     redrawn: Iterable[Layer] = (),
 ) -> Iterator[Fix]:
-    """Another activation: made where it is a module, told as a change of the source for a call.
+    """Replace activations: modules by an action, function calls by advice to edit the source.
 
-    A module is left alone if it is a gate or the model's output at another of its places.
+    A module that is also called as a gate or as the model's output is not replaced.
 
     Args:
-        new: a class of torch.nn and what it takes, ``("LeakyReLU", 0.01)``.
+        new: a class of torch.nn and its arguments, ``("LeakyReLU", 0.01)``.
         function: the same as a call, ``F.leaky_relu(x, 0.01)``.
         redrawn: layers to initialise for the new activation, a ReLU.
     """
-    activations = facts.once(activations)
+    activations = facts.unique(activations)
     modules = [
         a
         for a in activations
@@ -312,18 +330,19 @@ def swap(
     ]
     calls = [a for a in activations if not flow.is_module(a)]
     if modules:
-        swapped = _on("swap", [flow.owner(snapshot, a) for a in modules], *new)
+        swapped = _action("swap", [flow.owner(snapshot, a) for a in modules], *new)
         every = len(modules) == len(activations)
         drawn, actions, _ = _drawn(snapshot, redrawn if every else (), biases=True, relu=True)
-        old = " and ".join(dict.fromkeys(map(_class, modules)))
+        old = " and ".join(dict.fromkeys(map(_module_code, modules)))
         yield Fix(
             "swap-activation",
-            f"Replace {_ops(modules)} by {new[0]} at {facts.names(modules)}{_drawn_for(drawn)}.",
+            f"Replace {_op_names(modules)} by {new[0]} at {facts.names(modules)}"
+            f"{_init_text(drawn)}.",
             why,
             effect,
             "architecture",
             (*swapped, *actions),
-            f"In __init__, replace {old} by {written_module(new)}.{_written_init(drawn)}",
+            f"In __init__, replace {old} by {written_module(new)}.{_init_code(drawn)}",
         )
     if calls:
         every = len(calls) == len(activations)
@@ -331,19 +350,20 @@ def swap(
         where = _locations(calls)
         yield Fix(
             "advice",
-            f"Replace {_ops(calls)} by {new[0]}{where}{_drawn_for(drawn)}.",
+            f"Replace {_op_names(calls)} by {new[0]}{where}{_init_text(drawn)}.",
             why,
             effect,
             "architecture",
-            source=f"In forward, write {function} in place of {_ops(calls)}.{_written_init(drawn)}",
+            source=f"In forward, write {function} in place of {_op_names(calls)}."
+            f"{_init_code(drawn)}",
         )
 
 
-def _drawn_for(layers: Sequence[Layer]) -> str:
+def _init_text(layers: Sequence[Layer]) -> str:
     return ", with He weights and zero biases" if layers else ""
 
 
-def _written_init(layers: Sequence[Layer]) -> str:
+def _init_code(layers: Sequence[Layer]) -> str:
     """How to initialise layers before a ReLU, as a second line of a change of the source."""
     if not layers:
         return ""
@@ -353,18 +373,18 @@ def _written_init(layers: Sequence[Layer]) -> str:
     )
 
 
-def _ops(activations: Sequence[Layer]) -> str:
+def _op_names(activations: Sequence[Layer]) -> str:
     return " and ".join(dict.fromkeys(a.op for a in activations))
 
 
-def _class(activation: Layer) -> str:
-    """``nn.Sigmoid()``; a class that is not torch's own has another name than the op."""
+def _module_code(activation: Layer) -> str:
+    """``nn.Sigmoid()`` for a class of torch.nn; the bare class name for any other."""
     own = activation.kind.lower() != activation.op.replace("_", "")
     return activation.kind if own else f"nn.{activation.kind}()"
 
 
 def _locations(calls: Sequence[Layer]) -> str:
-    """`` (example.py:15)``: the lines where they are written."""
+    """The lines of the calls, as `` (example.py:15)``."""
     lines = list(dict.fromkeys(a.location for a in calls if a.location))
     shown = lines[: facts.MOST_NAMES]
     more = [f"{len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
@@ -375,29 +395,29 @@ def _locations(calls: Sequence[Layer]) -> str:
 
 
 def unfreeze(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
-    """What is frozen in these layers is let train, as whole modules where it can be."""
+    """Unfreeze the frozen parameters of these layers, whole modules at once where possible."""
     frozen = [
         p.name
-        for layer in facts.once(layers)
+        for layer in facts.unique(layers)
         for p in facts.parameters(snapshot, layer)
         if not p.trainable
     ]
     if frozen:
-        modules, parameters = facts.gathered(snapshot, frozen)
-        told = [name or "the whole model" for name in [*modules, *parameters]]
+        modules, parameters = facts.whole_modules(snapshot, frozen)
+        labels = [name or "the whole model" for name in [*modules, *parameters]]
         yield Fix(
             "unfreeze",
-            f"Let {facts.listing(told)} train.",
+            f"Let {facts.listing(labels)} train.",
             "",
             "gets a gradient; the function it computes stays",
             "nothing",
-            (*_on("unfreeze-module", modules), *_on("unfreeze-parameter", parameters)),
+            (*_action("unfreeze-module", modules), *_action("unfreeze-parameter", parameters)),
         )
 
 
 def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Fix]:
-    """These parameters as they would start: weights drawn anew, scales one, all else zero."""
-    # A norm of one's own has a row for the call in its forward only: "norm/layer_norm".
+    """Initialise parameters again: weights are drawn, scales set to one, all others to zero."""
+    # A user's own norm module has a row only for the call in its forward: "norm/layer_norm".
     norms = [
         flow.owner(snapshot, row) if flow.is_module(row) else row.name.rpartition("/")[0]
         for row in snapshot.layers
@@ -431,10 +451,10 @@ def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Fix]:
 
 
 def fill_in(parameters: Iterable[Parameter]) -> Iterator[Fix]:
-    """Zeros for what is not finite, where that is little: the rest is kept."""
+    """Replace values that are not finite by zeros, if they are at most a share ``MOST_FILLED``."""
     parameters = list(parameters)
     names = [p.name for p in parameters]
-    if names and all(p.value.nonfinite <= FILLED * p.value.total for p in parameters):
+    if names and all(p.value.nonfinite <= MOST_FILLED * p.value.total for p in parameters):
         yield Fix(
             "fill-in",
             f"Set NaN and infinity in {facts.listing(names)} to zero.",
@@ -445,7 +465,7 @@ def fill_in(parameters: Iterable[Parameter]) -> Iterator[Fix]:
         )
 
 
-def _on(verb: str, names: Iterable[str], *arguments: Argument) -> tuple[Action, ...]:
-    """One action, or none where there is nothing to do it to."""
+def _action(verb: str, names: Iterable[str], *arguments: Argument) -> tuple[Action, ...]:
+    """One action, or none if there are no targets."""
     targets = tuple(dict.fromkeys(names))
     return (Action(verb, targets, arguments),) if targets else ()

@@ -1,8 +1,8 @@
-"""repair(): try the fixes on a copy, measure again, keep what helps.
+"""repair(): try the fixes on a copy, check again, keep what helps.
 
-Each step applies a fix to a copy of the copy, and checks that with the same batch (and the one held
-out). It stays if its finding is gone, milder or clearly smaller and nothing else became worse; else
-the copy is thrown away and the reason kept.
+Each step applies a fix to a new copy and checks it on the same batch, and on the held-out one. The
+step is kept if its finding is gone, less severe or clearly smaller, and nothing else became worse.
+Otherwise the copy is dropped and the reason recorded.
 """
 
 from __future__ import annotations
@@ -31,15 +31,27 @@ from nndiag.report import Report
 from nndiag.rule import SEVERITIES, Finding
 from nndiag.trained import training as shows_training
 
+__all__ = [
+    "CLEAR_SHARE",
+    "LEAST_FIRST",
+    "MOST_BATCHES",
+    "MOST_STEPS",
+    "NO_BETTER",
+    "SWAP",
+    "TAKEN_BACK",
+    "TriedActions",
+    "repair",
+]
+
 MOST_STEPS = 40
-"""Fixes tried at most: a model that needs more is to be thought over, not patched."""
+"""The most fixes that are tried: a model that needs more should be designed again."""
 
 MOST_BATCHES = 1000
-"""Of the data to train on in a trial, which are kept in memory."""
+"""The most batches of trial data, which are kept in memory."""
 
-CLEARLY = 0.25
-"""A finding that stays counts as smaller if what it is over its threshold (as a logarithm, where
-both are positive) shrinks by this share: under it, chance in drawn weights would do."""
+CLEAR_SHARE = 0.25
+"""A remaining finding counts as smaller if its distance from the threshold (of the logarithms, if
+both are positive) shrinks by this share. Less can be chance in the drawn weights."""
 
 
 def repair(
@@ -92,17 +104,17 @@ def repair(
     """
     if allow not in ("safe", "all"):
         raise SettingsError(f'allow = {allow!r}: legal are "safe" and "all".')
-    wanted = guards.wanted(only)
+    kinds = guards.checked_kinds(only)
     validate(model)
     guards.check_changeable(model)
-    trainer = trial.checked(optimizer)
+    make_optimizer = trial.checked_optimizer(optimizer)
     chosen = settings.load(config).override(seed=seed)
     data = guards.repeatable(batch, chosen.max_batches)
-    aside = None if held_out is None else guards.repeatable(held_out, chosen.max_batches)
+    held_out_data = None if held_out is None else guards.repeatable(held_out, chosen.max_batches)
 
-    def look(candidate: nn.Module, at: Any = data, aim: Any = target) -> Report:
+    def check(candidate: nn.Module, at: Any = data, at_target: Any = target) -> Report:
         return api.check(
-            candidate, at, aim, loss_fn, select=select, ignore=ignore, thresholds=thresholds,
+            candidate, at, at_target, loss_fn, select=select, ignore=ignore, thresholds=thresholds,
             config=config, seed=seed,
         )  # fmt: skip
 
@@ -113,7 +125,7 @@ def repair(
             if trial_data is None
             else guards.with_target(guards.repeatable(trial_data, MOST_BATCHES), None, model),
             LossMaker(loss_fn, chosen.seed),
-            trainer,
+            make_optimizer,
             trial_steps,
             tuple(range(chosen.seed, chosen.seed + trial_seeds)),
         )
@@ -121,27 +133,29 @@ def repair(
         search = _Search(
             original=guards.copied(model),
             allow=allow,
-            wanted=wanted,
+            kinds=kinds,
             seed=chosen.seed,
             batch=data,
-            look=look,
-            look_aside=None if aside is None else lambda m: look(m, aside, None),
+            check=check,
+            check_held_out=None
+            if held_out_data is None
+            else lambda m: check(m, held_out_data, None),
             training=training,
             tick=lambda what: progress.update(None, None, what),
         )
         search.start(trained)
-        search.go()
-        return _found(model, search)
+        search.run()
+        return _result(model, search)
 
 
-def _found(model: nn.Module, search: _Search) -> Repair:
+def _result(model: nn.Module, search: _Search) -> Repair:
     tried = search.tried(search.training) if search.training is not None else None
     before, after = search.before, search.now
     for parameter in after.model.parameters():
-        parameter.grad = None  # of the function that it no longer is
-    aside = None
-    if before.aside is not None and after.aside is not None:
-        aside = before.aside, after.aside
+        parameter.grad = None  # of the model before the last step
+    held_out = None
+    if before.held_out is not None and after.held_out is not None:
+        held_out = before.held_out, after.held_out
     return Repair(
         model=after.model,
         before=before.report,
@@ -150,7 +164,7 @@ def _found(model: nn.Module, search: _Search) -> Repair:
         trained=search.trained,
         allow=search.allow,
         seed=search.seed,
-        held_out=aside,
+        held_out=held_out,
         trial=tried,
         notes=tuple(_notes(model, search)),
     )
@@ -181,32 +195,32 @@ def _notes(model: nn.Module, search: _Search) -> Iterator[str]:
 # -- trying ----------------------------------------------------------------------------------------
 
 
-Tried = set[tuple[str, tuple[Action, ...]]]
-"""For which rule which actions were tried."""
+TriedActions = set[tuple[str, tuple[Action, ...]]]
+"""Pairs of a rule and the actions that were tried for it."""
 
 
 @dataclass(eq=False)
 class _State:
-    """The copy after some of the steps, and what is known of it."""
+    """A copy after some of the steps, with its reports."""
 
     model: nn.Module
     report: Report
-    aside: Report | None  # on the held-out batch
+    held_out: Report | None  # on the held-out batch
     steps: tuple[Step, ...] = ()
-    losses: np.ndarray | None = None  # of the trial, once it was needed
+    losses: np.ndarray | None = None  # of the training trial, once it has run
 
 
 @dataclass
 class _Search:
-    """The copy as far as it is, and everything that was tried on it."""
+    """The search for fixes: the best state so far, and every step that was tried."""
 
     original: nn.Module
     allow: Allow
-    wanted: frozenset[str] | None
+    kinds: frozenset[str] | None
     seed: int
     batch: Any
-    look: Callable[[nn.Module], Report]
-    look_aside: Callable[[nn.Module], Report] | None
+    check: Callable[[nn.Module], Report]
+    check_held_out: Callable[[nn.Module], Report] | None
     training: Training | None
     tick: Callable[[str], object]
     steps: list[Step] = field(default_factory=list)
@@ -222,78 +236,82 @@ class _Search:
         else:
             self.trained = "you said so" if trained else ""
 
-    def go(self) -> None:
-        tried: Tried = set()
-        good = self.now
+    def run(self) -> None:
+        tried: TriedActions = set()
+        best = self.now
         while len(self.steps) < MOST_STEPS:
-            finding = next((f for f in self._grave() if any(self._untried(f, tried))), None)
+            finding = next(
+                (f for f in self._problems() if any(self._untried_fixes(f, tried))), None
+            )
             if finding is None:
                 break
-            if self._fix(finding, tried):
+            if self._fix_finding(finding, tried):
                 worse = _worse(self.before.report, self.now.report, unseen=True)
-                good = good if worse else self.now
-        self.now = good
+                best = best if worse else self.now
+        self.now = best
         self.steps = [
             replace(step, taken=False, reason=TAKEN_BACK)
-            if step.taken and step not in good.steps
+            if step.taken and step not in best.steps
             else step
             for step in self.steps
         ]
 
-    def _grave(self) -> tuple[Finding, ...]:
+    def _problems(self) -> tuple[Finding, ...]:
         return self.now.report.at_least("warning")
 
-    def _untried(self, finding: Finding, tried: Tried) -> Iterator[tuple[tuple[str, ...], Fix]]:
-        """The fixes of a finding, by rank, and where.
+    def _untried_fixes(
+        self, finding: Finding, tried: TriedActions
+    ) -> Iterator[tuple[tuple[str, ...], Fix]]:
+        """The fixes of a finding that were not tried, best first, each with its layers.
 
-        A fix is tried at all places where its rule finds the same at once: one of several layers
-        that are off, mended alone, often only moves the trouble.
+        A fix is tried at once at all layers with a finding of the same rule. Fixing one of several
+        bad layers often only moves the problem to another.
         """
-        alike = [(f, _numbered(f)) for f in self._grave() if f.rule == finding.rule]
-        numbers = {fix: which for which, fix in _numbered(finding).items()}
-        for fix in self._ranked(finding):
-            which = numbers[fix]
-            same = [(f.layer, fixes[which]) for f, fixes in alike if which in fixes]
-            joined = _joined([other for _, other in same])
-            if (finding.rule, joined.actions) not in tried:
-                yield tuple(dict.fromkeys(layer for layer, _ in same)), joined
-            if (finding.rule, fix.actions) not in tried and fix.actions != joined.actions:
+        alike = [(f, _by_kind_and_number(f)) for f in self._problems() if f.rule == finding.rule]
+        numbers = {fix: key for key, fix in _by_kind_and_number(finding).items()}
+        for fix in self._ranked_fixes(finding):
+            key = numbers[fix]
+            places = [(f.layer, fixes[key]) for f, fixes in alike if key in fixes]
+            merged = _merged([other for _, other in places])
+            if (finding.rule, merged.actions) not in tried:
+                yield tuple(dict.fromkeys(layer for layer, _ in places)), merged
+            if (finding.rule, fix.actions) not in tried and fix.actions != merged.actions:
                 yield (finding.layer,), fix
 
-    def _ranked(self, finding: Finding) -> list[Fix]:
+    def _ranked_fixes(self, finding: Finding) -> list[Fix]:
         fixes = [fix for fix in finding.fixes if fix.runnable]
-        if self.wanted is not None:
-            fixes = [fix for fix in fixes if fix.kind in self.wanted]
+        if self.kinds is not None:
+            fixes = [fix for fix in fixes if fix.kind in self.kinds]
         norm = next((n for n, fix in enumerate(fixes) if fix.kind == "normalize"), -1)
-        # A normalisation keeps the activation that was chosen, so it is tried before another one.
+        # Normalisation keeps the user's activation, so it is tried before a swap.
         places = {fix: max(n, norm + 0.5) if fix.kind == SWAP else n for n, fix in enumerate(fixes)}
         fixes.sort(key=places.__getitem__)
-        if self.trained:  # first what keeps more of what was learned
+        if self.trained:  # first the fixes that keep more of what was learned
             fixes.sort(key=lambda fix: LEAST_FIRST.index(fix.changes))
         return fixes
 
-    def _fix(self, finding: Finding, tried: Tried) -> bool:
+    def _fix_finding(self, finding: Finding, tried: TriedActions) -> bool:
         """Try the fixes of a finding; whether one was taken.
 
-        The first that helps, or with a training trial the first that also trains better; where
+        Takes the first that helps. With a training trial, the first that also trains better, or if
         none does, the first that trains no worse.
         """
         equal: _State | None = None
-        for layers, fix in list(self._untried(finding, tried)):
+        for layers, fix in list(self._untried_fixes(finding, tried)):
             tried.add((finding.rule, fix.actions))
             step = Step(finding.rule, finding.code, layers, fix, True, "")
             if forbidden := self._forbidden(fix):
                 self.steps.append(replace(step, taken=False, tried=False, reason=forbidden))
                 continue
-            state, reason = self._try(finding, step)
+            state, reason = self._try_step(finding, step)
             if state is None:
                 self.steps.append(replace(step, taken=False, reason=reason))
                 continue
-            found = None if self.training is None else self._compared(state, self.training)
-            if found is not None and found.verdict == "worse":
-                reason = f"{reason}, but it trains worse: {_losses(found)}"
+            trial = None if self.training is None else self._compare_training(state, self.training)
+            if trial is not None and trial.verdict == "worse":
+                reason = f"{reason}, but it trains worse: {_loss_text(trial)}"
                 self.steps.append(replace(step, taken=False, reason=reason))
-            elif found is not None and found.verdict == "tie":
+            elif trial is not None and trial.verdict == "tie":
                 if equal is None:
                     equal = state
                 else:
@@ -302,8 +320,8 @@ class _Search:
                 if equal is not None:
                     other = replace(equal.steps[-1], taken=False)
                     self.steps.append(replace(other, reason=f"{other.reason}, {NO_BETTER}"))
-                return self._take(state)
-        return equal is not None and self._take(equal)
+                return self._accept(state)
+        return equal is not None and self._accept(equal)
 
     def _forbidden(self, fix: Fix) -> str:
         """Why ``allow`` does not let a fix be tried; "" if it does."""
@@ -316,25 +334,25 @@ class _Search:
             "allow='all' or trained=False permits it"
         )
 
-    def _take(self, state: _State) -> bool:
+    def _accept(self, state: _State) -> bool:
         self.now = state
         self.steps.append(state.steps[-1])
         return True
 
-    def _try(self, finding: Finding, step: Step) -> tuple[_State | None, str]:
-        """What a step leads to, if it helps; and in what, or why not."""
+    def _try_step(self, finding: Finding, step: Step) -> tuple[_State | None, str]:
+        """The state after a step and how it helps; or None and why it does not."""
         fix = step.fix
         self.tick(fix.what)
         candidate = copy.deepcopy(self.now.model)
         try:
             result.run(fix, candidate, self.batch, self.seed + len(self.now.steps))
             state = self._state(candidate)
-        except Exception as error:  # of the fix, not of what is repaired: that was checked before
-            told = str(error).splitlines()[0] if str(error) else ""
-            return None, f"it raises {type(error).__name__}: {told}"
+        except Exception as error:  # the fault of the fix: the model itself ran before
+            first_line = str(error).splitlines()[0] if str(error) else ""
+            return None, f"it raises {type(error).__name__}: {first_line}"
         worse = _worse(self.now.report, state.report)
-        if not worse and state.aside is not None and self.now.aside is not None:
-            worse = _worse(self.now.aside, state.aside)
+        if not worse and state.held_out is not None and self.now.held_out is not None:
+            worse = _worse(self.now.held_out, state.held_out)
             worse = f"on the held-out batch, {worse}" if worse else ""
         helps = _helps(self.now.report, state.report, finding.rule)
         if worse or not helps:
@@ -343,49 +361,53 @@ class _Search:
         return state, helps
 
     def _state(self, model: nn.Module) -> _State:
-        return _State(model, self.look(model), self.look_aside(model) if self.look_aside else None)
+        return _State(
+            model, self.check(model), self.check_held_out(model) if self.check_held_out else None
+        )
 
     # -- the trial
 
     def tried(self, training: Training) -> Trial:
-        """What became of the training in all."""
+        """The training trial of the original against the repaired model."""
         return training.compare(
-            self._trained(self.before, training), self._trained(self.now, training)
+            self._losses_of(self.before, training), self._losses_of(self.now, training)
         )
 
-    def _compared(self, state: _State, training: Training) -> Trial:
-        return training.compare(self._trained(self.now, training), self._trained(state, training))
+    def _compare_training(self, state: _State, training: Training) -> Trial:
+        return training.compare(
+            self._losses_of(self.now, training), self._losses_of(state, training)
+        )
 
-    def _trained(self, state: _State, training: Training) -> np.ndarray:
+    def _losses_of(self, state: _State, training: Training) -> np.ndarray:
         if state.losses is None:
             state.losses = training.losses(
-                lambda seed: self._redrawn(state, seed), tick=lambda: self.tick("training")
+                lambda seed: self._model_from_seed(state, seed), tick=lambda: self.tick("training")
             )
         return state.losses
 
-    def _redrawn(self, state: _State, seed: int) -> nn.Module:
+    def _model_from_seed(self, state: _State, seed: int) -> nn.Module:
         """The original with the steps taken, drawn from another seed."""
         if seed == self.seed or not state.steps:
             return state.model
         again = copy.deepcopy(self.original)
-        # Far from the seeds of the steps themselves, which count up from the first.
+        # Far from the seeds of the steps themselves, which count up from self.seed.
         result.apply(state.steps, again, self.batch, 1000 * seed)
         return again
 
 
 LEAST_FIRST = get_args(Changes)
 SWAP = "swap-activation"
-TAKEN_BACK = "what it brought up could not be fixed, so it was taken back"
+TAKEN_BACK = "it led to findings that could not be fixed, so it was taken back"
 NO_BETTER = "but trains no better"
 
 
-def _losses(found: Trial) -> str:
-    old, new = (float(np.median(x)) for x in (found.final_before, found.final_after))
+def _loss_text(trial: Trial) -> str:
+    old, new = (float(np.median(x)) for x in (trial.final_before, trial.final_after))
     return f"a loss of {new:.3g} for {old:.3g}"
 
 
-def _numbered(finding: Finding) -> dict[tuple[str, int], Fix]:
-    """A finding's fixes that can be run, by kind and, where there are several, by number."""
+def _by_kind_and_number(finding: Finding) -> dict[tuple[str, int], Fix]:
+    """A finding's runnable fixes, by kind and number within the kind."""
     numbered: dict[tuple[str, int], Fix] = {}
     for fix in finding.fixes:
         if fix.runnable:
@@ -394,8 +416,8 @@ def _numbered(finding: Finding) -> dict[tuple[str, int], Fix]:
     return numbered
 
 
-def _joined(fixes: Sequence[Fix]) -> Fix:
-    """One fix for several places."""
+def _merged(fixes: Sequence[Fix]) -> Fix:
+    """Several fixes of one kind as one fix for all their targets."""
     different = list({fix.actions: fix for fix in fixes}.values())
     if len(different) == 1:
         return different[0]
@@ -406,7 +428,7 @@ def _joined(fixes: Sequence[Fix]) -> Fix:
     return replace(different[0], what=what, actions=actions)
 
 
-def _rank(report: Report) -> dict[str, int]:
+def _worst_severities(report: Report) -> dict[str, int]:
     """For each rule the severity of its worst finding: 2 for an error, 1 for a warning."""
     worst: dict[str, int] = {}
     for finding in report.findings:
@@ -418,14 +440,12 @@ def _rank(report: Report) -> dict[str, int]:
 def _worse(old: Report, new: Report, unseen: bool = False) -> str:
     """What became worse, in words; "" for nothing.
 
-    What a rule could not look at before, since nothing finite or nothing at all came through, was
-    no better for being unknown: that it speaks now is not held against a fix that let it, unless
-    ``unseen`` asks.
+    A finding that NaN may have hidden before does not count as new, unless ``unseen`` is True.
     """
     if len(new.crashed) > len(old.crashed):
         return f"{new.crashed[-1].rule} crashes on the result"
-    before, after = _rank(old), _rank(new)
-    hidden = 0  # as grave as what may have been hidden: beside NaN hardly a rule can judge
+    before, after = _worst_severities(old), _worst_severities(new)
+    hidden = 0  # new findings up to this severity may have been hidden: NaN blocks most rules
     if not unseen and max(before.values(), default=0) == 2:
         hidden = 2 if before.get("non-finite") == 2 else 1
     for finding in new.at_least("warning"):
@@ -435,29 +455,29 @@ def _worse(old: Report, new: Report, unseen: bool = False) -> str:
         if 0 < was < now:
             return f"{finding.rule} gets graver, an {finding.severity} at {finding.layer}"
     for name in before:
-        a, b = _size(old, name), _size(new, name)
+        a, b = _extent(old, name), _extent(new, name)
         if b[0] > a[0] and before[name] == after.get(name, 0) > 0:
             return f"{name} spreads, from {a[0]} to {b[0]} places"
     return ""
 
 
 def _helps(old: Report, new: Report, name: str) -> str:
-    """In what the targeted rule's findings are better now, in words; "" if in nothing."""
-    before, after = _rank(old).get(name, 0), _rank(new).get(name, 0)
+    """How the findings of the rule ``name`` are better now, in words; "" if they are not."""
+    before, after = _worst_severities(old).get(name, 0), _worst_severities(new).get(name, 0)
     if not after:
         return f"{name} is gone"
-    a, b = _size(old, name), _size(new, name)
+    a, b = _extent(old, name), _extent(new, name)
     if after < before:
         return f"{name} is a {SEVERITIES[len(SEVERITIES) - 1 - after]} now"
     if b[0] < a[0]:
         return f"{name} is left in {b[0]} of {a[0]} places"
-    if b[1] < (1 - CLEARLY) * a[1]:
+    if b[1] < (1 - CLEAR_SHARE) * a[1]:
         return f"{name} is {1 - b[1] / a[1]:.0%} nearer to its threshold"
     return ""
 
 
-def _size(report: Report, name: str) -> tuple[int, float]:
-    """How many findings of a rule are more than notes, and how far they are over, in all."""
-    found = [f for f in report.at_least("warning") if f.rule == name]
-    sticks = [stick for f in found if (stick := story.yardstick(f)) is not None]
-    return len(found), sum(stick.excess for stick in sticks)
+def _extent(report: Report, name: str) -> tuple[int, float]:
+    """The number of a rule's errors and warnings, and their total distance from the threshold."""
+    problems = [f for f in report.at_least("warning") if f.rule == name]
+    yardsticks = [yardstick for f in problems if (yardstick := story.yardstick(f)) is not None]
+    return len(problems), sum(yardstick.excess for yardstick in yardsticks)

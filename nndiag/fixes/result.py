@@ -23,17 +23,19 @@ from nndiag.report import Report
 if TYPE_CHECKING:
     from nndiag.compare import Comparison
 
+__all__ = ["ENDINGS", "Allow", "Repair", "Step", "apply", "patch", "run"]
+
 Allow = Literal["safe", "all"]
 
 ENDINGS = (".pt", ".py", ".html", ".md")
-"""Of the files that a repair is saved as."""
+"""Endings of the files that a repair is saved as."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One fix that was tried, or not allowed: for which finding, at which places, what came.
+    """One fix that was tried, or not allowed: its rule and layers, whether it was taken, and why.
 
-    ``tried`` is False where ``allow`` forbade even that.
+    ``tried`` is False if ``allow`` did not permit the fix.
     """
 
     rule: str
@@ -47,11 +49,12 @@ class Step:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Repair(Document):
-    """A repaired copy of a model, and how it came about. ``print`` it, or write it as a page.
+    """A repaired copy of a model, and the steps that led to it. Print it, or save it as a page.
 
-    ``model`` is a deep copy of what was given, as ``steps`` that were ``taken`` left it, without
-    gradients; ``before`` and ``after`` are reports on the same batch, ``held_out`` the two on the
-    other one, if one was given. ``trial`` holds the losses of the training trial, if one was run.
+    ``model`` is a deep copy of the given model with all ``taken`` steps applied, without gradients.
+    ``before`` and ``after`` are reports on the same batch; ``held_out`` are the two reports on the
+    held-out batch, if there is one. ``trial`` holds the losses of the training trial, if one was
+    run.
     """
 
     _kind: ClassVar[Kind] = "repair"
@@ -82,7 +85,7 @@ class Repair(Document):
 
     @property
     def patch(self) -> str:
-        """Python that makes ``model`` what this repair's model is, run on one as it was before."""
+        """Python code that changes ``model``, as it was before, into the repaired model."""
         return patch(self.taken, self.before.snapshot.model, self.seed)
 
     def apply(self, model: nn.Module, batch: Any = None, seed: int | None = None) -> None:
@@ -128,7 +131,7 @@ class Repair(Document):
 
 
 def patch(steps: Sequence[Step], model: str, seed: int) -> str:
-    """The lines of these steps, one after another, as a script that finds ``model`` there."""
+    """The code of these steps as a script; it expects a variable ``model``."""
     if not steps:
         return "# Nothing to change.\n"
     lines = [
@@ -141,14 +144,14 @@ def patch(steps: Sequence[Step], model: str, seed: int) -> str:
     lines += ["", "from nndiag import fixes"] if "fixes" in needed else []
     lines.append("")
     for number, step in enumerate(steps):
-        told = f"{number + 1}. {step.rule} at {_some(step.layers)}: {step.fix.what}"
-        lines += textwrap.wrap(told, code.WIDE, initial_indent="# ", subsequent_indent="#    ")
+        comment = f"{number + 1}. {step.rule} at {_first_and_count(step.layers)}: {step.fix.what}"
+        lines += textwrap.wrap(comment, code.WIDE, initial_indent="# ", subsequent_indent="#    ")
         lines += [f"torch.manual_seed({seed + number})", step.fix.code(imports=False), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def apply(steps: Sequence[Step], model: nn.Module, batch: Any, seed: int) -> None:
-    """Make the changes of these steps, each from the seed that the patch sets for it."""
+    """Apply these steps, each with the seed that the patch sets for it."""
     for number, step in enumerate(steps):
         if batch is None and step.fix.needs_batch:
             raise FixError(
@@ -160,11 +163,11 @@ def apply(steps: Sequence[Step], model: nn.Module, batch: Any, seed: int) -> Non
 
 
 def run(fix: Fix, model: nn.Module, batch: Any, seed: int) -> None:
-    """Apply a fix from a seed; random generators are as before afterwards."""
+    """Apply a fix with a seed; the random generators are restored afterwards."""
     with untouched(None):
         torch.manual_seed(seed)
         fix.apply(model, batch)
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_and_count(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,8 +1,8 @@
-"""Layers exchanged and inserted in a model that exists, everything else about it kept.
+"""Replace and insert layers in an existing model, and leave everything else as it is.
 
-Names and values of all other parameters and buffers stay, so that a state dict of before loads
-(``strict=False`` where something was added). So do hooks and modes; what is new takes the dtype,
-the device and the mode of what it stands beside.
+Names and values of all other parameters and buffers stay, so that an older state dict still loads
+(with ``strict=False`` if something was added). Hooks and modes stay, too. A new module gets the
+dtype, device and mode of the module beside it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import nn
 from nndiag.batch import batches, describe, detached
 from nndiag.capture.untouched import untouched
 from nndiag.errors import FixError, did_you_mean
+
+__all__ = ["AFTER", "BEFORE", "HOOKS", "insert_after", "insert_before", "recalibrate_", "swap"]
 
 BEFORE, AFTER = "norm_before", "norm_after"
 
@@ -33,20 +35,21 @@ def swap(model: nn.Module, name: str, new: nn.Module) -> None:
             ``new`` is no module, holds the place that it is for, or has hooks where the old one
             has some, too.
     """
-    old = _named(model, name)
-    owned = _owned(old)
-    if owned:
+    old = _module_called(model, name)
+    tensors = _tensor_names(old)
+    if tensors:
         raise FixError(
-            f"swap: {name} ({type(old).__name__}) owns {', '.join(owned[:4])}, which would be lost."
-            " Only modules without parameters and buffers can be exchanged, such as activations."
+            f"swap: {name} ({type(old).__name__}) owns {', '.join(tensors[:4])}, which would be "
+            "lost. Only modules without parameters and buffers can be exchanged, such as "
+            "activations."
         )
-    _check(name, new, [parent for parent, _ in _places(model, old)])
-    if _hooked(old) and _hooked(new):
+    _check_new(name, new, [parent for parent, _ in _places(model, old)])
+    if _has_hooks(old) and _has_hooks(new):
         raise FixError(
             f"swap: {name} ({type(old).__name__}) has hooks, which the new module takes over, but "
             "that has hooks of its own. Register those afterwards."
         )
-    _put(model, old, new)
+    _replace(model, old, new)
 
 
 def insert_before(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -76,29 +79,35 @@ def insert_after(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def _insert(model: nn.Module, name: str, new: nn.Module, key: str) -> None:
-    here = _named(model, name)
-    _check(name, new, [here, *(parent for parent, _ in _places(model, here))])
-    if hasattr(here, key):
-        raise FixError(f"insert: {name} ({type(here).__name__}) has a {key} already.")
-    inside = [n for n, _ in here.named_children() if n not in ("parametrizations", BEFORE, AFTER)]
-    if inside or isinstance(here, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+    module = _module_called(model, name)
+    _check_new(name, new, [module, *(parent for parent, _ in _places(model, module))])
+    if hasattr(module, key):
+        raise FixError(f"insert: {name} ({type(module).__name__}) has a {key} already.")
+    children = [
+        n for n, _ in module.named_children() if n not in ("parametrizations", BEFORE, AFTER)
+    ]
+    if children or isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         # It may call all of its children, as nn.Sequential does: one more would run twice.
         raise FixError(
-            f"insert: {name} ({type(here).__name__}) holds other modules. Insert at one of them: "
-            f"{', '.join(f'{name}.{n}' for n in inside) or 'there is none yet'}."
+            f"insert: {name} ({type(module).__name__}) holds other modules. Insert at one of them: "
+            f"{', '.join(f'{name}.{n}' for n in children) or 'there is none yet'}."
         )
-    if not _owned(here):
-        _put(model, here, nn.Sequential(new, here) if key == BEFORE else nn.Sequential(here, new))
+    if not _tensor_names(module):
+        _replace(
+            model,
+            module,
+            nn.Sequential(new, module) if key == BEFORE else nn.Sequential(module, new),
+        )
         return
-    _match(model, here, new)
-    here.add_module(key, new)
+    _match_device_and_mode(model, module, new)
+    module.add_module(key, new)
     if key == BEFORE:
-        here.register_forward_pre_hook(_read_normalized, with_kwargs=True)
+        module.register_forward_pre_hook(_normalize_input, with_kwargs=True)
     else:
-        here.register_forward_hook(_give_normalized, prepend=True)
+        module.register_forward_hook(_normalize_output, prepend=True)
 
 
-def _read_normalized(
+def _normalize_input(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if args:
@@ -107,7 +116,7 @@ def _read_normalized(
     return args, {**kwargs, first: layer.norm_before(kwargs[first])}
 
 
-def _give_normalized(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
+def _normalize_output(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
     return layer.norm_after(output)
 
 
@@ -139,14 +148,14 @@ def recalibrate_(model: nn.Module, batch: Any) -> None:
     modes = [(m, m.training) for m in model.modules()]
     momenta = [(norm, norm.momentum) for norm in norms]
     statistics = [(b, b.clone()) for norm in norms for b in norm.buffers(recurse=False)]
-    seen: Counter[nn.Module] = Counter()
+    batches_seen: Counter[nn.Module] = Counter()
 
     def average(norm: Any, args: tuple[Any, ...]) -> None:
         # momentum=None means a cumulative average in BatchNorm, but none at all in InstanceNorm.
-        if not seen[norm]:
+        if not batches_seen[norm]:
             norm.reset_running_stats()
-        seen[norm] += 1
-        norm.momentum = 1 / seen[norm]
+        batches_seen[norm] += 1
+        norm.momentum = 1 / batches_seen[norm]
 
     hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     try:
@@ -171,7 +180,7 @@ def recalibrate_(model: nn.Module, batch: Any) -> None:
 # -- places ----------------------------------------------------------------------------------------
 
 
-def _named(model: nn.Module, name: str) -> nn.Module:
+def _module_called(model: nn.Module, name: str) -> nn.Module:
     if name == "":
         raise FixError("the model itself cannot be exchanged: assign a new one to your variable.")
     try:
@@ -184,7 +193,7 @@ def _named(model: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def _check(name: str, new: nn.Module, holders: list[nn.Module]) -> None:
+def _check_new(name: str, new: nn.Module, holders: list[nn.Module]) -> None:
     if not isinstance(new, nn.Module):
         got = f"the class {new.__name__}" if isinstance(new, type) else describe(new)
         raise FixError(f"the new module must be an instance of torch.nn.Module, but is {got}.")
@@ -193,26 +202,26 @@ def _check(name: str, new: nn.Module, holders: list[nn.Module]) -> None:
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where it is registered: the parents and its names in them."""
+    """The places where a module is registered: its parents and its names in them."""
     parents = list(model.modules())
     return [(p, key) for p in parents for key, child in p._modules.items() if child is module]
 
 
-def _owned(module: nn.Module) -> list[str]:
+def _tensor_names(module: nn.Module) -> list[str]:
     return [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
 
 
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     places = _places(model, old)
-    _match(model, old, new)
-    if _hooked(old):
-        # Exchanged and not copied, so that their handles still remove them.
+    _match_device_and_mode(model, old, new)
+    if _has_hooks(old):
+        # Swapped and not copied, so that the users' handles can still remove them.
         for hooks in HOOKS:
             vars(old)[hooks], vars(new)[hooks] = vars(new)[hooks], vars(old)[hooks]
     for parent, key in places:
         parent._modules[key] = new
         if "activation_relu_or_gelu" in vars(parent):
-            # By this number nn.TransformerEncoderLayer's fast path knows what activation to use.
+            # nn.TransformerEncoderLayer's fast path reads its activation from this number.
             vars(parent)["activation_relu_or_gelu"] = 0
 
 
@@ -228,15 +237,15 @@ HOOKS = (
 )
 
 
-def _hooked(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     return any(vars(module)[hooks] for hooks in HOOKS)
 
 
-def _match(model: nn.Module, beside: nn.Module, new: nn.Module) -> None:
-    """``new`` on the device, in the dtype and in the mode of what it stands beside.
+def _match_device_and_mode(model: nn.Module, beside: nn.Module, new: nn.Module) -> None:
+    """Give ``new`` the device, dtype and mode of the module beside it.
 
-    That is its own parameters, or those that are registered next before it: parts of a model may be
-    on different devices.
+    Device and dtype are those of its parameters, or of the nearest parameters registered before it:
+    parts of a model may be on different devices.
     """
     before = itertools.takewhile(lambda m: m is not beside, model.modules())
     earlier = [p for m in before for p in m.parameters(recurse=False)]

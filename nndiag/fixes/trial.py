@@ -1,4 +1,4 @@
-"""Whether a repair trains better: losses before and after, same seeds and same data."""
+"""Does a repaired model train better? Losses before and after, with equal seeds and data."""
 
 from __future__ import annotations
 
@@ -18,18 +18,31 @@ from nndiag.capture.untouched import untouched
 from nndiag.errors import LossError, SettingsError
 from nndiag.loss import LossMaker
 
+__all__ = [
+    "CONFIDENCE",
+    "FINAL_SHARE",
+    "TIE_SHARE",
+    "UNLEARNED_SHARE",
+    "Optimizer",
+    "Training",
+    "Trial",
+    "Verdict",
+    "checked_optimizer",
+    "default_optimizer",
+]
+
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Verdict = Literal["better", "worse", "tie"]
 
 CONFIDENCE = 0.95
-END = 0.1
-"""Share of the steps, the last ones, whose mean loss is what is compared."""
-SAME = 0.02
-"""Final losses that differ by less than this share of the larger are called a tie, whatever the
-seeds say: nobody would change a network for it."""
-LEARNED = 1e-3
-"""So are those that differ by less than this share of where the repaired run began: of what there
-was to learn nothing is left, and what is left of the loss is noise."""
+FINAL_SHARE = 0.1
+"""The final loss is the mean over this share of the steps, the last ones."""
+TIE_SHARE = 0.02
+"""Final losses that differ by less than this share of the larger are a tie, even if all seeds
+agree: nobody would change a network for it."""
+UNLEARNED_SHARE = 1e-3
+"""Final losses that differ by less than this share of the repaired run's first loss are a tie, too:
+both runs have learned all there is, and the rest of the loss is noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +64,9 @@ class Trial:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of a paired t-test over the seeds; NaN where it says nothing.
+        """Two-sided p-value of a paired t-test over the seeds; NaN if it cannot be computed.
 
-        Of the logarithms, if the losses have any: near zero losses scatter by factors.
+        On logarithms, if all losses are positive: losses near zero vary by factors.
         """
         old, new = self._scaled
         if len(old) < 2 or not np.isfinite([old, new]).all():
@@ -70,42 +83,42 @@ class Trial:
         return (np.log(old), np.log(new)) if min(old.min(), new.min()) > 0 else (old, new)
 
     @property
-    def _is_trifling(self) -> bool:
-        """Whether the final losses are so near to each other that the seeds do not matter."""
+    def _is_negligible(self) -> bool:
+        """Whether the final losses are so close that the seeds do not matter."""
         both = np.isfinite(self.final_before) & np.isfinite(self.final_after)
         old, new = self.final_before[both], self.final_after[both]
-        began = float(np.median(self.after[:, 0]))
-        if abs(np.median(old) - np.median(new)) <= LEARNED * max(began, 0.0) < math.inf:
+        start = float(np.median(self.after[:, 0]))
+        if abs(np.median(old) - np.median(new)) <= UNLEARNED_SHARE * max(start, 0.0) < math.inf:
             return True
         if min(old.min(), new.min()) > 0:  # by their geometric means
-            return bool(abs(np.log(old / new).mean()) <= -math.log1p(-SAME))
-        return bool(abs((old - new).mean()) <= SAME * max(abs(old.mean()), abs(new.mean())))
+            return bool(abs(np.log(old / new).mean()) <= -math.log1p(-TIE_SHARE))
+        return bool(abs((old - new).mean()) <= TIE_SHARE * max(abs(old.mean()), abs(new.mean())))
 
     @property
     def verdict(self) -> Verdict:
-        """ "better" or "worse" only where the seeds agree beyond chance, and by more than a trifle.
+        """ "better" or "worse" if the difference is beyond chance and not negligible; else "tie".
 
-        A run that diverges is worse than any that does not.
+        A run that diverges is worse than any run that does not.
         """
-        lost = [int((~np.isfinite(x)).sum()) for x in (self.final_before, self.final_after)]
-        if lost[0] != lost[1]:
-            # Diverging in a few of the seeds more is no verdict; in most of them it is.
-            if abs(lost[0] - lost[1]) <= len(self.seeds) / 2:
+        diverged = [int((~np.isfinite(x)).sum()) for x in (self.final_before, self.final_after)]
+        if diverged[0] != diverged[1]:
+            # Diverging in a few more seeds is no verdict; in more than half of them it is.
+            if abs(diverged[0] - diverged[1]) <= len(self.seeds) / 2:
                 return "tie"
-            return "better" if lost[0] > lost[1] else "worse"
+            return "better" if diverged[0] > diverged[1] else "worse"
         both = np.isfinite(self.final_before) & np.isfinite(self.final_after)
         if not both.any():
             return "tie"
-        if self._is_trifling or not self.p_value < 1 - CONFIDENCE:
+        if self._is_negligible or not self.p_value < 1 - CONFIDENCE:
             return "tie"
         old, new = self._scaled
         return "better" if old[both].mean() > new[both].mean() else "worse"
 
 
 def _final(losses: np.ndarray) -> np.ndarray:
-    last = losses[:, -max(1, round(END * losses.shape[1])) :]
+    final = losses[:, -max(1, round(FINAL_SHARE * losses.shape[1])) :]
     with np.errstate(invalid="ignore", over="ignore"):
-        mean: np.ndarray = last.mean(axis=1)
+        mean: np.ndarray = final.mean(axis=1)
     return np.where(np.isfinite(mean), mean, np.inf)
 
 
@@ -137,11 +150,11 @@ class Training:
         Raises:
             LossError: there is no loss to train on.
         """
-        kept = [
+        losses = [
             _train(make(s), self.batches, self.loss, self.optimizer, self.steps, s, tick)
             for s in self.seeds
         ]
-        return np.array(kept)
+        return np.array(losses)
 
     def compare(self, before: np.ndarray, after: np.ndarray) -> Trial:
         return Trial(self.seeds, before, after)
@@ -156,7 +169,7 @@ def _train(
     seed: int,
     tick: Callable[[], object],
 ) -> list[float]:
-    """The loss at each step; NaN from where it diverged on. The batches come in a seeded order."""
+    """The loss at each step, NaN once the run has diverged. The order of batches is seeded."""
     order = np.random.default_rng(seed)
     losses: list[float] = []
     queue: list[int] = []
@@ -165,9 +178,9 @@ def _train(
         trainer = optimizer([p for p in trained.parameters() if p.requires_grad])
         for _ in range(steps):
             queue = queue or order.permutation(len(batches)).tolist()
-            one = batches[queue.pop()]
+            batch = batches[queue.pop()]
             trainer.zero_grad(set_to_none=True)
-            kind, value = loss(trained(*one.args, **one.kwargs), one)
+            kind, value = loss(trained(*batch.args, **batch.kwargs), batch)
             if kind == "random cotangent":
                 raise LossError(
                     "a training trial needs a loss to bring down: pass loss_fn (and a target), or "
@@ -183,12 +196,16 @@ def _train(
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam at its default rate: what a user who names none most likely trains with."""
+    """Adam at its default learning rate of 1e-3."""
     return torch.optim.Adam(parameters)
 
 
-def checked(optimizer: Any) -> Optimizer:
-    """Raises SettingsError for what is no function from parameters to an optimiser."""
+def checked_optimizer(optimizer: Any) -> Optimizer:
+    """The function that makes the optimiser; Adam's for None.
+
+    Raises:
+        SettingsError: not a function from parameters to an optimiser.
+    """
     if optimizer is None:
         return default_optimizer
     if isinstance(optimizer, torch.optim.Optimizer):
@@ -202,5 +219,5 @@ def checked(optimizer: Any) -> Optimizer:
             f"optimizer is {optimizer!r}: give a function from parameters to an optimiser, such as "
             "lambda parameters: torch.optim.SGD(parameters, lr=0.1)."
         )
-    found: Optimizer = optimizer
-    return found
+    make: Optimizer = optimizer
+    return make

@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nndiag import flow, ops
-from nndiag.rule import Finding, Limits, Rule, Threshold
+from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Layer, Snapshot
 
 MEASURED = "reports/benchmarks/activation-cost.csv"
@@ -55,11 +55,11 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     costly = [
         layer
         for layer in snapshot.layers
-        if flow.is_activation(layer) and _cost(layer) >= limit.times_relu
+        if flow.is_activation(layer) and _cost(layer) >= thresholds.times_relu
     ]
     if costly:
         values = sum(layer.output.total for layer in costly) / max(snapshot.samples, 1)
@@ -72,7 +72,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             "values per sample.",
             summary=f"{flow.plural(len(costly), 'activation')} will take up to {times:.2g} times "
             "as long as ReLU.",
-            against=("times_relu", limit),
+            against=("times_relu", thresholds),
             evidence={"times_relu": times, "values_per_sample": values},
         )
 

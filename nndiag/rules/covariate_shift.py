@@ -53,7 +53,7 @@ from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Rule, Threshold
+from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Snapshot
 
 RULE = Rule(
@@ -102,13 +102,13 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
-    yield from _running_statistics(snapshot, limit)
-    yield from _virtual_update(snapshot, limit)
-    yield from _drift(snapshot, limit)
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
+    yield from _running_statistics(snapshot, thresholds)
+    yield from _virtual_update(snapshot, thresholds)
+    yield from _drift(snapshot, thresholds)
 
 
-def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def _running_statistics(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     for layer in snapshot.layers:
         if "running_mean_shift" not in layer.facts or layer.output.nonfinite:
             continue
@@ -116,11 +116,11 @@ def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         ratio = layer.facts["running_variance_ratio"]
         tracked = layer.facts.get("batches_tracked", float("nan"))
         off = max(ratio, 1 / ratio) if ratio > 0 else float("inf")
-        if shift <= limit.running_mean and off <= limit.running_variance:
+        if shift <= thresholds.running_mean and off <= thresholds.running_variance:
             continue
         fresh = tracked == 0
         wrong = f"its running mean is off by {number(shift)} standard deviations"
-        if shift <= limit.running_mean:
+        if shift <= thresholds.running_mean:
             wrong = f"its running variance is off by a factor {number(off)}"
         if fresh:
             wrong = "it has not seen a batch in training mode"
@@ -133,21 +133,21 @@ def _running_statistics(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             summary=f"{layer.name} will normalise wrongly: {wrong}.",
             severity="note" if fresh else "warning",
             against=(
-                "running_mean" if shift > limit.running_mean else "running_variance",
-                limit,
+                "running_mean" if shift > thresholds.running_mean else "running_variance",
+                thresholds,
             ),
             fixes=(*propose.recalibrate(), *RULE.fixes[-1:]),
             evidence={"running_mean": shift, "running_variance": off, "batches_tracked": tracked},
         )
 
 
-def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def _virtual_update(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     moved = [
         (layer, layer.shift)
         for layer in snapshot.layers
         if layer.shift is not None and layer.op in ops.LEARNED
     ]
-    over = [(layer, shift) for layer, shift in moved if shift.mean >= limit.shift]
+    over = [(layer, shift) for layer, shift in moved if shift.mean >= thresholds.shift]
     if not over:
         return
     layer, shift = max(over, key=lambda item: item[1].mean)
@@ -156,11 +156,11 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         layer,
         f"One update of 1 % of the weights' norm moves the means of its inputs by {shift.mean:.2g} "
         f"standard deviations and their scale by a factor {math.exp(shift.scale):.2g}. The inputs "
-        f"of {len(over)} of {len(moved)} layers move by more than {limit.shift:g}.",
+        f"of {len(over)} of {len(moved)} layers move by more than {thresholds.shift:g}.",
         summary=f"One update of 1 % will move the inputs of {layer.name} by {shift.mean:.2g} "
         "standard deviations.",
         severity="note",
-        against=("shift", limit),
+        against=("shift", thresholds),
         fixes=(),
         evidence={
             "shift": shift.mean,
@@ -171,7 +171,7 @@ def _virtual_update(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     )
 
 
-def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def _drift(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     drifts = []
     for chain in flow.chains(snapshot):
         fed = [
@@ -182,7 +182,7 @@ def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         if len(fed) >= 2:
             low, high = min(fed, key=lambda x: x[0]), max(fed, key=lambda x: x[0])
             drifts.append((high[0] / low[0], low, high))
-    over = [drift for drift in drifts if drift[0] >= limit.drift]
+    over = [drift for drift in drifts if drift[0] >= thresholds.drift]
     if over:
         ratio, (smallest, first), (largest, last) = max(over, key=lambda x: x[0])
         others = flow.plural(len(over) - 1, "more chain")
@@ -194,7 +194,7 @@ def _drift(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             summary="Layers will learn at different speeds: the scale of their inputs differs "
             f"{ratio:.3g}-fold.",
             severity="note",
-            against=("drift", limit),
+            against=("drift", thresholds),
             fixes=(),
             evidence={"drift": ratio, "chains": len(over)},
         )

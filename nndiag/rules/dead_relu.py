@@ -52,11 +52,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, ops, theory
+from nndiag import flow, graph, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
+from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot
 
 RATE = advice(
@@ -110,11 +110,11 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
     healthy: list[Finding] = []
     constant = 0  # nodes, as bits, behind which nothing depends on the input any more
     rows = [layer for layer in snapshot.layers if _can_die(snapshot, layer)]
-    confidence = 1 - (1 - limit.confidence) / max(len(rows), 1)
+    confidence = 1 - (1 - thresholds.confidence) / max(len(rows), 1)
     for layer in rows:
         flat = layer.flat
         if layer.output.nonfinite:
@@ -125,17 +125,17 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
             )
         elif not flat.closed:
             continue  # every unit was seen active: health needs no more samples
-        elif flat.samples < limit.samples:
+        elif flat.samples < thresholds.samples:
             bound = theory.activity_bound(flat.samples)
             yield RULE.unjudged(
                 layer,
                 f"{flow.plural(flat.closed, 'unit was', 'units were')} never active, but with "
                 f"{flow.plural(flat.samples, 'sample')} this only shows an activity below "
-                f"{number(bound, 'share')}; give {limit.samples:.0f} samples or more",
+                f"{number(bound, 'share')}; give {thresholds.samples:.0f} samples or more",
             )
         else:
-            finding = _judge(snapshot, layer, limit, confidence)
-            if constant & flow.related(snapshot, 1 << layer.node):
+            finding = _judge(snapshot, layer, thresholds, confidence)
+            if constant & graph.related(snapshot, 1 << layer.node):
                 finding = replace(finding, suspects=(*finding.suspects, RULE.name))
             if finding.severity == "error":
                 constant |= 1 << layer.node
@@ -159,7 +159,7 @@ def _can_die(snapshot: Snapshot, layer: Layer) -> bool:
     return flow.has_weights_before(snapshot, layer)
 
 
-def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -> Finding:
+def _judge(snapshot: Snapshot, layer: Layer, thresholds: Thresholds, confidence: float) -> Finding:
     flat = layer.flat
     assert flat is not None
     assert flat.open is not None
@@ -169,9 +169,9 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
     healthy = theory.never_active_bound(units, samples, correlation if known else 1.0, confidence)
     share = dead / units
     severity: Severity = "note"
-    if dead == units and flow.only_path(snapshot, layer.node):
+    if dead == units and graph.only_path(snapshot, layer.node):
         severity = "error"
-    elif share > limit.share and dead > healthy:
+    elif share > thresholds.share and dead > healthy:
         severity = "warning"
     stuck = layer.output.units is not None and layer.output.units.mean[~flat.open].any()
     never = f"never where {layer.op} has a slope" if stuck else "never active"
@@ -198,7 +198,7 @@ def _judge(snapshot: Snapshot, layer: Layer, limit: Limits, confidence: float) -
         message,
         summary=summary,
         severity=severity,
-        against=("share", limit),
+        against=("share", thresholds),
         fixes=RULE.fixes if severity == "note" else (*_fixes(snapshot, layer), RATE),
         evidence={
             "share": share,

@@ -36,7 +36,7 @@ from collections.abc import Iterator
 
 from nndiag import flow
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Rule, Threshold
+from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Snapshot
 
 RULE = Rule(
@@ -56,19 +56,20 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     hidden = [layer for layer in flow.hidden_activations(snapshot) if layer.output.count]
-    dense = [layer for layer in hidden if layer.output.zero_fraction < limit.zero_fraction]
+    dense = [layer for layer in hidden if layer.output.zero_fraction < thresholds.zero_fraction]
     if dense:
         kinds = ", ".join(dict.fromkeys(layer.op for layer in dense))
         yield RULE.finding(
             dense[0],
             f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) "
-            f"{'has' if len(dense) == 1 else 'have'} under {number(limit.zero_fraction, 'share')} "
-            "zeros: every unit takes part in every output.",
+            f"{'has' if len(dense) == 1 else 'have'} under "
+            f"{number(thresholds.zero_fraction, 'share')} zeros: every unit takes part in every "
+            "output.",
             summary=f"{len(dense)} of {flow.plural(len(hidden), 'hidden activation')} ({kinds}) "
             f"{'is' if len(dense) == 1 else 'are'} hardly ever zero.",
-            against=("zero_fraction", limit),
+            against=("zero_fraction", thresholds),
             evidence={
                 "zero_fraction": max(layer.output.zero_fraction for layer in dense),
                 "dense_layers": len(dense),

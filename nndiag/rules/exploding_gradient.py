@@ -52,7 +52,7 @@ from nndiag import flow, gradient_flow
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
+from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds
 from nndiag.stats import Snapshot
 
 RULE = Rule(
@@ -95,11 +95,13 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     for path in gradient_flow.paths(snapshot):
-        if path.total <= limit.total * path.band[1]:
+        if path.total <= thresholds.total * path.band[1]:
             continue
-        severity: Severity = "error" if path.total > limit.overflow * path.band[1] else "warning"
+        severity: Severity = (
+            "error" if path.total > thresholds.overflow * path.band[1] else "warning"
+        )
         grad, median = path.first.grad, math.nan
         if grad is not None and grad.histogram is not None and grad.rms > 0:
             median = grad.histogram.magnitude_quantile(0.5) / grad.rms
@@ -108,11 +110,11 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             _message(path),
             summary=_summary(path),
             severity="note" if path.repeated else severity,
-            against=("total", limit),
+            against=("total", thresholds),
             fixes=RULE.fixes
             if path.repeated
             else (
-                *gradient_flow.reweighted(snapshot, path),
+                *gradient_flow.weight_fixes(snapshot, path),
                 *propose.normalize(snapshot, path.layers),
                 *RULE.fixes[-1:],
             ),
@@ -128,8 +130,8 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
 def _message(path: gradient_flow.GradientPath) -> str:
     steps = flow.plural(len(path.passages), "call" if path.repeated else "layer")
     where = f"it grows {path.per_layer:.2g}-fold in each of {steps}"
-    if path.alone is not None:
-        here = path.alone
+    if path.decisive is not None:
+        here = path.decisive
         where = f"it grows {number(here.factor)}-fold from {here.after.name} to {here.layer.name}"
     return (
         f"The gradient at {path.first.name} is {number(path.total)} times that at "
@@ -138,8 +140,8 @@ def _message(path: gradient_flow.GradientPath) -> str:
 
 
 def _summary(path: gradient_flow.GradientPath) -> str:
-    if path.alone is not None:
-        here = path.alone
+    if path.decisive is not None:
+        here = path.decisive
         return (
             f"Updates of {here.layer.name} and the layers before it will be far too large: the "
             f"gradient grows {number(here.factor)}-fold there."

@@ -39,10 +39,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nndiag import flow, ops
+from nndiag import graph, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
-from nndiag.rule import Finding, Limits, Rule, Threshold
+from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -71,10 +71,10 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     holders = {name: layer for layer in reversed(snapshot.layers) for name in _own(snapshot, layer)}
     layers = sorted({id(x): x for x in holders.values()}.values(), key=lambda x: x.node)
-    training = flow.bits(x.node for x in layers if _trains(snapshot, x))
+    training = graph.bits(x.node for x in layers if _trains(snapshot, x))
     frozen = [x for x in layers if not training >> x.node & 1]
     if not frozen:
         return
@@ -94,13 +94,15 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         return
     still = sum(p.value.total for p in snapshot.parameters if not p.trainable)
     values = still / max(sum(p.value.total for p in snapshot.parameters), 1)
-    most = values > limit.frozen_values and len(frozen) > 1  # one may be large and yet forgotten
-    planned = most or len(frozen) > limit.frozen_share * len(layers)
+    most = (
+        values > thresholds.frozen_values and len(frozen) > 1
+    )  # one may be large and yet forgotten
+    planned = most or len(frozen) > thresholds.frozen_share * len(layers)
     between = [
         x
         for x in frozen
-        if flow.ancestor_bits(snapshot)[x.node] & training
-        and flow.descendant_bits(snapshot)[x.node] & training
+        if graph.ancestor_bits(snapshot)[x.node] & training
+        and graph.descendant_bits(snapshot)[x.node] & training
     ]
     for layer in () if planned else between:
         what = layer.weight.name if layer.weight is not None else layer.name
@@ -109,7 +111,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             f"{what} is frozen, but layers before and after it train.",
             summary=f"{layer.name} will not learn: it is frozen, but layers before and after it "
             "train.",
-            against=("frozen_share", limit),
+            against=("frozen_share", thresholds),
             fixes=(*propose.unfreeze(snapshot, [layer]), *RULE.fixes[-1:]),
             evidence=evidence,
         )
@@ -120,7 +122,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             summary=f"{len(frozen)} of {len(layers)} layers with weights will not learn: they are "
             "frozen.",
             severity="note",
-            against=("frozen_share", limit),
+            against=("frozen_share", thresholds),
             evidence=evidence,
         )
 

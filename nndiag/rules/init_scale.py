@@ -61,11 +61,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nndiag import activations, flow, ops, theory
+from nndiag import activations, flow, graph, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import SEVERITIES, Finding, Limits, Rule, Severity, Threshold
+from nndiag.rule import SEVERITIES, Finding, Rule, Severity, Threshold, Thresholds
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -138,10 +138,10 @@ class _Step:
         return self.act.family == "saturating"
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     notes: list[Finding] = []
     for chain in flow.chains(snapshot):
-        finding = None if chain.repeated else _judge(snapshot, chain, limit)
+        finding = None if chain.repeated else _judge(snapshot, chain, thresholds)
         if finding is not None and finding.severity == "note":
             notes.append(finding)
         elif finding is not None:
@@ -224,9 +224,9 @@ def _made_by_weights(snapshot: Snapshot, layer: Layer) -> float:
     return math.sqrt(max(layer.output.variance - bias.value.variance, within, 0.0))
 
 
-def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | None:
+def _judge(snapshot: Snapshot, chain: flow.Chain, thresholds: Thresholds) -> Finding | None:
     steps = _steps(snapshot, chain)
-    both = [_judge_direction(snapshot, chain, steps, sign, limit) for sign in (1, -1)]
+    both = [_judge_direction(snapshot, chain, steps, sign, thresholds) for sign in (1, -1)]
     findings = [f for f in both if f is not None]
     # One large layer among small ones does not make up for them, nor the other way round.
     return max(
@@ -235,34 +235,34 @@ def _judge(snapshot: Snapshot, chain: flow.Chain, limit: Limits) -> Finding | No
 
 
 def _judge_direction(
-    snapshot: Snapshot, chain: flow.Chain, steps: list[_Step], sign: int, limit: Limits
+    snapshot: Snapshot, chain: flow.Chain, steps: list[_Step], sign: int, thresholds: Thresholds
 ) -> Finding | None:
     """Weights that are too large (``sign`` = 1) or too small (-1)."""
     worst = max((s.off * sign for s in steps), default=0.0)
     if worst <= 0:
         return None
     accumulated = _accumulated(steps, sign)
-    if math.exp(worst) <= limit.times and accumulated <= limit.accumulated:
+    if math.exp(worst) <= thresholds.times and accumulated <= thresholds.accumulated:
         return None
     off = [s for s in steps if s.off * sign > ALIKE * worst]
     saturated = max(
         s.saturated
         if s.saturating
         and s.counts == s.off
-        and s.saturated_anyway < limit.saturated
+        and s.saturated_anyway < thresholds.saturated
         and s.saturated_by_weights > s.saturated / 2  # else biases do most of it
         else 0.0
         for s in off
     )
     severity: Severity = "note"
     measure = "times"
-    beside = chain.ends in ("add", "sub") or flow.bypassed(snapshot, chain.links[0].layer)
+    beside = chain.ends in ("add", "sub") or graph.bypassed(snapshot, chain.links[0].layer)
     if chain.ends not in ops.NORMS and not beside:
-        if _beyond_chance(accumulated, limit.stall, steps):
+        if _beyond_chance(accumulated, thresholds.stall, steps):
             severity, measure = "error", "accumulated"
-        elif _beyond_chance(accumulated, limit.accumulated, steps):
+        elif _beyond_chance(accumulated, thresholds.accumulated, steps):
             severity, measure = "warning", "accumulated"
-        elif sign > 0 and saturated >= limit.saturated:
+        elif sign > 0 and saturated >= thresholds.saturated:
             severity, measure = "warning", "saturated"
     first = off[0]
     times = math.exp(abs(first.off))
@@ -293,7 +293,7 @@ def _judge_direction(
         message,
         summary=_summary(off, sign, severity, saturated if measure == "saturated" else 0.0),
         severity=severity,
-        against=(measure, limit),
+        against=(measure, thresholds),
         fixes=(*_fixes(snapshot, off, chain, sign * ALIKE * worst),),
         suspects=_suspects(by_slope, sign),
         evidence={

@@ -51,9 +51,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nndiag import flow, ops
+from nndiag import flow, graph, ops
 from nndiag.fixes.fix import advice
-from nndiag.rule import Finding, Limits, Rule, Severity
+from nndiag.rule import Finding, Rule, Severity, Thresholds
 from nndiag.stats import Layer, Parameter, Snapshot
 
 RULE = Rule(
@@ -86,7 +86,7 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     if snapshot.backward_error:
         yield RULE.finding(
             "(model)",
@@ -113,7 +113,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
     users = _users(snapshot, without)
     silent = _silence(snapshot)
     cut = {row.node: row for p in without if _none(p) for row in users[p.name]}
-    cut_bits = flow.bits(cut)
+    cut_bits = graph.bits(cut)
     for p in without:
         rows = users[p.name]
         location = next((row.location for row in rows if row.location), None)
@@ -185,7 +185,7 @@ def _users(snapshot: Snapshot, parameters: list[Parameter]) -> dict[str, list[La
     return {p.name: used.get(p.name, []) for p in parameters}
 
 
-@flow.once
+@graph.once
 def _homes(snapshot: Snapshot) -> dict[str, list[Layer]]:
     """By the name of a module its own rows, or else the first row inside it."""
     own: dict[str, list[Layer]] = {}
@@ -202,10 +202,10 @@ def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer], cut_bit
     """Where the gradient that does not arrive at these rows gets lost."""
     if not rows:
         return "it takes no part in the loss"
-    after = flow.bits(row.node for row in rows)
+    after = graph.bits(row.node for row in rows)
     for row in rows:
-        after |= flow.descendant_bits(snapshot)[row.node]
-    if not after & flow.bits(snapshot.outputs):
+        after |= graph.descendant_bits(snapshot)[row.node]
+    if not after & graph.bits(snapshot.outputs):
         return "the model's output does not depend on it"
     last = cut[(after & cut_bits).bit_length() - 1].name
     return f"none comes back to {last}, so it is cut off there (detach, no_grad, .data, argmax)"
@@ -256,14 +256,14 @@ class _Silence:
     """Nodes whose own weight lets no gradient pass."""
 
     stops: frozenset[int]
-    ways_out: list[bool]  # for each node, whether a way leads past them to an output
+    reaches_output: list[bool]  # for each node, whether a way leads past them to an output
     sick: int  # those of them (as bits) that are no head, no scale and no end of a branch
 
 
 def _silence(snapshot: Snapshot) -> _Silence:
     stops = _silent(snapshot)
     sick = (n for n in stops if not _is_benign(snapshot, n))
-    return _Silence(stops, flow.ways_out(snapshot, stops), flow.bits(sick))
+    return _Silence(stops, graph.reaches_output(snapshot, stops), graph.bits(sick))
 
 
 def _by_construction(snapshot: Snapshot, p: Parameter, rows: list[Layer], silent: _Silence) -> bool:
@@ -276,10 +276,10 @@ def _by_construction(snapshot: Snapshot, p: Parameter, rows: list[Layer], silent
             snapshot.nodes[n].op in ops.NORMS for n in flow.users(snapshot, row.node)
         )
         others = len(stops) - (row.node in stops)
-        starts_at_zero = others > 0 and not silent.ways_out[row.node]
+        starts_at_zero = others > 0 and not silent.reaches_output[row.node]
         behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in ops.NORMS
         if not (before_norm or behind_zero) and not (
-            starts_at_zero and not flow.descendant_bits(snapshot)[row.node] & silent.sick
+            starts_at_zero and not graph.descendant_bits(snapshot)[row.node] & silent.sick
         ):
             return False
     return True
@@ -313,7 +313,7 @@ def _is_benign(snapshot: Snapshot, node: int) -> bool:
     layer = snapshot.layer_at(node)
     if layer is None or layer.op in ops.NORMS:
         return True
-    return not (flow.leads_on(snapshot, layer) and flow.only_path(snapshot, node))
+    return not (flow.leads_on(snapshot, layer) and graph.only_path(snapshot, node))
 
 
 def _never_called(snapshot: Snapshot, parameter: str) -> str:
@@ -323,7 +323,7 @@ def _never_called(snapshot: Snapshot, parameter: str) -> str:
     return min((module for module in around if module in order), key=order.__getitem__, default="")
 
 
-@flow.once
+@graph.once
 def _order_of_never_called(snapshot: Snapshot) -> dict[str, int]:
     return {module: index for index, module in enumerate(snapshot.never_called)}
 
@@ -334,7 +334,7 @@ def _has_called_sibling(snapshot: Snapshot, module: str) -> bool:
     return folder in snapshot.lists and folder in _folders(snapshot)
 
 
-@flow.once
+@graph.once
 def _folders(snapshot: Snapshot) -> frozenset[str]:
     """The modules inside which something has a row."""
     return frozenset(

@@ -42,10 +42,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from nndiag import flow, ops
+from nndiag import flow, graph, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
-from nndiag.rule import Finding, Limits, Rule
+from nndiag.rule import Finding, Rule, Thresholds
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
 LARGEST = {"float16": 65_504.0, "bfloat16": 3.39e38, "float32": 3.40e38, "float64": 1.80e308}
@@ -96,7 +96,7 @@ STOPPED = " It goes no further, as at the zeros of a ReLU: no parameter's gradie
 MASKED = " It reaches no later layer, so it looks like a mask."
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     findings = list(_values(snapshot))
     yield from findings
     if not any(f.severity == "error" for f in findings):
@@ -104,7 +104,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
 
 
 def _values(snapshot: Snapshot) -> Iterator[Finding]:
-    sick = flow.bits(layer.node for layer in snapshot.layers if layer.output.nonfinite)
+    sick = graph.bits(layer.node for layer in snapshot.layers if layer.output.nonfinite)
     lost = snapshot.loss.kind != "none" and not math.isfinite(snapshot.loss.value)
     blamed = False
     for name, stats in snapshot.inputs.items():
@@ -134,11 +134,11 @@ def _values(snapshot: Snapshot) -> Iterator[Finding]:
         layer
         for layer in snapshot.layers
         if layer.output.nonfinite
-        and not flow.ancestor_bits(snapshot)[layer.node] & sick
+        and not graph.ancestor_bits(snapshot)[layer.node] & sick
         and not _is_reported_within(snapshot, layer)
     ]
     for layer in origins:
-        behind = flow.descendant_bits(snapshot)[layer.node] & sick
+        behind = graph.descendant_bits(snapshot)[layer.node] & sick
         masks = layer.op not in ops.LEARNED and layer.op not in ops.NORMS
         harm = not masks or bool(behind) or lost or any(_sick_gradients(snapshot))
         yield RULE.finding(
@@ -208,12 +208,12 @@ def _sick_gradients(snapshot: Snapshot) -> Iterator[Layer]:
 
 def _gradients(snapshot: Snapshot) -> Iterator[Finding]:
     sick = list(_sick_gradients(snapshot))
-    nodes = flow.bits(layer.node for layer in sick)
+    nodes = graph.bits(layer.node for layer in sick)
     parameters = [p for p in snapshot.parameters if p.grad is not None and p.grad.nonfinite]
     for layer in sick:
         assert layer.grad is not None
-        if not flow.descendant_bits(snapshot)[layer.node] & nodes:
-            harm = parameters or flow.ancestor_bits(snapshot)[layer.node] & nodes
+        if not graph.descendant_bits(snapshot)[layer.node] & nodes:
+            harm = parameters or graph.ancestor_bits(snapshot)[layer.node] & nodes
             yield RULE.finding(
                 layer,
                 f"The gradient of its output holds {_count(layer.grad)}, although all outputs "

@@ -53,7 +53,7 @@ import numpy as np
 from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
-from nndiag.rule import Finding, Limits, Rule, Threshold
+from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Layer, Snapshot
 
 RULE = Rule(
@@ -98,16 +98,16 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     noted: list[tuple[Layer, float]] = []
     for layer in flow.hidden_activations(snapshot):
         act, ratio = flow.act_of(layer), _ratio(layer)
-        if act is None or layer.output.nonfinite or not ratio >= limit.ratio:
+        if act is None or layer.output.nonfinite or not ratio >= thresholds.ratio:
             continue
-        one, of = _one_sign(snapshot, layer, limit)
+        one, of = _one_sign(snapshot, layer, thresholds)
         # Everyone lives with what a ReLU and its kin do; a sigmoid can be replaced by a tanh.
-        if act.family == "saturating" and of and one >= limit.one_sign * of:
-            yield _warn(snapshot, layer, ratio, one, of, limit)
+        if act.family == "saturating" and of and one >= thresholds.one_sign * of:
+            yield _warn(snapshot, layer, ratio, one, of, thresholds)
         else:
             noted.append((layer, ratio))
     if noted:
@@ -120,14 +120,14 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             summary="Updates may take a longer way: units have means up to "
             f"{ratio:.2g} standard deviations from zero.",
             severity="note",
-            against=("ratio", limit),
+            against=("ratio", thresholds),
             fixes=(),
             evidence={"ratio": ratio, "layers": len(noted)},
         )
 
 
 def _warn(
-    snapshot: Snapshot, layer: Layer, ratio: float, one: int, of: int, limit: Limits
+    snapshot: Snapshot, layer: Layer, ratio: float, one: int, of: int, thresholds: Thresholds
 ) -> Finding:
     width = len(layer.output.units) if layer.output.units is not None else 1
     return RULE.finding(
@@ -136,7 +136,7 @@ def _warn(
         f"the weight gradients of {one:,} of {flow.plural(of, 'unit')} all have one sign.",
         summary=f"Updates will zig-zag: after {layer.name}, the weight gradients of {one:,} of "
         f"{flow.plural(of, 'unit')} all have one sign.",
-        against=("one_sign", limit),
+        against=("one_sign", thresholds),
         fixes=(
             *propose.swap(
                 snapshot,
@@ -183,11 +183,11 @@ def _centred_in_training(snapshot: Snapshot, layer: Layer) -> bool:
     return bool(users) and all(snapshot.nodes[n].op in ops.UNIT_CENTRED for n in users)
 
 
-def _one_sign(snapshot: Snapshot, layer: Layer, limit: Limits) -> tuple[int, int]:
+def _one_sign(snapshot: Snapshot, layer: Layer, thresholds: Thresholds) -> tuple[int, int]:
     """Of the units of the weight layers that read this one: whose gradients have one sign."""
     one = of = 0
     for row in flow.readers(snapshot).get(layer.node, ()):
-        if row.weight is None or row.weight.fan_in < limit.fan_in:
+        if row.weight is None or row.weight.fan_in < thresholds.fan_in:
             continue
         if _centred_in_training(snapshot, row):
             continue

@@ -58,7 +58,7 @@ from nndiag import flow, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Rule, Threshold, Unjudged
+from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot
 
 CANDIDATES = ("candidate", "hidden")
@@ -127,7 +127,7 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
     for layer in snapshot.layers:
         act = flow.act_of(layer)
         two_sided = act is not None and len(act.flat) == 2
@@ -135,14 +135,16 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         if layer.output.nonfinite and (two_sided or attends or "gates_count" in layer.facts):
             yield RULE.unjudged(layer, "its outputs are not finite")
         elif two_sided:
-            yield from _activation(snapshot, layer, limit)
+            yield from _activation(snapshot, layer, thresholds)
         elif attends:
-            yield from _rows(snapshot, layer, limit)
+            yield from _rows(snapshot, layer, thresholds)
         elif layer.facts.get("gates_count"):
-            yield from _gates(snapshot, layer, limit)
+            yield from _gates(snapshot, layer, thresholds)
 
 
-def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding | Unjudged]:
+def _activation(
+    snapshot: Snapshot, layer: Layer, thresholds: Thresholds
+) -> Iterator[Finding | Unjudged]:
     flat, act = layer.flat, flow.act_of(layer)
     assert act is not None
     if flat is None or not flat.count:
@@ -154,12 +156,12 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
             return
     units = 0 if flat.open is None or act.family == "rectifier" else len(flat.open)
     share = saturated / max(count, 1)
-    closed = flat.closed / units if units and flat.samples >= limit.samples else 0.0
-    if share < limit.share and closed <= limit.units:
+    closed = flat.closed / units if units and flat.samples >= thresholds.samples else 0.0
+    if share < thresholds.share and closed <= thresholds.units:
         return
-    if count < limit.values:
+    if count < thresholds.values:
         few = flow.plural(count, "value is too few", "values are too few")
-        yield RULE.unjudged(layer, f"{few}; give {limit.values:.0f} or more")
+        yield RULE.unjudged(layer, f"{few}; give {thresholds.values:.0f} or more")
         return
     what = flow.role(snapshot, layer) if flow.has_weights_before(snapshot, layer) else "input"
     message = (
@@ -183,7 +185,7 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
         summary = f"Hardly any gradient passes {layer.name}: "
     else:
         summary = f"The weights before {layer.name} will hardly learn: "
-    if share >= limit.share:
+    if share >= thresholds.share:
         summary += f"{number(share, 'share')} of its values are saturated."
     else:
         summary += f"{number(closed, 'share')} of its units are saturated on every sample."
@@ -192,7 +194,7 @@ def _activation(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Fin
         message,
         summary=summary,
         severity="warning" if what == "hidden" else "note",
-        against=("share" if share >= limit.share else "units", limit),
+        against=("share" if share >= thresholds.share else "units", thresholds),
         fixes=(*_fixes(snapshot, layer),) if what == "hidden" else RULE.fixes,
         evidence={"share": share, "units": closed, "input_std": std},
     )
@@ -229,13 +231,13 @@ def _shifted(snapshot: Snapshot, layer: Layer) -> bool:
     return bias.value.second_moment > float(units.variance.mean())
 
 
-def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding | Unjudged]:
+def _rows(snapshot: Snapshot, layer: Layer, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
     rows, one_hot = layer.facts["rows_count"], layer.facts["one_hot_count"]
-    if not rows or one_hot / rows < limit.share:
+    if not rows or one_hot / rows < thresholds.share:
         return
-    if rows < limit.values:
+    if rows < thresholds.values:
         few = flow.plural(int(rows), "row is too few", "rows are too few")
-        yield RULE.unjudged(layer, f"{few}; give {limit.values:.0f} or more")
+        yield RULE.unjudged(layer, f"{few}; give {thresholds.values:.0f} or more")
         return
     users = {snapshot.nodes[n].op for n in flow.users(snapshot, layer.node)}
     attention = layer.op not in ops.SOFTMAXES or users & ops.CONTRACTIONS
@@ -248,7 +250,7 @@ def _rows(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding |
         summary=f"Hardly any gradient will pass the softmax of {layer.name}: "
         f"{number(one_hot / rows, 'share')} of its rows are one-hot.",
         severity="warning" if hidden else "note",
-        against=("share", limit),
+        against=("share", thresholds),
         fixes=(*_softer(snapshot, layer), *SOFTMAX_FIXES),
         evidence={"share": one_hot / rows, "rows": rows},
     )
@@ -261,15 +263,15 @@ def _softer(snapshot: Snapshot, layer: Layer) -> Iterator[Fix]:
     yield from propose.redraw(snapshot, projections, biases=True)
 
 
-def _gates(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
+def _gates(snapshot: Snapshot, layer: Layer, thresholds: Thresholds) -> Iterator[Finding]:
     """The candidate (in nn.RNN the state itself) is a hidden activation, the others are gates."""
     shares = {
         name.removesuffix("_saturated_count"): value / layer.facts[name.replace("_saturated", "")]
         for name, value in layer.facts.items()
         if name.endswith("_saturated_count")
     }
-    name = max(shares, key=lambda n: (n in CANDIDATES and shares[n] >= limit.share, shares[n]))
-    if shares[name] < limit.share:
+    name = max(shares, key=lambda n: (n in CANDIDATES and shares[n] >= thresholds.share, shares[n]))
+    if shares[name] < thresholds.share:
         return
     each = ", ".join(f"{n} {number(share, 'share')}" for n, share in shares.items())
     saturated = f"{number(shares[name], 'share')} of the {name} values"
@@ -284,7 +286,7 @@ def _gates(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]
         f"there. Shares by gate: {each}.",
         summary=summary,
         severity="warning" if name in CANDIDATES else "note",
-        against=("share", limit),
+        against=("share", thresholds),
         fixes=(
             *propose.zero_biases(snapshot, [layer]),
             *propose.redraw(snapshot, [layer], biases=True),

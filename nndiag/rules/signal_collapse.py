@@ -48,11 +48,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import flow, ops
+from nndiag import flow, graph, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
+from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot, TensorStats
 
 # Samples that differ by less are equal: in float64 the mean of equal values is off by rounding.
@@ -111,10 +111,11 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
-    if snapshot.samples < limit.samples:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
+    if snapshot.samples < thresholds.samples:
         yield RULE.unjudged(
-            "(model)", f"{snapshot.samples} samples are too few; give {limit.samples:.0f} or more"
+            "(model)",
+            f"{snapshot.samples} samples are too few; give {thresholds.samples:.0f} or more",
         )
         return
     varying = _varying_inputs(snapshot)
@@ -127,26 +128,30 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
         if not (layer.op in ops.LEARNED or flow.is_activation(layer)):
             continue
         share = _share(layer.output)
-        if share is None or not flow.inputs_before(snapshot, layer.node) & set(varying):
+        if share is None or not graph.inputs_before(snapshot, layer.node) & set(varying):
             continue
         share /= min(varying.values())
         # An output layer alone did not lose the signal: a zero head, or one of large biases.
         if not collapsed and not flow.leads_on(snapshot, layer):
             continue
-        if not flow.only_path(snapshot, layer.node):
+        if not graph.only_path(snapshot, layer.node):
             continue
-        if share < limit.share:
+        if share < thresholds.share:
             collapsed.append((layer, share))
-        elif share > math.sqrt(limit.share):  # half way back: it was not gone, unless into rounding
-            collapsed = [(x, s) for x, s in collapsed if s < limit.gone]
+        elif share > math.sqrt(
+            thresholds.share
+        ):  # half way back: it was not gone, unless into rounding
+            collapsed = [(x, s) for x, s in collapsed if s < thresholds.gone]
     if collapsed:
-        yield _finding(snapshot, collapsed, limit)
+        yield _finding(snapshot, collapsed, thresholds)
 
 
-def _finding(snapshot: Snapshot, collapsed: list[tuple[Layer, float]], limit: Limits) -> Finding:
+def _finding(
+    snapshot: Snapshot, collapsed: list[tuple[Layer, float]], thresholds: Thresholds
+) -> Finding:
     layer, share = collapsed[0]
     least = min(share for _, share in collapsed)
-    severity: Severity = "error" if least < limit.gone else "warning"
+    severity: Severity = "error" if least < thresholds.gone else "warning"
     output = layer.output
     message = (
         f"Its outputs hardly depend on the input: they vary by {output.spread:.2g} across samples "
@@ -164,7 +169,7 @@ def _finding(snapshot: Snapshot, collapsed: list[tuple[Layer, float]], limit: Li
         summary=f"The output will hardly depend on the input: only {number(share, 'share')} of the "
         f"variation at {layer.name} is between samples.",
         severity=severity,
-        against=("share", limit),
+        against=("share", thresholds),
         fixes=(*_fixes(snapshot, [layer for layer, _ in collapsed]), *RULE.fixes[-1:]),
         evidence={
             "share": share,

@@ -48,10 +48,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nndiag import flow, ops
+from nndiag import flow, graph, ops
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
-from nndiag.rule import Finding, Limits, Rule, Severity, Threshold
+from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds
 from nndiag.stats import Layer, Parameter, Snapshot
 
 RULE = Rule(
@@ -77,8 +77,8 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
-    findings = list(_all(snapshot, limit))
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
+    findings = list(_all(snapshot, thresholds))
     yield from (f for f in findings if f.severity != "note")
     notes = [f for f in findings if f.severity == "note"]
     if notes:
@@ -88,7 +88,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         yield replace(worst, message=worst.message + others)
 
 
-def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def _all(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     seen: set[str] = set()
     for layer in snapshot.layers:
         name = layer.weight.name if layer.weight is not None else layer.name.partition("@")[0]
@@ -97,14 +97,16 @@ def _all(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
             continue
         seen.add(name)
         if tokens:
-            yield from _tokens(snapshot, layer, limit)
+            yield from _tokens(snapshot, layer, thresholds)
         elif layer.op not in ops.WEIGHTED:
-            yield from _inside(snapshot, layer, limit)
+            yield from _inside(snapshot, layer, thresholds)
         elif (p := snapshot.parameter.get(name)) is not None:
-            yield from _weights(snapshot, layer, p, limit)
+            yield from _weights(snapshot, layer, p, thresholds)
 
 
-def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> Iterator[Finding]:
+def _weights(
+    snapshot: Snapshot, layer: Layer, p: Parameter, thresholds: Thresholds
+) -> Iterator[Finding]:
     assert layer.weight is not None
     units = p.shape[layer.weight.unit_axis]
     constant = _constant(p) and layer.weight.fan_in > 1
@@ -123,11 +125,11 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
         text += "the same weights and bias" + ("" if constant else " as another unit")
     text += "."
     kept = p.duplicate_kept if known else 0
-    lost = kept >= max(limit.share * units, 2) and p.zero_units < same
+    lost = kept >= max(thresholds.share * units, 2) and p.zero_units < same
     one = (
         constant
         and not _grouped(layer, p)
-        and flow.only_way(snapshot, flow.calls(snapshot)[p.name])
+        and graph.only_path_through_any(snapshot, flow.calls(snapshot)[p.name])
     )
     severity: Severity = "error" if kept == units else "warning" if lost or one else "note"
     summary = f"{same} of {flow.plural(units, 'unit')} of {layer.name} start equal."
@@ -147,12 +149,14 @@ def _weights(snapshot: Snapshot, layer: Layer, p: Parameter, limit: Limits) -> I
         summary = f"{layer.name} works as one unit for now: its {units} units start equal."
         if p.zero_units == units:
             summary = f"Nothing will pass {layer.name} for now: all its weights are zero."
-    yield _finding(snapshot, layer, text, summary, severity, same, kept, units, p.zero_units, limit)
+    yield _finding(
+        snapshot, layer, text, summary, severity, same, kept, units, p.zero_units, thresholds
+    )
 
 
-def _tokens(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
+def _tokens(snapshot: Snapshot, layer: Layer, thresholds: Thresholds) -> Iterator[Finding]:
     p = snapshot.parameter.get(layer.weight.name if layer.weight is not None else "")
-    if p is not None and _constant(p) and flow.only_path(snapshot, layer.node):
+    if p is not None and _constant(p) and graph.only_path(snapshot, layer.node):
         text = f"Its weights are all {p.value.min:.3g}, so every token has the same vector."
         summary = f"{layer.name} cannot tell tokens apart: its weights are all {p.value.min:.3g}."
         yield _finding(
@@ -165,11 +169,11 @@ def _tokens(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding
             0,
             p.shape[0],
             p.zero_units,
-            limit,
+            thresholds,
         )
 
 
-def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding]:
+def _inside(snapshot: Snapshot, layer: Layer, thresholds: Thresholds) -> Iterator[Finding]:
     """Recurrent layers and attention: only where every matrix inside is constant."""
     owner = layer.name.partition("@")[0]
     matrices = [p for p in snapshot.parameters_in.get(owner, ()) if len(p.shape) > 1]
@@ -184,11 +188,13 @@ def _inside(snapshot: Snapshot, layer: Layer, limit: Limits) -> Iterator[Finding
     if kept == rows:
         text += ", and so are their gradients: its units will stay equal."
         summary = f"All units of {layer.name} will stay equal: its weights are constant."
-        yield _finding(snapshot, layer, text, summary, "error", rows, kept, rows, zero, limit)
-    elif flow.only_path(snapshot, layer.node):
+        yield _finding(snapshot, layer, text, summary, "error", rows, kept, rows, zero, thresholds)
+    elif graph.only_path(snapshot, layer.node):
         text += ": all its units compute the same value for now."
         summary = f"{layer.name} works as one unit for now: its weights are constant."
-        yield _finding(snapshot, layer, text, summary, "warning", rows, kept, rows, zero, limit)
+        yield _finding(
+            snapshot, layer, text, summary, "warning", rows, kept, rows, zero, thresholds
+        )
 
 
 def _finding(
@@ -201,14 +207,14 @@ def _finding(
     kept: int,
     units: int,
     zero: int,
-    limit: Limits,
+    thresholds: Thresholds,
 ) -> Finding:
     return RULE.finding(
         layer,
         text,
         summary=summary,
         severity=severity,
-        against=("share", limit),
+        against=("share", thresholds),
         fixes=RULE.fixes if severity == "note" else (*propose.redraw(snapshot, [layer]),),
         evidence={
             "share": same / units,

@@ -58,7 +58,7 @@ from nndiag import flow, gradient_flow
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
-from nndiag.rule import Finding, Limits, Rule, Severity, Threshold, Unjudged
+from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds, Unjudged
 from nndiag.stats import Snapshot
 
 # IEEE 754-2019, table 3.5 (bfloat16 by its 8 bits of exponent and 7 of fraction).
@@ -125,17 +125,17 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
     for path in gradient_flow.paths(snapshot):
-        if path.total >= limit.total * path.band[0]:
+        if path.total >= thresholds.total * path.band[0]:
             continue
-        severity: Severity = "error" if path.total < limit.stall * path.band[0] else "warning"
+        severity: Severity = "error" if path.total < thresholds.stall * path.band[0] else "warning"
         yield RULE.finding(
             path.origin,
             _message(path),
             summary=_summary(path, severity),
             severity="note" if path.repeated else severity,
-            against=("total", limit),
+            against=("total", thresholds),
             suspects=RULE.caused_by
             if path.slope_share < 0.5
             else tuple(s for s in RULE.caused_by if s != "init-scale"),
@@ -148,7 +148,7 @@ def check(snapshot: Snapshot, limit: Limits) -> Iterator[Finding | Unjudged]:
                 "first_grad_rms": path.first.grad.rms if path.first.grad else math.nan,
             },
         )
-    yield from _rounded_away(snapshot, limit)
+    yield from _rounded_away(snapshot, thresholds)
     for first, why in gradient_flow.unseen(snapshot):
         yield RULE.unjudged(first, why)
 
@@ -162,7 +162,7 @@ def _fixes(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Fix
         and (act := flow.act_of(row)) is not None
         and act.family == "saturating"
     ]
-    by_weights = [*gradient_flow.reweighted(snapshot, path)]
+    by_weights = [*gradient_flow.weight_fixes(snapshot, path)]
     by_layers = [
         *propose.swap(
             snapshot,
@@ -183,7 +183,7 @@ def _fixes(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Fix
 
 def _message(path: gradient_flow.GradientPath) -> str:
     steps = flow.plural(len(path.passages), "call" if path.repeated else "layer")
-    alone = path.alone
+    alone = path.decisive
     if path.total > 0 or alone is None:
         size = f"is {number(path.total, 'share')} of the gradient at {path.last.name}"
         where = f"{number(path.per_layer, 'share')} passes each of {steps}"
@@ -202,8 +202,8 @@ def _summary(path: gradient_flow.GradientPath, severity: Severity) -> str:
     slowly = "not learn" if severity == "error" and not path.repeated else "learn slowly"
     if path.total == 0:
         return f"{path.first.name} will not learn: its gradient is exactly zero."
-    if path.alone is not None:
-        here = path.alone
+    if path.decisive is not None:
+        here = path.decisive
         return (
             f"{here.layer.name} and the layers before it will {slowly}: "
             f"{number(here.factor, 'share')} of the gradient arrives from {here.after.name}."
@@ -214,7 +214,7 @@ def _summary(path: gradient_flow.GradientPath, severity: Severity) -> str:
     )
 
 
-def _rounded_away(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
+def _rounded_away(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     """Gradients at the end of their number format: of all verdicts here the loss as given's."""
     weighted = [la for la in snapshot.layers if la.weight is not None and la.grad is not None]
     close = []
@@ -223,7 +223,7 @@ def _rounded_away(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         if grad is None or smallest is None or grad.nonfinite or grad.zeros >= grad.count:
             continue
         steps = grad.rms / math.sqrt(1 - grad.zero_fraction) / smallest
-        if steps < limit.steps:
+        if steps < thresholds.steps:
             close.append((steps, layer))
     if not close:
         return
@@ -235,7 +235,7 @@ def _rounded_away(snapshot: Snapshot, limit: Limits) -> Iterator[Finding]:
         f"is not zero, it is {steps:.2g} times that number. Rounding changes much of it.",
         summary=f"Small gradients will be rounded away: at {layer.name} they are {steps:.2g} times "
         f"the smallest number of {layer.dtype}.",
-        against=("steps", limit),
+        against=("steps", thresholds),
         suspects=(*RULE.caused_by, RULE.name),
         fixes=(LOSS_SCALE,),
         evidence={"steps": steps, "layers": len(close)},

@@ -58,7 +58,7 @@ def parametrize_with_checks(
             f'models is {models!r}. Write {{"unet": build_unet}}: a name for each model, and the '
             "model or a function that builds it."
         )
-    judge.limits(thresholds)
+    judge.effective_thresholds(thresholds)
     chosen = judge.chosen(select, ignore)
     reasons = _reasons(expected, models)
     cases = []

@@ -144,7 +144,7 @@ def settings_for(item: pytest.Item) -> Settings:
         _legal(mark.kwargs, "@pytest.mark.nndiag({}=)")
         found = found.override(**mark.kwargs)
         judge.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
-        judge.limits(mark.kwargs.get("thresholds"))
+        judge.effective_thresholds(mark.kwargs.get("thresholds"))
     chosen = {
         k: v for k, v in _options(item.config).items() if k in ("select", "ignore", "fail_on")
     }

@@ -19,7 +19,7 @@ import torch
 
 import nndiag
 from benchmarks.workloads import Workload
-from nndiag.api import collecting_later
+from nndiag.api import gc_paused
 from nndiag.capture.recorder import Recorder
 from nndiag.layout import Axes
 from nndiag.measure import Meter
@@ -124,7 +124,7 @@ def measured(work: Workload) -> Iterator[Step]:
 @tool("nndiag statistics", "every layer's and call's input, output, gradient, in nndiag's capture")
 def statistics(work: Workload) -> Iterator[Step]:
     def step() -> list[Any]:
-        with collecting_later():  # as a check does
+        with gc_paused():  # as a check does
             recorder = record(work)
             layers = recorder.layers()
             recorder.close()

@@ -588,7 +588,7 @@ class GELU(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [QuickGELU, NewGELUActivation, GELU])
-def test_a_gelu_that_is_spelled_out_is_one_layer(kind):
+def test_a_gelu_that_counts_as_one_call_is_one_layer(kind):
     model = nn.Sequential(nn.Linear(8, 8), kind(), nn.Linear(8, 2))
 
     snapshot = look(model, torch.randn(16, 8))

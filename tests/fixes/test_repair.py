@@ -472,7 +472,9 @@ def test_what_a_fix_brings_up_and_nothing_fixes_is_taken_back():
     found = fix(model, trained=False, only="reset")
 
     assert found.taken == ()
-    assert found.steps[0].reason == "what it brought up could not be fixed, so it was taken back"
+    assert (
+        found.steps[0].reason == "it led to findings that could not be fixed, so it was taken back"
+    )
     assert found.model[0].weight[0, 0].isnan()
 
 

@@ -36,7 +36,7 @@ FIX = advice(
 def rule_module(rule: Rule, doc: str) -> ModuleType:
     module = ModuleType(rule.name.replace("-", "_"), doc)
     module.RULE = rule
-    module.check = lambda snapshot, limit: []
+    module.check = lambda snapshot, thresholds: []
     return module
 
 
