@@ -28,6 +28,25 @@ if TYPE_CHECKING:
     from nndiag.report import Report
     from nndiag.rule import Finding
 
+__all__ = [
+    "FAILED",
+    "FINE",
+    "FOUND",
+    "Allow",
+    "CompareFormat",
+    "FailOn",
+    "Format",
+    "Lang",
+    "Language",
+    "app",
+    "check",
+    "compare",
+    "demo",
+    "main",
+    "rule",
+    "rules",
+]
+
 FINE, FOUND, FAILED = 0, 1, 2
 
 app = typer.Typer(

@@ -28,6 +28,38 @@ from nndiag.render import files
 if TYPE_CHECKING:
     from nndiag import Repair, Report
 
+__all__ = [
+    "INDEX_HTML",
+    "INDEX_MD",
+    "RECIPES",
+    "TRIAL_STEPS",
+    "ConvNet",
+    "Digits",
+    "Network",
+    "Optimizer",
+    "Recipe",
+    "ReluNet",
+    "Repaired",
+    "SigmoidStack",
+    "TanhNet",
+    "Watch",
+    "accuracy",
+    "build",
+    "digits",
+    "go_on",
+    "leading",
+    "main",
+    "networks",
+    "one_thread",
+    "repaired_from",
+    "save",
+    "summary",
+    "then",
+    "train",
+    "verdict",
+    "xavier",
+]
+
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 

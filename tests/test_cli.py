@@ -394,9 +394,9 @@ class TestTargets:
             ("nowhere/net.py:net", "there is no file nowhere/net.py."),
             ("net.py:nett", "net has no 'nett'. Did you mean 'net'? It has: Holder, Net, batch,"),
             ("net.py:held.nott", "Holder has no 'nott'. Did you mean 'net'?"),
-            ("nett:net", "there is no module 'nett'. Did you mean 'net'? It is looked for in"),
+            ("nett:net", "there is no module 'nett'. Did you mean 'net'? It was looked for in"),
             ("torch.nothing:x", "there is no module 'torch.nothing'."),
-            ("net.py:wide", "needs arguments (width), and a factory gets none."),
+            ("net.py:wide", "needs arguments (width), but is called without any."),
         ],
     )
     def test_what_cannot_be_found_is_said_with_what_is_near(self, target, message):
@@ -422,7 +422,7 @@ class TestTargets:
     def test_a_file_that_raises_shows_its_error_and_its_line(self):
         (self.project / "broken.py").write_text("x = 1\nimport json\njson.loads('{')\n")
 
-        with pytest.raises(TargetError, match=r"broken\.py raised while it was read") as caught:
+        with pytest.raises(TargetError, match=r"broken\.py raised while it was run") as caught:
             cli.load("broken.py:x")
         assert str(caught.value).endswith(f"at {self.project / 'broken.py'}:3, in <module>")
         assert "broken" not in sys.modules

@@ -17,6 +17,21 @@ import numpy as np
 from nndiag import flow, gradient_flow, ops, theory
 from nndiag.stats import Histogram, Layer, Snapshot, TensorStats
 
+__all__ = [
+    "BINS",
+    "BLOCKS",
+    "TALLEST",
+    "Scales",
+    "common_scales",
+    "dead",
+    "expected",
+    "picture",
+    "plain",
+    "saturated",
+    "scales",
+    "text_curve",
+]
+
 BINS = 48
 TALLEST = 99
 """Heights are whole numbers up to this: a page holds two curves a layer."""

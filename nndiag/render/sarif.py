@@ -15,6 +15,8 @@ from nndiag.rules import discover
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["render"]
+
 
 def render(report: Report) -> str:
     from nndiag import __version__

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
     from nndiag.report import Report
 
+__all__ = [
+    "ABOUT",
+    "COUNTS",
+    "FINDINGS",
+    "LAYERS",
+    "PARAMETERS",
+    "Row",
+    "findings",
+    "frame",
+    "layers",
+    "parameters",
+]
+
 Row = dict[str, Any]
 
 LAYERS = (

@@ -26,6 +26,24 @@ from nndiag.pairing import Kind, Outline
 from nndiag.settings import Settings
 from nndiag.stats import Snapshot, TensorStats
 
+__all__ = [
+    "FEWEST",
+    "MOST_BATCHES",
+    "RATE",
+    "SCHEMA",
+    "SEEDS",
+    "SLACK",
+    "Baseline",
+    "Batches",
+    "Entry",
+    "Number",
+    "look",
+    "make",
+    "replayable",
+    "student",
+    "text",
+]
+
 SCHEMA = 1
 RATE = 1e-3
 """The share of runs that may fail although nothing was changed."""
