@@ -177,6 +177,9 @@ def check(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="For all that is random.")] = None,
+    notes: Annotated[
+        bool, typer.Option("--notes", help="On the terminal, each note and not only their number.")
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no report on the terminal.")
     ] = False,
@@ -282,7 +285,9 @@ def check(
     elif output is None and formats and formats != [Format.terminal]:
         print(_text(report, formats[0]), end="")
     elif not quiet:
-        _console().print(report)
+        from nndiag.render import terminal
+
+        _console().print(terminal.render(report, notes))
     grave = () if fails == "never" else report.at_least(fails)
     if known is not None and fails != "never":
         grave = known.compare(report).new_findings(fails)

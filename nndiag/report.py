@@ -152,7 +152,14 @@ class Report(Document):
         if found or self.crashed:
             told = [story.tally(found)] if found else []
             told += [f"{story.plural(len(self.crashed), 'rule')} crashed"] if self.crashed else []
-            raise FindingsError(f"{' and '.join(told)}\n\n{terminal.excerpt(self, found)}")
+            counts = " and ".join(told)
+            raise FindingsError(f"{self.verdict}\n{counts}\n\n{terminal.excerpt(self, found)}")
+
+    def to_text(self, notes: bool = False) -> str:
+        """What ``print`` shows; ``notes`` adds each note, which are one line otherwise."""
+        from nndiag.render import terminal
+
+        return terminal.plain(terminal.render(self, notes))
 
     def to_csv(self, folder: PathLike) -> None:
         """``findings.csv``, ``layers.csv`` and ``parameters.csv`` in this folder.

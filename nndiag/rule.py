@@ -1,8 +1,9 @@
 """What a rule is, and what it says: findings, what it could not judge, what became of it.
 
 A rule is one file in ``nndiag/rules``: a docstring that is its page, a ``RULE`` and a pure
-function ``check(snapshot, limit)`` that yields findings. Nothing registers it: :func:`nndiag.rules.discover`
-walks the folder, and the entry-point group ``nndiag.rules`` for other people's.
+function ``check(snapshot, limit)`` that yields findings. Nothing registers it:
+:func:`nndiag.rules.discover` walks that folder, and the entry-point group ``nndiag.rules`` for
+those of other packages.
 """
 
 from __future__ import annotations

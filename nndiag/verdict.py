@@ -44,9 +44,9 @@ def _what_to_do(cause: Finding) -> str:
     fixes = _fixes(cause)
     if not fixes:
         return ""
-    others = (fix for fix in fixes[1:] if fix.kind != fixes[0].kind)
-    alternatives = [_imperative(fixes[0]), *map(_lowered, map(_imperative, [*others][:1]))]
-    return f"{', or '.join(alternatives)}."
+    first = f"{_imperative(fixes[0])}."
+    other = next((fix for fix in fixes[1:] if fix.kind != fixes[0].kind), None)
+    return first if other is None else f"{first} Or {_lowered(_imperative(other))}."
 
 
 def _fixes(finding: Finding) -> Sequence[Fix]:

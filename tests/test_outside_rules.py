@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import nndiag
-from nndiag import rule, rules
+from nndiag import rules
 from nndiag.render import page
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "own-rules.md"

@@ -60,7 +60,7 @@ def render(report: Report) -> str:
         summary=json.dumps(
             {
                 "model": snapshot.model[:200],
-                "verdict": story.verdict(report),
+                "verdict": report.verdict,
                 "grade": grade(report),
             }
         ),

@@ -37,7 +37,12 @@ _PACKED = {"dtype", "deflate"}
 def render(report: Report) -> str:
     from nndiag import __version__
 
-    tree = {"schema": SCHEMA, "nndiag": __version__, "report": plain(report)}
+    tree = {
+        "schema": SCHEMA,
+        "nndiag": __version__,
+        "verdict": report.verdict,  # for a script to show; reading does without
+        "report": plain(report),
+    }
     # A cause is written as its place in the list, not once more in whole.
     for finding, cause in zip(tree["report"]["findings"], _causes(report.findings), strict=True):
         finding["cause"] = cause
@@ -103,6 +108,7 @@ def schema(kind: type[Report]) -> dict[str, Any]:
         "properties": {
             "schema": {"const": SCHEMA},
             "nndiag": {"description": "The version that wrote it.", "type": "string"},
+            "verdict": {"description": "The report in one sentence.", "type": "string"},
             "report": _with_packed(report),
         },
         "required": ["schema", "nndiag", "report"],

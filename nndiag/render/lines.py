@@ -18,15 +18,14 @@ _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 def concise(report: Report) -> str:
     """``file:line: warning ND103 dead-relu at layer: message``, without a place if none is known.
 
-    Then a line for each rule that crashed, and one for the verdict.
+    The verdict stands before them, and a line for each rule that crashed behind them.
     """
-    lines = []
+    lines = [report.verdict]
     for finding in report.findings:
         place = f"{finding.location}: " if finding.location else ""
         named = f"{finding.severity} {finding.code} {finding.rule} at {finding.layer}"
         lines.append(f"{place}{named}: {finding.message}{_cause(finding)}")
     lines += [f"error {o.code} {o.rule} crashed: {o.reason}" for o in report.crashed]
-    lines.append(story.verdict(report))
     return "".join(f"{_one(line)}\n" for line in lines)
 
 

@@ -55,11 +55,11 @@ def escape(text: str) -> str:
 
 def _lines(report: Report, shown: list[Block], hidden: list[Block], whole: bool) -> Iterator[str]:
     model, *about = story.subject(report.snapshot)
-    yield f"### nndiag on {_code(model[:LONGEST])}"
+    yield f"**{escape(report.verdict[: 2 * LONGEST])}**"
     yield ""
-    yield f"**{escape(story.verdict(report))}**"
+    yield escape(story.counts(report))
     yield ""
-    yield escape(", ".join(about)[:LONGEST])
+    yield f"nndiag on {_code(model[:LONGEST])}: {escape(', '.join(about)[:LONGEST])}"
     yield ""
     for block in shown:
         if block.severity != "note":

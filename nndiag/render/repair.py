@@ -157,7 +157,7 @@ def _alike(steps: Sequence[Step]) -> list[list[Step]]:
 def summary(report: Report) -> str:
     """Counts, and the first finding."""
     severe = report.at_least("warning")
-    return story.verdict(report) + (f" First: {line(severe[0])}" if severe else "")
+    return story.counts(report) + (f" First: {line(severe[0])}" if severe else "")
 
 
 def line(finding: Finding) -> str:
@@ -177,7 +177,7 @@ def remaining(report: Report) -> list[str]:
 def held_out(repair: Repair) -> str:
     if repair.held_out is None:
         return ""
-    before, after = map(story.verdict, repair.held_out)
+    before, after = map(story.counts, repair.held_out)
     return f"Held-out batch, before: {before} After: {after}"
 
 
@@ -372,7 +372,7 @@ def _markdown(repair: Repair, most: int) -> Iterator[str]:
 
 def _counts(repair: Repair) -> Iterator[str]:
     both = (repair.before, repair.after)
-    yield f"| findings | {' | '.join(escape(story.verdict(report)) for report in both)} |"
+    yield f"| findings | {' | '.join(escape(story.counts(report)) for report in both)} |"
     severe = [report.at_least("warning") for report in both]
     first = [escape(line(findings[0])[:LONGEST]) if findings else "—" for findings in severe]
     yield f"| first | {' | '.join(first)} |"

@@ -157,26 +157,21 @@ def tally(findings: Iterable[Finding]) -> str:
     return _and(told) or "nothing"
 
 
-def verdict(report: Report) -> str:
-    """The report in one sentence, and not a healthier one than was seen."""
-    rules = plural(len(report.outcomes), "rule")
+def counts(report: Report) -> str:
+    """``"2 errors and 8 warnings."``, and not a healthier sentence than was seen."""
     by_status = Counter(o.status for o in report.outcomes)
-    crashed = by_status["crashed"]
-    broken = f"{plural(crashed, 'rule')} crashed, so this is not the whole story" if crashed else ""
+    rules = plural(len(report.outcomes), "rule")
+    crashed = f"{plural(by_status['crashed'], 'rule')} crashed" if by_status["crashed"] else ""
     if report.findings:
-        grave = tally(f for f in report.findings if f.severity != "note")
-        notes = plural(sum(f.severity == "note" for f in report.findings), "note")
-        if grave == "nothing":
-            return f"No errors or warnings, {notes}." + (f" But {broken}." if broken else "")
-        return f"{tally(report.findings)}." + (f" And {broken}." if broken else "")
-    if broken:
-        return f"Nothing was found, but {broken}."
+        return f"{_and([tally(report.findings), *filter(None, [crashed])])}."
+    if crashed:
+        return f"No findings, but {crashed}."
     if not by_status["passed"]:
-        return "Nothing was judged: no rule could run."
+        return "No rule could run."
     if by_status["passed"] == len(report.outcomes):
         layers = plural(len(report.snapshot.layers), "layer")
-        return f"Nothing found: all {rules} passed on {layers}."
-    return f"Nothing found: {by_status['passed']} of {rules} passed."
+        return f"No findings: all {rules} passed on {layers}."
+    return f"No findings: {by_status['passed']} of {rules} passed."
 
 
 def brief(report: Report) -> str:
@@ -213,11 +208,17 @@ def subject(snapshot: Snapshot) -> list[str]:
     if snapshot.environment is not None:
         e = snapshot.environment
         parts.append(f"{e.device} {e.dtype}, {e.mode} mode")
-    if snapshot.loss.kind != "none":
-        value = snapshot.loss.value
-        shown = f" = {value:.4g}"
-        parts.append(f"loss: {snapshot.loss.kind}{shown}")
+    if snapshot.loss.kind == "random cotangent":
+        parts.append(NO_LOSS)
+    elif snapshot.loss.kind != "none":
+        parts.append(f"loss: {snapshot.loss.kind} = {snapshot.loss.value:.4g}")
     return parts
+
+
+NO_LOSS = (
+    "no loss given: gradients are of a random direction of the outputs, and targets were not "
+    "used (pass loss_fn=…)"
+)
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,15 @@ def gaps(report: Report) -> Iterator[Gap]:
     ):
         if names:
             yield Gap(what, _list(names))
+
+
+def noted(blocks: Sequence[Block]) -> str:
+    """``"2 notes: dense-activation at /sigmoid and costly-activation at act"``, or nothing."""
+    findings = [finding for block in blocks for finding in (*block.findings, *block.consequences)]
+    if not findings:
+        return ""
+    named = _list(f"{f.rule} at {f.layer}" for f in findings)
+    return f"{plural(len(findings), 'note')}: {named}"
 
 
 def whereabouts(finding: Finding, snapshot: Snapshot) -> list[str]:

@@ -46,17 +46,21 @@ class Hanging:
             yield Text.assemble(self.rest if index else self.margin, line, end="\n")
 
 
-def render(report: Report) -> RenderableType:
-    """The whole report."""
+def render(report: Report, notes: bool = False) -> RenderableType:
+    """The whole report; notes as one line, or each of them with ``notes``."""
     graver = [f for f in report.findings if f.root.severity != "note"]
-    notes = [f for f in report.findings if f.root.severity == "note"]
-    parts: list[RenderableType] = [_header(report.snapshot), Text()]
+    noted = story.blocks([f for f in report.findings if f.root.severity == "note"])
+    parts: list[RenderableType] = [*_opening(report), Text()]
     parts += _blocks(story.blocks(graver), report.snapshot)
-    noted = story.blocks(notes)
-    if noted:
+    if noted and notes:
         parts += [*map(_note, noted), Text()]
+    elif noted:
+        parts += [_hang("", Text(story.printable(f"{story.noted(noted)}. {SHOW_NOTES}")), indent=4)]
     parts += _ending(report)
     return Group(*parts)
+
+
+SHOW_NOTES = "To read them: --notes, or report.to_text(notes=True)."
 
 
 def plain(renderable: RenderableType, width: int | None = None) -> str:
@@ -76,17 +80,30 @@ def fitting_width() -> int:
 
 def excerpt(report: Report, findings: Iterable[Finding]) -> str:
     """Some of a report's findings, with the rules that crashed: what a failing test shows."""
-    parts = [_header(report.snapshot), Text(), *_blocks(story.blocks([*findings]), report.snapshot)]
+    parts = [
+        _subject(report.snapshot),
+        Text(),
+        *_blocks(story.blocks([*findings]), report.snapshot),
+    ]
     parts += [_gap(gap) for gap in story.gaps(report) if gap.what == "crashed"]
     return plain(Group(*parts))
 
 
-def _header(snapshot: Snapshot) -> RenderableType:
+def _opening(report: Report) -> Iterator[RenderableType]:
+    """The verdict, then the counts, then what was looked at."""
+    style = "bold green" if report.ok and report.outcomes else "bold"
+    if report.findings and not report.ok:
+        style = STYLES[report.findings[0].severity]
+    yield _hang("", Text(story.printable(report.verdict), style=style))
+    if report.findings or any(o.status != "passed" for o in report.outcomes):
+        yield _hang("", Text(f"{story.ledger(report)}."), indent=4)
+    yield _subject(report.snapshot)
+
+
+def _subject(snapshot: Snapshot) -> RenderableType:
     version = snapshot.environment.nndiag if snapshot.environment is not None else ""
-    first, *others = story.subject(snapshot)
-    text = Text(f"nndiag {version}".rstrip(), style="bold")
-    text.append(f" · {story.printable(first)}", style="bold")
-    text.append("".join(f" · {story.printable(part)}" for part in others), style="not bold")
+    text = Text(f"nndiag {version}".rstrip())
+    text.append("".join(f" · {story.printable(part)}" for part in story.subject(snapshot)))
     return _hang("", text, indent=4)
 
 
@@ -142,6 +159,8 @@ def _fix(fixes: Sequence[Fix]) -> Iterator[RenderableType]:
     if len(code) > MOST_CODE:
         left = story.plural(len(code) - MOST_CODE, "more line")
         yield _hang("    ", Text(f"# and {left}"))
+    if first.runnable and first.source:
+        yield _hang("   = ", Text(story.printable(f"or in the source: {first.source}")))
     if others:
         more = story.plural(len(others), "more fix", "more fixes")
         yield _hang("   = ", Text(f"{more}: see report.fixes, or the HTML report"))
@@ -157,17 +176,10 @@ def _note(block: Block) -> RenderableType:
 
 
 def _ending(report: Report) -> Iterator[RenderableType]:
-    graver = any(f.severity != "note" for f in report.findings)
-    crashed = any(o.status == "crashed" for o in report.outcomes)
-    if not graver:
-        style = "bold red" if crashed else "bold green" if report.outcomes else ""
-        yield _hang("", Text(story.verdict(report), style=style), indent=4)
-    if report.findings or any(o.status != "passed" for o in report.outcomes):
-        yield _hang("", Text(f"{story.ledger(report)}."), indent=4)
     yield from map(_gap, story.gaps(report))
     if report.findings:
         rule = story.printable(report.findings[0].rule)
-        yield _hang("", Text(f"Read more with `nndiag rule {rule}`."), indent=4)
+        yield _hang("", Text(f"Why this threshold, and more: `nndiag rule {rule}`."), indent=4)
 
 
 def _gap(gap: story.Gap) -> RenderableType:

@@ -195,7 +195,7 @@ def tell(
     for name, reason in verdict.missing.items():
         line = line or f"{name} was expected ({reason}) and is gone"
     page = "" if kept is None else str(kept)
-    said = story.verdict(report)
+    said = report.verdict
     told = Diagnosis(title, said, failed, leading.rule if leading and failed else "", line, page)
     item.stash.setdefault(DIAGNOSES, []).append(asdict(told))
     for key, value in (

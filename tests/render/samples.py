@@ -84,9 +84,9 @@ def use_sample_rules(monkeypatch) -> None:
     import nndiag.render.page
     import nndiag.render.sarif
     import nndiag.render.story
-    import nndiag.rule
+    import nndiag.rules
 
-    for module in (nndiag.rule, nndiag.render.page, nndiag.render.story, nndiag.render.sarif):
+    for module in (nndiag.rules, nndiag.render.page, nndiag.render.story, nndiag.render.sarif):
         monkeypatch.setattr(module, "discover", lambda: RULES)
 
 

@@ -13,7 +13,13 @@ from nndiag.render.formats import FORMATS, Document, texts
 from nndiag.report import Report
 
 KINDS = {"report": Report, "repair": Repair, "comparison": Comparison}
-ALONE = {"to_csv", "to_frame", "to_github", "to_concise"}  # a folder, a frame, and text for stdout
+ALONE = {
+    "to_csv",
+    "to_frame",
+    "to_github",
+    "to_concise",
+    "to_text",
+}  # a folder, a frame, and text for stdout
 
 
 def test_every_kind_of_document_is_in_the_table():
