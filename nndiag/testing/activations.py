@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nndiag.testing.battery import NotApplicable, battery, must, parametrized, told
+from nndiag.testing.battery import NotApplicable, battery, must, one_line, parametrized
 
 if TYPE_CHECKING:
     import pytest
@@ -288,7 +288,7 @@ def scriptable(block: Activation) -> None:
         try:
             scripted = torch.jit.script(made)
         except Exception as error:
-            raise AssertionError(told(error)) from None
+            raise AssertionError(one_line(error)) from None
         must(torch.allclose(scripted(x), made(x)), "scripted it computes something else")
 
 
@@ -304,7 +304,7 @@ def compilable(block: Activation) -> None:
             compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
             y = compiled(x)
         except Exception as error:
-            raise AssertionError(told(error)) from None
+            raise AssertionError(one_line(error)) from None
         finally:
             torch.compiler.reset()
     must(torch.allclose(y, made(x), atol=1e-6), "compiled it computes something else")

@@ -74,7 +74,7 @@ class Battery(Generic[Block]):
     def result(
         self, name: str, block: Block, declared: Mapping[str, str], expect: Mapping[str, Any]
     ) -> Result:
-        """The result of one property. One declared not to hold fails if it holds (a strict xfail)."""
+        """The result of one property; one declared not to hold fails if it holds (strict xfail)."""
         try:
             value = self.properties[name].run(block)
         except NotApplicable as error:
@@ -83,7 +83,8 @@ class Battery(Generic[Block]):
             if name in declared:
                 return Result(name, "declared", reason=declared[name])
             is_law = isinstance(error, AssertionError)
-            return Result(name, "fails", reason=str(error) if is_law else f"it raises {one_line(error)}")
+            reason = str(error) if is_law else f"it raises {one_line(error)}"
+            return Result(name, "fails", reason=reason)
         if name in declared:
             why = f"it holds, but is declared not to ({declared[name]}): remove the declaration"
             return Result(name, "fails", value, why)
@@ -99,7 +100,7 @@ class Battery(Generic[Block]):
         mappings = []
         for given, what in ((declared, "declared"), (expect, "expect")):
             if given is not None and not isinstance(given, Mapping):
-                raise SettingsError(f"{what} is {given!r}: give a dict with the names of properties as keys.")
+                raise SettingsError(f"{what} is {given!r}: give a dict of properties by name.")
             for name in given or {}:
                 if name not in self.properties:
                     raise SettingsError(

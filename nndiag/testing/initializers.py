@@ -19,7 +19,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from nndiag.errors import SettingsError, did_you_mean
-from nndiag.testing.battery import Battery, NotApplicable, battery, must, parametrized, told
+from nndiag.testing.battery import Battery, NotApplicable, battery, must, one_line, parametrized
 
 if TYPE_CHECKING:
     import pytest
@@ -90,7 +90,7 @@ class Initializer:
                 with _at(0):
                     self.fn(torch.zeros(shape))
             except (ValueError, NotImplementedError) as error:
-                refusal = refusal or f"f32{list(shape)}: {told(error)}"
+                refusal = refusal or f"f32{list(shape)}: {one_line(error)}"
                 continue
             except Exception:
                 pass  # it is no refusal: whoever draws this shape will say so
@@ -137,7 +137,7 @@ class Initializer:
         try:
             return self.fn(tensor, **options)
         except Exception as error:
-            raise AssertionError(f"on {describe(tensor)} it raises {told(error)}") from error
+            raise AssertionError(f"on {describe(tensor)} it raises {one_line(error)}") from error
 
     def must_draw(self) -> None:
         """

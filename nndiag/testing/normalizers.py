@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from nndiag.errors import ModelError, SettingsError, did_you_mean
-from nndiag.testing.battery import Battery, NotApplicable, battery, must, parametrized, told
+from nndiag.testing.battery import Battery, NotApplicable, battery, must, one_line, parametrized
 
 if TYPE_CHECKING:
     import pytest
@@ -126,7 +126,7 @@ def _through(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     except Exception as error:
         mode = "training" if module.training else "eval"
         raise AssertionError(
-            f"given {describe(x)} in {mode} mode it raises {told(error)}"
+            f"given {describe(x)} in {mode} mode it raises {one_line(error)}"
         ) from error
     same = isinstance(y, torch.Tensor) and y.shape == x.shape
     must(same, f"it gives {describe(y)} for {describe(x)}: the shape is to be the same")

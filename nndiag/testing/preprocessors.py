@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from nndiag.errors import SettingsError
-from nndiag.testing.battery import Battery, NotApplicable, battery, must, parametrized, told
+from nndiag.testing.battery import Battery, NotApplicable, battery, must, one_line, parametrized
 
 if TYPE_CHECKING:
     import pytest
@@ -133,7 +133,7 @@ def _called(made: Any, method: str, x: NDArray[np.float64]) -> Any:
     try:
         return getattr(made, method)(x)
     except Exception as error:
-        raise AssertionError(f"{method} of an array {x.shape} raises {told(error)}") from error
+        raise AssertionError(f"{method} of an array {x.shape} raises {one_line(error)}") from error
 
 
 def _dense(found: Any) -> NDArray[np.float64]:

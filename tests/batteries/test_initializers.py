@@ -119,7 +119,7 @@ def test_torchs_and_ours(check):
 def test_each_has_the_variance_that_its_paper_gives_it(fn, variance, law):
     result = INITIALIZER.result("variance-law", Initializer(fn, variance), {}, {})
 
-    assert (result.status, result.told) == ("holds", "")
+    assert (result.status, result.reason) == ("holds", "")
 
 
 @pytest.mark.one_in(5)
@@ -387,7 +387,7 @@ def test_what_makes_no_sense_does_not_apply(name, fn, reason):
     result = INITIALIZER.result(name, Initializer(fn), {}, {})
 
     assert result.status == "does not apply"
-    assert reason in result.told
+    assert reason in result.reason
 
 
 def test_what_takes_no_weight_at_all_fails():
@@ -479,7 +479,7 @@ def test_a_failure_names_the_initialiser_and_its_options():
     assert rest == [
         "    (The mean is zero: of n weights it has a standard error of std/√n (central limit "
         "theorem).)",
-        'What is meant: declared={"mean-zero": "why it does not hold"}',
+        'If that is intended: declared={"mean-zero": "why it does not hold"}',
     ]
 
 

@@ -36,7 +36,7 @@ def result_of(name, factory, shape=FLAT):
 
 def failures(factory, shape=FLAT):
     results = NORMALIZER.results(Normalizer(factory, shape), {}, {})
-    return {r.name: r.told for r in results if r.status == "fails"}
+    return {r.name: r.reason for r in results if r.status == "fails"}
 
 
 # --- what the papers say -------------------------------------------------------------------------
@@ -160,7 +160,9 @@ def test_what_keeps_the_scale_is_no_normaliser(build, shape):
 
     assert {"axes", "scale-invariant", "gradient-scales-inversely"} <= set(found)
     assert "the scale of its input comes through" in found["axes"]
-    assert result_of("mean-zero", build, shape).told == "it normalises over no axes that are known"
+    assert (
+        result_of("mean-zero", build, shape).reason == "it normalises over no axes that are known"
+    )
 
 
 def test_local_response_norm_passes_once_it_is_declared():
@@ -564,12 +566,12 @@ def test_a_failure_names_the_class_the_property_and_what_is_allowed():
 
 
 def test_a_trait_that_is_not_as_expected_fails():
-    with pytest.raises(FindingsError, match="axes: it is 'batch', expected was 'sample'"):
+    with pytest.raises(FindingsError, match="axes: it is 'batch', expected 'sample'"):
         check_normalizer(lambda: nn.BatchNorm1d(16), expect={"axes": "sample"})
 
 
 def test_what_is_declared_and_holds_fails():
-    with pytest.raises(FindingsError, match="take that out"):
+    with pytest.raises(FindingsError, match="remove the declaration"):
         check_normalizer(lambda: nn.LayerNorm(16), declared={"mean-zero": "no idea"})
 
 

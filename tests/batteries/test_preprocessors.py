@@ -25,7 +25,7 @@ def result_of(name, factory):
 
 def failures(factory):
     results = PREPROCESSOR.results(Preprocessor(factory), {}, {})
-    return {r.name: r.told for r in results if r.status == "fails"}
+    return {r.name: r.reason for r in results if r.status == "fails"}
 
 
 # --- scikit-learn's ------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_sparse_output_is_looked_at_as_what_it_holds():
 
 
 def test_a_trait_that_is_not_as_expected_fails():
-    with pytest.raises(FindingsError, match="white: it is False, expected was True"):
+    with pytest.raises(FindingsError, match="white: it is False, expected True"):
         check_preprocessor(preprocessing.StandardScaler, expect={"white": True})
 
 

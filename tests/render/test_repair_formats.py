@@ -192,7 +192,7 @@ def test_the_order_is_the_readers():
 def test_the_patch_in_a_terminal_and_in_a_comment_is_python_and_the_repairs_own():
     made = repairs.repaired()
     for text in (
-        on_terminal(made).split("parameters\n  that it was given.\n\n")[1].split("\nnote:")[0],
+        on_terminal(made).split("that it was created with.\n\n")[1].split("\nnote:")[0],
         repair.markdown(made).split("```python\n")[1].split("```")[0],
     ):
         assert ast.dump(ast.parse(text)) == ast.dump(ast.parse(made.patch))
