@@ -436,8 +436,8 @@ def then(repaired: Repaired | None) -> str:
 
 def leading(report: Report) -> str:
     """The first finding that is more than a note, and where it is."""
-    grave = report.at_least("warning")
-    return f"{grave[0].rule} at {grave[0].layer}" if grave else "none"
+    severe = report.at_least("warning")
+    return f"{severe[0].rule} at {severe[0].layer}" if severe else "none"
 
 
 INDEX_MD = """\

@@ -69,12 +69,12 @@ class Activation:
     factory: Factory
 
     @functools.cached_property
-    def made(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def function(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """In evaluation mode: what is random in training is not judged."""
         return self.fresh()
 
     def fresh(self, **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Another one, made at the same seed."""
+        """Another one, built at the same seed."""
         from torch import nn
 
         from nndiag.capture.untouched import seeded
@@ -84,16 +84,16 @@ class Activation:
         if _takes_a_tensor(self.factory):
             return functools.partial(self.factory, **options) if options else self.factory
         with seeded(0):
-            made = self.factory(**options)
-        return made.eval() if isinstance(made, nn.Module) else made
+            function = self.factory(**options)
+        return function.eval() if isinstance(function, nn.Module) else function
 
     def on(self, x: np.ndarray) -> np.ndarray:
         """Its values, in double precision."""
         import torch
 
-        made = self._as(torch.float64)
+        function = self._as(torch.float64)
         with torch.no_grad():
-            y: np.ndarray = made(torch.from_numpy(x)).double().numpy()
+            y: np.ndarray = function(torch.from_numpy(x)).double().numpy()
         return y
 
     def slope(self, x: np.ndarray) -> np.ndarray:
@@ -102,14 +102,14 @@ class Activation:
 
         t = torch.from_numpy(x).requires_grad_()
         [grad] = torch.autograd.grad(self._as(torch.float64)(t).sum(), t)
-        found: np.ndarray = grad.numpy()
-        return found
+        slopes: np.ndarray = grad.numpy()
+        return slopes
 
     def _as(self, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
         from torch import nn
 
-        made = self.made
-        return copy.deepcopy(made).to(dtype) if isinstance(made, nn.Module) else made
+        function = self.function
+        return copy.deepcopy(function).to(dtype) if isinstance(function, nn.Module) else function
 
     def elementwise(self) -> None:
         """
@@ -159,7 +159,7 @@ def shape_kept(block: Activation) -> None:
     import torch
 
     for shape in ((), (0,), (3,), (2, 3), (2, 3, 4, 5), (0, 4)):
-        y = block.made(torch.zeros(shape))
+        y = block.function(torch.zeros(shape))
         must(tuple(y.shape) == shape, f"of {shape} it makes {tuple(y.shape)}")
 
 
@@ -176,13 +176,13 @@ def gradient(block: Activation) -> None:
     h = 1e-5
     left, here, right = (block.on(x + d) for d in (-h, 0.0, h))
     smooth = np.abs(right - 2 * here + left) < 1e-3 * h  # a kink in between bends by as much as h
-    wanted, found = (right - left) / (2 * h), block.slope(x)
-    off = np.abs(found - wanted) > 1e-5 + 1e-5 * np.abs(wanted)
+    expected, actual = (right - left) / (2 * h), block.slope(x)
+    off = np.abs(actual - expected) > 1e-5 + 1e-5 * np.abs(expected)
     bad = np.flatnonzero(off & smooth)
     if len(bad):
         k = bad[0]
         raise AssertionError(
-            f"at {x[k]:.6g} the gradient is {found[k]:.6g}, finite differences give {wanted[k]:.6g}"
+            f"at {x[k]:.6g} the gradient is {actual[k]:.6g}, finite differences give {expected[k]:.6g}"
         )
 
 
@@ -209,10 +209,10 @@ def device_kept(block: Activation) -> None:
         places.append("cuda")
     for place in places:
         x = torch.ones(4, device=place)
-        made = block.fresh()
-        if isinstance(made, torch.nn.Module):
-            made = made.to(place)
-        y = made(x)
+        function = block.fresh()
+        if isinstance(function, torch.nn.Module):
+            function = function.to(place)
+        y = function(x)
         must(y.device.type == place, f"of an input on {place} it makes one on {y.device.type}")
 
 
@@ -240,8 +240,8 @@ def deterministic(block: Activation) -> None:
 
     x = torch.linspace(-3, 3, 64)
     before = torch.get_rng_state()
-    first = block.made(x.clone())
-    must(torch.equal(first, block.made(x.clone())), "two calls give other outputs")
+    first = block.function(x.clone())
+    must(torch.equal(first, block.function(x.clone())), "two calls give other outputs")
     must(torch.equal(torch.get_rng_state(), before), "it draws random numbers in evaluation mode")
 
 
@@ -251,7 +251,7 @@ def input_untouched(block: Activation) -> None:
 
     x = torch.linspace(-3, 3, 64)
     before = x.clone()
-    block.made(x)
+    block.function(x)
     must(torch.equal(x, before), "its input is another one afterwards")
 
 
@@ -262,7 +262,7 @@ def in_place(block: Activation) -> None:
     if "inplace" not in _options(block.factory):
         raise NotApplicable("it has no option inplace")
     x = torch.linspace(-3, 3, 64)
-    expected, given = block.made(x.clone()), x.clone()
+    expected, given = block.function(x.clone()), x.clone()
     y = block.fresh(inplace=True)(given)
     must(torch.equal(y, expected), "in place it computes something else")
     must(y.data_ptr() == given.data_ptr(), "in place it takes new memory")
@@ -279,36 +279,36 @@ def scriptable(block: Activation) -> None:
     """torch.jit.script takes it, and computes the same."""
     import torch
 
-    made = block.fresh()
-    if not isinstance(made, torch.nn.Module):
+    function = block.fresh()
+    if not isinstance(function, torch.nn.Module):
         raise NotApplicable("it is a function, not a module")
     x = torch.linspace(-3, 3, 64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that scripting is on its way out
         try:
-            scripted = torch.jit.script(made)
+            scripted = torch.jit.script(function)
         except Exception as error:
             raise AssertionError(one_line(error)) from None
-        must(torch.allclose(scripted(x), made(x)), "scripted it computes something else")
+        must(torch.allclose(scripted(x), function(x)), "scripted it computes something else")
 
 
 def compilable(block: Activation) -> None:
     """torch.compile takes it in one graph, and computes the same; so does its backward."""
     import torch
 
-    made = block.fresh()
+    function = block.fresh()
     x = torch.linspace(-3, 3, 64, requires_grad=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+            compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
             y = compiled(x)
         except Exception as error:
             raise AssertionError(one_line(error)) from None
         finally:
             torch.compiler.reset()
-    must(torch.allclose(y, made(x), atol=1e-6), "compiled it computes something else")
-    grads = [torch.autograd.grad(out.sum(), x, allow_unused=True)[0] for out in (y, made(x))]
+    must(torch.allclose(y, function(x), atol=1e-6), "compiled it computes something else")
+    grads = [torch.autograd.grad(out.sum(), x, allow_unused=True)[0] for out in (y, function(x))]
     same = grads[0] is grads[1] is None or torch.allclose(grads[0], grads[1], atol=1e-6)
     must(same, "compiled its gradient is another")
 
@@ -461,5 +461,5 @@ def parametrize_activations(
 
     ``declared`` and ``expect`` are those of :func:`check_activation`, by the activations' names.
     """
-    blocks = {name: functools.partial(Activation, made) for name, made in factories.items()}
+    blocks = {name: functools.partial(Activation, factory) for name, factory in factories.items()}
     return parametrized(ACTIVATION, blocks, declared, expect)

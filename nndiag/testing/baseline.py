@@ -94,20 +94,20 @@ class Baseline:
         The quantile holds for numbers that are normal. A deep, narrow network now and then has a
         seed whose numbers are far out; what somebody changed is there from every seed.
         """
-        found = self.differences(look(seed))
+        changes = self.differences(look(seed))
         for other in (self.seeds + 1, self.seeds + 2):
-            if all(map(_is_sure, found)):
+            if all(map(_is_sure, changes)):
                 break
             again = {(d.kind, d.name, d.what): d for d in self.differences(look(seed + other))}
-            found = tuple(d for d in found if _is_sure(d) or _same(d, again))
-        return found
+            changes = tuple(d for d in changes if _is_sure(d) or _same(d, again))
+        return changes
 
     def differences(self, snapshot: Snapshot) -> tuple[Difference, ...]:
         """What of a run no other seed explains; causes before what follows from them."""
-        found: list[Difference] = []
+        changes: list[Difference] = []
         if snapshot.loss.kind != self.loss:
             text = f"the loss was of the kind {self.loss!r}, is {snapshot.loss.kind!r}"
-            found.append(Difference("structure", "loss", "kind", math.nan, math.nan, text=text))
+            changes.append(Difference("structure", "loss", "kind", math.nan, math.nan, text=text))
         quantile = student(self.seeds, self.count)
         numbers: list[Difference] = []
         for group, seen in _described(snapshot).items():
@@ -115,7 +115,7 @@ class Baseline:
             pairs = pairing.paired_outlines(
                 [entry.outline for entry in old.values()], [outline for outline, _ in seen]
             )
-            found += compare.structure(group[:-1], pairs)
+            changes += compare.structure(group[:-1], pairs)
             values = {outline.name: measured for outline, measured in seen}
             for pair in pairs:
                 if pair.old is not None and pair.new is not None:
@@ -123,7 +123,7 @@ class Baseline:
                     numbers += self._moved(pair.new.name, before, now, quantile)
         # What is another part has other numbers, and so has what comes behind it.
         kinds = ("structure", "input", "parameter", "activation", "share", "gradient")
-        return (*found, *sorted(numbers, key=lambda d: kinds.index(d.kind)))
+        return (*changes, *sorted(numbers, key=lambda d: kinds.index(d.kind)))
 
     def _moved(
         self,
@@ -153,7 +153,7 @@ class Baseline:
             size = abs(value - mean)
             band = max(SLACK[kind], quantile * deviation * self._factor(kind))
             if size > band:
-                text = _told(kind, name, what, mean, value, deviation, band, self.seeds)
+                text = _moved_text(kind, name, what, mean, value, deviation, band, self.seeds)
                 yield Difference(kind, name, what, mean, value, size, band, text)
 
     def _factor(self, kind: Kind) -> float:
@@ -188,19 +188,19 @@ class Baseline:
             ReportError: it is no baseline.
         """
         try:
-            told = json.loads(text)
-            if told["nndiag baseline"] != SCHEMA:
-                raise ValueError(f"its format is {told['nndiag baseline']!r}, known is {SCHEMA}")
-            groups = {group: tuple(map(_entry, told[group])) for group in _GROUPS}
-            head = [told[key] for key in ("model", "seeds", "batches", "loss")]
-            found = cls(*head, *groups.values())
-            student(found.seeds, max(found.count, 1))
+            fields = json.loads(text)
+            if fields["nndiag baseline"] != SCHEMA:
+                raise ValueError(f"its format is {fields['nndiag baseline']!r}, known is {SCHEMA}")
+            groups = {group: tuple(map(_entry, fields[group])) for group in _GROUPS}
+            head = [fields[key] for key in ("model", "seeds", "batches", "loss")]
+            baseline = cls(*head, *groups.values())
+            student(baseline.seeds, max(baseline.count, 1))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReportError(
                 f"{where} is no baseline of nndiag: {type(error).__name__}: {error}. "
                 "Write it anew with --nndiag-update-baseline."
             ) from error
-        return found
+        return baseline
 
 
 def _is_sure(one: Difference) -> bool:
@@ -220,19 +220,19 @@ def _line(entry: Entry) -> str:
         f"{kind} {what}": [round(mean, 5), float(f"{deviation:.3g}")]
         for (kind, what), (mean, deviation) in entry.numbers.items()
     }
-    told = {"name": entry.outline.name, **entry.outline.facts, "numbers": numbers}
-    return json.dumps(told, ensure_ascii=False)
+    fields = {"name": entry.outline.name, **entry.outline.facts, "numbers": numbers}
+    return json.dumps(fields, ensure_ascii=False)
 
 
-def _entry(told: Mapping[str, Any]) -> Entry:
-    facts = {key: str(value) for key, value in told.items() if key not in ("name", "numbers")}
+def _entry(fields: Mapping[str, Any]) -> Entry:
+    facts = {key: str(value) for key, value in fields.items() if key not in ("name", "numbers")}
     numbers: dict[Number, tuple[float, float]] = {}
-    for key, (mean, deviation) in told["numbers"].items():
+    for key, (mean, deviation) in fields["numbers"].items():
         kind, _, what = key.partition(" ")
         if kind not in SLACK:
             raise ValueError(f"there is no number {key!r}")
         numbers[kind, what] = float(mean), float(deviation)
-    return Entry(Outline(str(told["name"]), facts), numbers)
+    return Entry(Outline(str(fields["name"]), facts), numbers)
 
 
 def student(seeds: int, count: int) -> float:
@@ -381,7 +381,7 @@ def _summary(
 
     ``widen``: the factor of the deviations of what the batch has a part in.
     """
-    found = {}
+    summary = {}
     for key in samples[0]:
         kind, what = key
         values = np.array([sample.get(key, math.nan) for sample in samples])
@@ -394,8 +394,8 @@ def _summary(
         deviation = 0.0 if np.ptp(values) <= 1e-9 else float(values.std(ddof=1))
         if what.endswith(_OF_FEW) and deviation > 0:
             continue  # the scale of a handful of random values is anybody's guess
-        found[key] = float(values.mean()), deviation * (1 if kind == "parameter" else widen)
-    return found
+        summary[key] = float(values.mean()), deviation * (1 if kind == "parameter" else widen)
+    return summary
 
 
 _OF_FEW = " of a few"
@@ -444,7 +444,7 @@ def _whose(kind: Kind, name: str) -> str:
     return said.get(kind, f"the output of {name}")
 
 
-def _told(
+def _moved_text(
     kind: Kind,
     name: str,
     what: str,
@@ -479,9 +479,9 @@ def _told(
     )
 
 
-def text(found: Sequence[Difference], most: int = 12) -> str:
+def text(changes: Sequence[Difference], most: int = 12) -> str:
     """What a failing test says."""
-    lines = [f"  {d.kind}: {d.text}" for d in found[:most]]
-    if len(found) > most:
-        lines.append(f"  and {len(found) - most} more, which may follow from these")
+    lines = [f"  {d.kind}: {d.text}" for d in changes[:most]]
+    if len(changes) > most:
+        lines.append(f"  and {len(changes) - most} more, which may follow from these")
     return "\n".join(lines)

@@ -56,16 +56,16 @@ def judged(report: Report, expect: Mapping[str, str], fail_on: FailOn) -> Verdic
     """What fails, without the expected findings and what they explain."""
     if fail_on == "never":
         return Verdict(report, (), (), {})
-    found = report.at_least(fail_on)
+    findings = report.at_least(fail_on)
     known = {name: judge.chosen([name]) for name in expect}
     excused = {each for names in known.values() for each in names}
-    left = tuple(f for f in found if not excused & set(_chain(f)))
+    left = tuple(f for f in findings if not excused & set(_chain(f)))
     ran = {o.rule for o in report.outcomes if o.status in ("found", "passed")}
-    all_found = {f.rule for f in report.findings}
+    rules_found = {f.rule for f in report.findings}
     missing = {
         name: reason
         for name, reason in expect.items()
-        if ran & set(known[name]) and not all_found & set(known[name])
+        if ran & set(known[name]) and not rules_found & set(known[name])
     }
     return Verdict(report, left, report.crashed, missing)
 

@@ -376,7 +376,7 @@ def generator_honoured(block: Initializer) -> None:
     """With generator=, that alone decides, and no global generator is touched."""
     import torch
 
-    def made(seed: int) -> torch.Generator:
+    def generator_at(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
     if not _takes_generator(block.fn):
@@ -384,12 +384,12 @@ def generator_honoured(block: Initializer) -> None:
     for shape in block.shapes:
         with _at(1):
             before = _states()
-            block.call(torch.zeros(shape), generator=made(5))
+            block.call(torch.zeros(shape), generator=generator_at(5))
             moved = [name for name, state in _states().items() if state != before[name]]
         what = f"f32{list(shape)}"
         must(not moved, f"{what} with a generator moves the global one of {' and '.join(moved)}")
         one, again, other = (
-            block.drawn(shape, seed, generator=made(state))
+            block.drawn(shape, seed, generator=generator_at(state))
             for seed, state in ((1, 5), (2, 5), (1, 6))
         )
         must(_same(one, again), f"equal generators give {what} once these weights, once others")
@@ -433,11 +433,11 @@ def _band(freedom: float, rate: float) -> tuple[float, float]:
 
 def _pooled(ratios: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """Of ratios with their freedoms: the mean and its freedom."""
-    found = list(ratios)
-    total = sum(freedom for _, freedom in found)
+    weighted = list(ratios)
+    total = sum(freedom for _, freedom in weighted)
     if total == math.inf:
-        return sum(ratio for ratio, _ in found) / len(found), total
-    return sum(ratio * freedom for ratio, freedom in found) / total, total
+        return sum(ratio for ratio, _ in weighted) / len(weighted), total
+    return sum(ratio * freedom for ratio, freedom in weighted) / total, total
 
 
 def _fan_in(shape: Shape) -> int:

@@ -115,14 +115,14 @@ class _Subject:
         self._failures: dict[tuple[int, int], tuple[str, str]] = {}
         self._judged: dict[str, Report] = {}
 
-    def report(self, found: Settings, test: str) -> Report:
+    def report(self, current: Settings, test: str) -> Report:
         """The report of the model, judged with the settings of a test.
 
         All rules judge it: a rule that the test leaves out may give the cause of its finding.
         """
         __tracebackhide__ = True
-        seed = found.seed if self._seed is None else self._seed
-        run = (seed, found.max_batches)
+        seed = current.seed if self._seed is None else self._seed
+        run = (seed, current.max_batches)
         if run in self._failures:
             where, what = self._failures[run]
             pytest.fail(f"{self.name} could not be checked, see {where}: {what}", pytrace=False)
@@ -132,11 +132,11 @@ class _Subject:
             except Exception as error:
                 self._failures[run] = (test, f"{type(error).__name__}: {error}")
                 raise
-        thresholds = {**found.thresholds, **settings.flatten(self.thresholds)}
-        key = repr((run, found.ignore, sorted(thresholds.items())))
+        thresholds = {**current.thresholds, **settings.flatten(self.thresholds)}
+        key = repr((run, current.ignore, sorted(thresholds.items())))
         if key not in self._judged:
             report = self._reports[run]
-            self._judged[key] = report.judge(ignore=found.ignore, thresholds=thresholds)
+            self._judged[key] = report.judge(ignore=current.ignore, thresholds=thresholds)
         return self._judged[key]
 
     def _checked(self, seed: int, max_batches: int) -> Report:
@@ -195,17 +195,17 @@ class ModelCheck:
     def _check(self) -> Report:
         __tracebackhide__ = True
         item, subject = self.item, self._subject
-        found = settings.load() if item is None else session.settings_for(item)
-        tested = judge.chosen(found.select, found.ignore).keys() & subject.rules
+        current = settings.load() if item is None else session.settings_for(item)
+        tested = judge.chosen(current.select, current.ignore).keys() & subject.rules
         if self.rule not in tested:
-            # Tests are made when they are collected; a marker's rules are known only here.
+            # Tests are created at collection; a marker's rules are known only when the test runs.
             pytest.skip("not selected by option, marker or settings")
-        report = subject.report(found, "its first test" if item is None else item.nodeid)
+        report = subject.report(current, "its first test" if item is None else item.nodeid)
         [outcome] = [o for o in report.outcomes if o.rule == self.rule]
         if outcome.status == "skipped":
             # Not a pass: the rule could not run, and says what it needs.
             pytest.skip(outcome.reason)
-        verdict = self._verdict(report, found, tested)
+        verdict = self._verdict(report, current, tested)
         if item is not None:
             self._record(item, verdict, outcome.status == "crashed")
         if outcome.status == "crashed":
@@ -224,13 +224,13 @@ class ModelCheck:
                 pytest.xfail(f"explained by {next(iter(named))}")
         return report
 
-    def _verdict(self, report: Report, found: Settings, tested: Collection[str]) -> known.Verdict:
+    def _verdict(self, report: Report, current: Settings, tested: Collection[str]) -> known.Verdict:
         if self._reason:  # expected, at any severity
             expected = tuple(f for f in report.findings if f.rule == self.rule)
             return known.Verdict(report, expected, (), {})
-        if found.fail_on == "never":
+        if current.fail_on == "never":
             return known.Verdict(report, (), (), {})
-        severe = report.at_least(found.fail_on)
+        severe = report.at_least(current.fail_on)
         # A finding explained by another tested rule fails that rule's test only.
         others = {f.rule for f in severe} & set(tested) - {self.rule}
         mine = tuple(f for f in severe if f.rule == self.rule and f.root.rule not in others)

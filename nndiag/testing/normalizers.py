@@ -79,10 +79,10 @@ class Normalizer:
         """A fresh one in training mode; in float64 unless another dtype is given."""
         import torch
 
-        made = self.factory()
-        if not isinstance(made, torch.nn.Module):
-            raise ModelError(f"the factory gives {type(made).__name__}, not a torch.nn.Module.")
-        return made.to(dtype or torch.float64).train()
+        module = self.factory()
+        if not isinstance(module, torch.nn.Module):
+            raise ModelError(f"the factory gives {type(module).__name__}, not a torch.nn.Module.")
+        return module.to(dtype or torch.float64).train()
 
 
 # -- what it is looked at with ----------------------------------------------------------------
@@ -186,7 +186,7 @@ def _candidates(shape: tuple[int, ...]) -> Iterator[_Over]:
     yield _Over("batch", 1)
 
 
-def _found(block: Normalizer) -> _Over | None:
+def _normalized_over(block: Normalizer) -> _Over | None:
     """The finest units whose scale does not matter.
 
     Not: those whose output has mean 0 and variance 1. What comes out wrong would be told as
@@ -207,10 +207,10 @@ def _found(block: Normalizer) -> _Over | None:
 
 
 def _known(block: Normalizer) -> _Over:
-    found = _found(block)
-    if found is None:
+    over = _normalized_over(block)
+    if over is None:
         raise NotApplicable("it normalises over no axes that are known")
-    return found
+    return over
 
 
 def _memory(module: nn.Module) -> tuple[nn.Module, torch.Tensor, torch.Tensor] | None:
@@ -267,11 +267,11 @@ def axes(block: Normalizer) -> Axes:
     a sample's channel over positions (Ulyanov et al. 2016); "rms": a sample to mean square 1, its
     mean left in (Zhang & Sennrich 2019).
     """
-    found = _found(block)
+    over = _normalized_over(block)
     names = ", ".join(dict.fromkeys(over.name for over in _candidates(block.shape)))
-    if found is None:
+    if over is None:
         raise AssertionError(f"the scale of its input comes through, whichever of {names} it is")
-    return found.name
+    return over.name
 
 
 @_undisturbed
@@ -333,9 +333,9 @@ def constant_input(block: Normalizer) -> None:
         if not y.requires_grad:
             continue  # that is for `gradient` to tell
         targets = [x, *(p for p in module.parameters() if p.requires_grad)]
-        found = torch.autograd.grad((y * _drawn(block.shape).float()).sum(), targets,
+        grads = torch.autograd.grad((y * _drawn(block.shape).float()).sum(), targets,
                                     allow_unused=True)  # fmt: skip
-        for grad in found:
+        for grad in grads:
             if grad is not None:
                 _finite(grad, f"a gradient for inputs of {value:g} throughout")
 
@@ -406,15 +406,15 @@ def running_statistics(block: Normalizer) -> None:
         for k, (name, batch) in enumerate(_of_batch(over, x).items()):
             must(not kept[k].requires_grad, f"{name} hangs on the graph of a batch: detach it")
             expected[k] = (1 - rate) * expected[k] + rate * batch
-            found = kept[k].detach().flatten()
-            same = found.shape == batch.shape
-            must(same, f"{name} has {len(found)} values, not {len(batch)}")
-            off = _most((found - expected[k]) / (1 + expected[k].abs()))
+            running = kept[k].detach().flatten()
+            same = running.shape == batch.shape
+            must(same, f"{name} has {len(running)} values, not {len(batch)}")
+            off = _most((running - expected[k]) / (1 + expected[k].abs()))
             must(
                 off <= 1e-6,
                 f"after batch {step}, {name} is off by {off:.3g}, allowed is 1e-06; with "
                 f"momentum={momentum} and the unbiased variance it would be {expected[k][0]:.6g} "
-                f"in the first channel, and is {found[0]:.6g}",
+                f"in the first channel, and is {running[0]:.6g}",
             )
 
 
@@ -454,7 +454,7 @@ def evaluation_is_affine(block: Normalizer) -> None:
 def _remembered(block: Normalizer, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
     """That the affine map is that of the running statistics."""
     memory = _memory(module)
-    if memory is None or memory[1].numel() != block.shape[1] or _found(block) is None:
+    if memory is None or memory[1].numel() != block.shape[1] or _normalized_over(block) is None:
         return
     mean, variance = (m.detach().reshape(1, -1, *(1 for _ in x.shape[2:])) for m in memory[1:])
     eps = getattr(memory[0], "eps", None)
@@ -508,7 +508,7 @@ def _layer(block: Normalizer) -> tuple[torch.Tensor, torch.Tensor]:
     x = _drawn(block.shape)
     channels = block.shape[1]
     weight = torch.randn(channels, channels, dtype=torch.float64) / math.sqrt(channels)
-    over = _found(block) or _Over("sample", 1)
+    over = _normalized_over(block) or _Over("sample", 1)
     return x, weight * _LEAST / over.variance(_applied(weight, x)).min().sqrt()
 
 
@@ -523,15 +523,15 @@ def scale_invariant(block: Normalizer) -> None:
     module = block.module()
     expected = _through(module, _applied(weight, x))
     for scale in (2.0, 1e3):
-        found = _through(module, _applied(scale * weight, x))
-        _close(found, expected, f"weights {scale:g} times as large change its output:", _ALLOWED)
+        output = _through(module, _applied(scale * weight, x))
+        _close(output, expected, f"weights {scale:g} times as large change its output:", _ALLOWED)
 
 
 @_undisturbed
 def gradient_scales_inversely(block: Normalizer) -> None:
     """Weights before it that are a times as large have 1/a of the gradient (the same section)."""
-    found = _found(block)
-    if found is not None and found.units(_drawn(block.shape)).shape[1] <= 2:
+    over = _normalized_over(block)
+    if over is not None and over.units(_drawn(block.shape)).shape[1] <= 2:
         raise NotApplicable("two values come out as 1 and -1 whatever they are: no gradient")
     x, weight = _layer(block)
     expected = _weight_gradient(block, x, weight)
@@ -567,7 +567,7 @@ def gradient(block: Normalizer) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.copy_(torch.randn_like(p))
-    over, x = _found(block), _drawn(block.shape)
+    over, x = _normalized_over(block), _drawn(block.shape)
     x = 0.5 + over.standardised(x) if over else x
     for name, value in {"its input": x, **dict(module.named_parameters())}.items():
         _same_slope(module, x, name, value.detach())

@@ -81,13 +81,13 @@ def settings_of(config: pytest.Config) -> Settings:
 
 
 def _settings(config: pytest.Config) -> Settings:
-    found = settings.load(here=config.rootpath)
+    current = settings.load(here=config.rootpath)
     for given, home, named in (
         (_ini(config), config.rootpath, "pytest's ini nndiag_{}"),
         (_options(config), config.invocation_params.dir, "--nndiag-{}"),
     ):
-        found = _over(found, given, home, named)
-    return found
+        current = _over(current, given, home, named)
+    return current
 
 
 def _ini(config: pytest.Config) -> dict[str, Any]:
@@ -101,14 +101,14 @@ def _options(config: pytest.Config) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value}
 
 
-def _over(found: Settings, given: Mapping[str, Any], home: Path, named: str) -> Settings:
+def _over(current: Settings, given: Mapping[str, Any], home: Path, named: str) -> Settings:
     given = {name: _split(v) if isinstance(v, list) else v for name, v in given.items()}
     given = {name: value for name, value in given.items() if value != []}
     for name in ("select", "ignore"):
         judge.chosen(given.get(name))
     _legal(given, named)
     given |= {name: home / given[name] for name in ("report", "baseline") if name in given}
-    return found.override(**given)
+    return current.override(**given)
 
 
 def _legal(given: Mapping[str, Any], named: str) -> None:
@@ -134,7 +134,7 @@ def settings_for(item: pytest.Item) -> Settings:
     Raises:
         NNDiagError: a marker is wrong.
     """
-    found = settings_of(item.config)
+    current = settings_of(item.config)
     for mark in reversed(list(item.iter_markers(MARKER))):  # the farthest first
         if mark.args or not mark.kwargs.keys() <= set(_MARKED):
             raise SettingsError(
@@ -142,18 +142,18 @@ def settings_for(item: pytest.Item) -> Settings:
                 f"got {', '.join([*map(repr, mark.args), *map(repr, mark.kwargs)])}."
             )
         _legal(mark.kwargs, "@pytest.mark.nndiag({}=)")
-        found = found.override(**mark.kwargs)
+        current = current.override(**mark.kwargs)
         judge.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
         judge.limits(mark.kwargs.get("thresholds"))
     chosen = {
         k: v for k, v in _options(item.config).items() if k in ("select", "ignore", "fail_on")
     }
-    return _over(found, chosen, Path(), "--nndiag-{}")
+    return _over(current, chosen, Path(), "--nndiag-{}")
 
 
-def as_config(found: Settings) -> dict[str, Any]:
+def as_config(current: Settings) -> dict[str, Any]:
     """The argument ``config`` of a check with exactly these settings."""
-    values = asdict(found)
+    values = asdict(current)
     keys = ("select", "ignore", "seed", "thresholds", "max_batches")
     return {key.replace("_", "-"): values[key] for key in keys if values[key] is not None}
 
@@ -166,9 +166,9 @@ def keep(report: Report, config: pytest.Config, name: str, failed: bool) -> Path
     """
     from nndiag.render import formats
 
-    found = settings_of(config)
-    if found.report is not None:
-        paths = formats.save(report, found.report, found.format or FORMATS, name)
+    current = settings_of(config)
+    if current.report is not None:
+        paths = formats.save(report, current.report, current.format or FORMATS, name)
     elif failed and (cache := getattr(config, "cache", None)) is not None:
         try:
             paths = formats.save(report, Path(cache.mkdir("nndiag")), ("html",), name)

@@ -137,7 +137,7 @@ def test_a_wrong_field_is_refused_by_reader_and_schema_alike(change, path):
     tree = json.loads(saved.render(samples.sick()))
     change(tree["report"])
 
-    with pytest.raises(ReportError, match=rf"r\.json is no sound report: .*\b{path}"):
+    with pytest.raises(ReportError, match=rf"r\.json is not a valid report: .*\b{path}"):
         saved.read(Report, json.dumps(tree), "r.json")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(tree, json.loads(schema.published()))
