@@ -19,7 +19,7 @@ __all__ = ["render"]
 
 
 def render(report: Report) -> str:
-    """Errors and warnings fail the test case of their rule; notes are output, a crash is an error."""
+    """Errors and warnings fail the test case of their rule; notes are output, crashes errors."""
     cases = [_case(report, o.code, o.rule, o) for o in report.outcomes]
     judged = {o.rule for o in report.outcomes}
     for code, rule in dict.fromkeys((f.code, f.rule) for f in report.findings):

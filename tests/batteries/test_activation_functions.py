@@ -79,7 +79,7 @@ def test_second_moments_are_those_of_theory(name):
 
 
 def test_what_is_no_elementwise_function_has_to_be_declared():
-    with pytest.raises(errors.FindingsError, match=r"elementwise: the input at .* moves"):
+    with pytest.raises(errors.FindingsError, match=r"elementwise: the input at .* changes"):
         check_activation(lambda: nn.Softmax(-1))
 
     found = check_activation(lambda: nn.Softmax(-1), declared={"elementwise": "a softmax"})

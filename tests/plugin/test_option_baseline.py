@@ -92,7 +92,7 @@ def test_a_file_that_is_no_baseline_is_an_error(inner, pytester, text):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("well(), batch", "ModelError: a baseline was given Sequential. Give a function"),
+        ("well(), batch", "ModelError: diagnose.baseline got Sequential. Give a function"),
         ("lambda: 3, batch", "ModelError: build() gave int"),
         ("well, batch, seeds=3", "SettingsError: seeds = 3: a baseline needs 5 or more"),
     ],
