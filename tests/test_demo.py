@@ -223,7 +223,7 @@ def test_each_sick_network_ends_repaired_with_its_training_before_and_after(show
 
 
 def test_the_accuracy_stands_before_each_report(shown, networks):
-    told = re.findall(r"Accuracy on images it has not seen: (\S+)", shown[0])
+    told = re.findall(r"Accuracy on unseen images: (\S+)", shown[0])
 
     assert told == [f"{network.accuracy:.1%}" for network in networks.values()]
 
