@@ -99,7 +99,7 @@ def test_a_cause_that_is_equal_but_not_the_same_object_is_found():
 def test_a_cause_outside_the_list_is_refused_rather_than_lost():
     report = samples.sick()
 
-    with pytest.raises(ReportError, match=r"saturation at encoder\.2 explains a finding but"):
+    with pytest.raises(ReportError, match=r"saturation at encoder\.2 explains a finding, but"):
         saved.render(replace(report, findings=report.findings[-1:]))
 
 
