@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-
 from gallery.page import HERE as GALLERY
 from gallery.page import read
+from scipy import stats
 
 CHANCE = 1e-6
 """Of a false alarm, in each comparison."""

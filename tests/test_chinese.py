@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from gallery import render
 from gallery.page import every
+
 from nndiag import rules
 from nndiag.languages import words
 from nndiag.render import page

@@ -12,10 +12,10 @@ import pytest
 import torch
 import zoo
 import zoo_papers  # noqa: F401  (adds its recipes to the zoo)
+from calibration import findings
 from torch import nn
 
 import nndiag
-from calibration import findings
 from nndiag.batch import tensors_in
 from nndiag.report import Report
 

@@ -85,7 +85,7 @@ def test_only_what_a_baseline_does_not_hold_fails(job, tmp_path):
     assert "::error" not in told
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("given", "status"),
     [

@@ -306,6 +306,7 @@ def test_layers_stand_side_by_side_old_and_new():
             assert row[f"gradient rms, {when}"] == layer.grad.rms
 
 
+@pytest.mark.exhaustive
 def test_a_comment_is_never_too_long():
     layer = OLD.snapshot.layers[0]
     layers = tuple(replace(layer, name=f"layer{'x' * 480}{i}") for i in range(3000))

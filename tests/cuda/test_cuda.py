@@ -13,13 +13,13 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks import tools
 from benchmarks.workloads import RECIPES, make, tanh_chain
 from bitwise import untouched
 from torch import nn
 from torch.utils._pytree import tree_map
 
 import nndiag
-from benchmarks import tools
 from nndiag import rules
 from nndiag.render import page
 

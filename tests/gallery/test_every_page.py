@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from bands import GALLERY
-
 from gallery import __main__ as make
 from gallery import figures, render
 from gallery.lab import Lab

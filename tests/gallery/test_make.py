@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import torch
 from bands import GALLERY
-
 from gallery import __main__ as make
 from gallery.page import csv
 from gallery.weight_init import experiment

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 from bands import GALLERY
-from matplotlib.figure import Figure
-from matplotlib.patches import StepPatch
-
 from gallery.page import read
 from gallery.weight_init import experiment as weight_init
+from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 
 def test_a_saturated_tanh_has_a_spike_at_each_end():

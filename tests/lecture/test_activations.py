@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed, share_band
+from gallery import lab
+from gallery.activations import experiment as page
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import nndiag
-from gallery import lab
-from gallery.activations import experiment as page
 from nndiag.fixes import Maxout
 
 TABLES = committed("activations")

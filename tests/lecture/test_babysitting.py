@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from gallery import lab
+from gallery.babysitting import experiment as page
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch.nn.functional import cross_entropy
 
 import nndiag
-from gallery import lab
-from gallery.babysitting import experiment as page
 
 TABLES = committed("babysitting")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from gallery import lab
+from gallery.batch_norm import experiment as page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
-from gallery import lab
-from gallery.batch_norm import experiment as page
 
 TABLES = committed("batch_norm")
 

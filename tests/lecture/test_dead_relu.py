@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed, share_band
+from gallery.dead_relu import experiment as page
+from gallery.lab import digits
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import spatial
 from torch import nn
 
 import nndiag
-from gallery.dead_relu import experiment as page
-from gallery.lab import digits
 
 TABLES = committed("dead_relu")
 

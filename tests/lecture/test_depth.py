@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from gallery import lab
+from gallery.depth import experiment as page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch import nn
 
 import nndiag
-from gallery import lab
-from gallery.depth import experiment as page
 from nndiag.demo import verdict
 
 TABLES = committed("depth")

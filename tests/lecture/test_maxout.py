@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from bands import band, committed
+from gallery import lab
+from gallery.maxout import experiment as page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
 import nndiag
-from gallery import lab
-from gallery.maxout import experiment as page
 from nndiag.fixes import Maxout
 
 TABLES = committed("maxout")

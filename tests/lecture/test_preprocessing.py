@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from gallery.preprocessing import experiment as page
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import svdvals
@@ -16,7 +17,6 @@ from scipy.optimize import minimize
 from scipy.stats import ortho_group
 
 import nndiag
-from gallery.preprocessing import experiment as page
 
 TABLES = committed("preprocessing")
 

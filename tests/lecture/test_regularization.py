@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bands import CHANCE, band, committed
+from gallery.regularization import experiment as page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -20,7 +21,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import nndiag
-from gallery.regularization import experiment as page
 
 TABLES = committed("regularization")
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from gallery.robustness import experiment as page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import nndiag
-from gallery.robustness import experiment as page
 
 TABLES = committed("robustness")
 

@@ -12,9 +12,9 @@ import math
 import numpy as np
 import pytest
 from bands import band, committed
+from gallery.weight_init import experiment as page
 
 import nndiag
-from gallery.weight_init import experiment as page
 
 TABLES = committed("weight_init")
 

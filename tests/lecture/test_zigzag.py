@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from gallery.lab import digits, softmax_regression
+from gallery.zigzag import experiment as page
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import nndiag
-from gallery.lab import digits, softmax_regression
-from gallery.zigzag import experiment as page
 
 TABLES = committed("zigzag")
 

@@ -85,6 +85,7 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_of_the_test(inner, pytes
     assert "nndiag/testing" not in result.stdout.str()
 
 
+@pytest.mark.exhaustive
 def test_reports_of_a_build_that_is_killed_are_whole(pytester, inner, saved):
     """Each is written beside its place first, and the index after each."""
     import json

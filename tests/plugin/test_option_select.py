@@ -63,6 +63,7 @@ def test_a_marker_selects_for_its_tests(inner):
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("option", ["--nndiag-select=", "--nndiag-ignore=", "--nndiag-select=,"])
 def test_one_that_is_empty_is_not_given(inner, option):
     inner(SICK, option).assert_outcomes(failed=1)

@@ -81,12 +81,19 @@ RULES = {
 
 def use_sample_rules(monkeypatch) -> None:
     """The rules above instead of nndiag's own, which change."""
+    import nndiag.judge
     import nndiag.render.page
     import nndiag.render.sarif
     import nndiag.render.story
     import nndiag.rules
 
-    for module in (nndiag.rules, nndiag.render.page, nndiag.render.story, nndiag.render.sarif):
+    for module in (
+        nndiag.judge,
+        nndiag.rules,
+        nndiag.render.page,
+        nndiag.render.story,
+        nndiag.render.sarif,
+    ):
         monkeypatch.setattr(module, "discover", lambda: RULES)
 
 

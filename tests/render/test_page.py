@@ -16,10 +16,10 @@ import pytest
 import repairs
 import samples
 from bands import GALLERY
-
 from gallery import __main__ as make
 from gallery import render as gallery
 from gallery.page import every
+
 from nndiag.compare import compare
 from nndiag.fixes.repair import Repair
 from nndiag.render import html, index
@@ -94,6 +94,7 @@ REPORTS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
 def test_it_opens_and_fits(page, name, width):
@@ -266,6 +267,7 @@ def test_the_gallery_opens_fits_and_satisfies_axe(page, tmp_path, width, scheme,
         assert violations(opened) == [], path
 
 
+@pytest.mark.exhaustive
 def test_the_gallerys_thumbnails_lead_to_their_pages(page, tmp_path):
     folder = clickable(tmp_path)
     opened = page(samples.healthy())
@@ -320,6 +322,7 @@ REPAIRS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", REPAIRS)
 @pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
 def test_a_repair_opens_and_fits(page, name, width):

@@ -5,12 +5,12 @@ import math
 
 import pandas as pd
 import torch
-from scipy import stats
-from torch import nn
-
 from gallery.figures import QUIET
 from gallery.lab import accuracy, adam, digits, mlp, sgd, timed, train
 from gallery.page import Judged, leads, number, sick, spread, summary, where
+from scipy import stats
+from torch import nn
+
 from nndiag import fixes
 
 CASES = {

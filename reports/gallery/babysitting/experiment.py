@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from gallery import figures
 from gallery.lab import accuracy, digits, he, mlp, normal, sgd, tiles, train
 from gallery.page import Judged, leads, number, sick, spread, summary, where
+from torch import nn
+from torch.nn import functional as F
 
 CLASSES, SEEDS, STEPS = 10, 5, 400
 CHANCE = math.log(CLASSES)

@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from gallery.figures import BAD, GOOD, QUIET
 from gallery.lab import accuracy, digits, linears, mlp, normal, sgd, train
 from gallery.page import Judged, leads, number, sick, spread, summary, where
+from torch import nn
+from torch.nn import functional as F
 
 SEEDS = 5
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from scipy import spatial, stats
-from torch import nn
-
 from gallery.figures import BAD, GOOD, MEASURED, QUIET, band
 from gallery.lab import accuracy, adam, digits, he, linears, mlp, sgd, table, train
 from gallery.page import Judged, number, spread, summary, where
+from scipy import spatial, stats
+from torch import nn
+
 from nndiag import theory
 
 CLOUD_UNITS, CLOUD_SEEDS, CLOUD_RATE = 24, 10, 0.5

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from gallery.figures import QUIET, band
 from gallery.lab import digits, he, linears, mlp, train, xavier
 from gallery.page import Judged, leads, number, sick, spread, summary, where
+from torch import nn
+from torch.nn import functional as F
+
 from nndiag import activations, theory
 
 WIDTH, SAMPLES, SEEDS = 100, 100, 6

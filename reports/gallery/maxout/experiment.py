@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from gallery.activations import experiment as activations
+from gallery.lab import accuracy, adam, digits, he, linears, mlp, table, timed, train, xavier
+from gallery.lab import split as cut
+from gallery.page import Judged, leads, number, sick, spread, summary, where
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from gallery.activations import experiment as activations
-from gallery.lab import accuracy, adam, digits, he, linears, mlp, table, timed, train, xavier
-from gallery.lab import split as cut
-from gallery.page import Judged, leads, number, sick, spread, summary, where
 from nndiag.fixes import Maxout
 
 PIECES, SEEDS, STEPS, DYING_SEEDS = 2, 12, 300, 5

@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-
 from gallery import figures
 from gallery.lab import (
     he,
@@ -20,6 +18,7 @@ from gallery.lab import (
     xavier,
 )  # fmt: skip
 from gallery.page import Judged, number, spread, summary, where
+from torch import nn
 
 STEPS = ("raw", "centred", "scaled", "decorrelated", "whitened")
 DATA = ("wine", "cancer", "digits", "patches")

@@ -6,12 +6,11 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from gallery.figures import BAD, GOOD, QUIET, THEORY
 from gallery.lab import accuracy, he, mlp, sgd, table, train
 from gallery.page import Judged, number, spread, summary, where
+from torch import nn
+from torch.nn import functional as F
 
 SEEDS, STEPS, IMAGES, HIDDEN = 8, 150, 256, 100
 T99 = 3.499

@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from gallery.figures import BAD, GOOD, QUIET, THEORY, band
 from gallery.lab import accuracy, he, mlp, sgd, split, table, train
 from gallery.page import Judged, number, spread, summary, where
+from torch import nn
+from torch.nn import functional as F
 
 SEEDS, STEPS, HIDDEN, EPS = 8, 300, 100, 0.1
 SIZES = (0.05, 0.1, 0.15, 0.2, 0.25)

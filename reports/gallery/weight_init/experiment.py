@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-
 from gallery.lab import linears, mlp, normal
 from gallery.page import Judged, leads, number, sick, spread, where
+from torch import nn
+
 from nndiag import activations, theory
 
 DEPTH, WIDTH, SAMPLES, SEEDS = 10, 500, 1000, 6

@@ -6,8 +6,6 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-
 from gallery.figures import BAD, COLORS, GOOD, QUIET
 from gallery.lab import (
     digits,
@@ -20,6 +18,8 @@ from gallery.lab import (
     xavier,
 )  # fmt: skip
 from gallery.page import Judged, leads, number, sick, spread, summary, where
+from torch import nn
+
 from nndiag import activations, theory
 
 UNITS, FEATURES, BATCHES, SIGN_SEEDS = 1000, 200, (1, 4, 16, 64, 256), 8
