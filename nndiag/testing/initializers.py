@@ -325,7 +325,7 @@ def independent(block: Initializer) -> None:
 
 
 def rows_differ(block: Initializer) -> None:
-    """No two units start equal: they get equal gradients and stay equal (lecture slide 41)."""
+    """No two units start equal: with equal gradients they would stay equal (lecture slide 41)."""
     import torch
 
     for shape, weight in block.weights.items():
