@@ -208,7 +208,7 @@ def test_a_nan_that_is_hidden_is_told():
         ),
         ({"declared": {"monotone": ""}}, "Write why it does not hold"),
         ({"expect": {"bound": True}}, r"Did you mean 'bound(s|ed)'"),
-        ({"expect": [1]}, r"expect is \[1\]: give a mapping"),
+        ({"expect": [1]}, r"expect is \[1\]: give a dict of properties"),
     ],
 )  # fmt: skip
 def test_a_wrong_declaration_is_one_clear_error(options, message):

@@ -445,7 +445,7 @@ BROKEN = [
     ),
     (DividesByTheVariance, "scale-invariant", "weights 2 times as large change its output"),
     (ClampedDeviation, "scale-invariant", "times as large change its output"),
-    (StraightThrough, "gradient-scales-inversely", "their gradient is not 1/2 of it"),
+    (StraightThrough, "gradient-scales-inversely", "do not get 1/2 of the gradient"),
     (NoGradient, "gradient-scales-inversely", "no gradient reaches"),
     (StraightThrough, "gradient", "for its input, .* Jacobian mismatch"),
     (DetachedStatistics, "gradient", "for its input, .* Jacobian mismatch"),
