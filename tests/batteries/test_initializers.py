@@ -477,7 +477,8 @@ def test_a_failure_names_the_initialiser_and_its_options():
         measured,
     )
     assert rest == [
-        "    (The mean of n weights is zero, to a standard error of std/√n (central limit theorem).)",
+        "    (The mean of n weights is zero, to a standard error of std/√n (central limit "
+        "theorem).)",
         'If that is intended: declared={"mean-zero": "why it does not hold"}',
     ]
 
