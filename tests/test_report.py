@@ -206,7 +206,8 @@ class TestRaiseForFindings:
             report.raise_for_findings()
 
         text = str(caught.value)
-        assert text.startswith("1 error and 7 warnings and 1 rule crashed\n\nnndiag 0.1.0 · Tiny")
+        counts = "1 error and 7 warnings and 1 rule crashed"
+        assert text.startswith(f"{report.verdict}\n{counts}\n\nnndiag 0.1.0 · Tiny")
         assert "warning[ND103] dead-relu" in text
         assert "note[" not in text
         assert "crashed: ND401 non-finite" in text
@@ -387,7 +388,8 @@ class TestShowing:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "100")
 
-        assert str(report).startswith("nndiag 0.1.0 · TinyUNet · 5 layers")
+        assert str(report).startswith(report.verdict[:60])
+        assert "nndiag 0.1.0 · TinyUNet · 5 layers" in str(report)
         assert "\x1b" not in str(report)
 
     def test_print_fits_the_terminal(self, report, monkeypatch):

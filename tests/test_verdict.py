@@ -45,8 +45,8 @@ def test_a_second_fix_is_offered_where_it_is_of_another_kind():
         return told
 
     add = " Add BatchNorm1d after each of 8 layers"
-    assert fixes(NORMALIZE, SWAP) == f"{add}, or replace 0.sigmoid by nn.ReLU()."
-    assert fixes(NORMALIZE, NORMALIZE, SWAP, SWAP) == f"{add}, or replace 0.sigmoid by nn.ReLU()."
+    assert fixes(NORMALIZE, SWAP) == f"{add}. Or replace 0.sigmoid by nn.ReLU()."
+    assert fixes(NORMALIZE, NORMALIZE, SWAP, SWAP) == f"{add}. Or replace 0.sigmoid by nn.ReLU()."
     assert fixes(NORMALIZE, NORMALIZE) == f"{add}."
     assert fixes() == ""
 

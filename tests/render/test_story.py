@@ -82,9 +82,12 @@ def test_one_rule_at_two_severities_makes_two_blocks():
     assert [b.severity for b in story.blocks(findings)] == ["error", "warning"]
 
 
-def test_the_verdict_counts_what_is_there():
-    assert story.verdict(samples.sick()).startswith("1 error, 7 warnings and 2 notes.")
-    assert "1 rule crashed" in story.verdict(samples.sick())
+def test_the_counts_are_of_what_is_there():
+    counts = story.counts(samples.sick())
+
+    assert counts == "1 error, 7 warnings and 2 notes and 1 rule crashed."
+    assert story.counts(samples.healthy()) == "No findings: all 6 rules passed on 5 layers."
+    assert story.counts(samples.empty()) == "No rule could run."
 
 
 def test_the_ledger_adds_up():

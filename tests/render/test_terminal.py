@@ -95,9 +95,19 @@ def test_a_rule_that_this_version_does_not_know_is_still_told():
     ]
 
 
-def test_notes_take_one_line_a_rule():
-    notes = [line for line in text(samples.large()).splitlines() if line.startswith("note")]
+def test_notes_are_one_line_and_offer_no_fix():
+    [line] = [line for line in text(samples.large(4)).splitlines() if "notes:" in line]
 
+    assert line.startswith("4 notes: dense-activation at blocks.0.mlp.act, ")
+    assert "report.to_text(notes=True)" in " ".join(text(samples.large(4)).split())
+    assert "fix:" not in text(replace(samples.large(4), findings=samples.large(4).findings[-1:]))
+
+
+def test_notes_that_were_asked_for_take_one_line_a_rule():
+    shown = samples.large().to_text(notes=True)
+    notes = [line for line in shown.splitlines() if line.startswith("note")]
+
+    assert "To read them" not in shown
     assert notes == ["note[ND104] dense-activation  blocks.0.mlp.act and 199 more: 97 % not zero"]
 
 
@@ -108,7 +118,7 @@ def test_two_hundred_sick_layers_fit_one_screen():
 def test_a_healthy_model_gets_a_clean_bill_in_a_few_lines():
     lines = text(samples.healthy()).splitlines()
 
-    assert lines[-1] == "Nothing found: all 6 rules passed on 5 layers."
+    assert lines[0] == samples.healthy().verdict == "No problem found in the network (6 rules)."
     assert len(lines) <= 5
 
 
@@ -123,7 +133,7 @@ def test_a_crashed_rule_takes_the_clean_bill_away():
 
     told = text(replace(healthy, outcomes=(crashed, *healthy.outcomes[1:])))
 
-    assert "Nothing was found, but 1 rule crashed" in told
+    assert told.startswith("No problem found, but 1 rule crashed, so there may be one.")
     assert "crashed: ND101 saturation (KeyError: 'x')" in told
 
 
