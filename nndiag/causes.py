@@ -14,6 +14,8 @@ from nndiag.stats import Snapshot
 if TYPE_CHECKING:
     from nndiag.rule import Finding
 
+__all__ = ["EVERYWHERE", "explain"]
+
 
 def explain(
     findings: Sequence[Finding], snapshot: Snapshot, rank: Callable[[Finding], tuple[int, ...]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+__all__ = ["Unit", "number"]
+
 Unit = Literal["share", "factor", ""]
 """A share of a whole is written as a percentage, a factor with a times sign."""
 

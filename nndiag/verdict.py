@@ -9,6 +9,8 @@ from nndiag.flow import plural
 from nndiag.rule import Finding, Outcome, Unjudged
 from nndiag.stats import Snapshot
 
+__all__ = ["verdict"]
+
 
 def verdict(
     snapshot: Snapshot,

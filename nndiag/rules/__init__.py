@@ -63,7 +63,7 @@ def _load() -> tuple[Mapping[str, ModuleType], Mapping[str, str]]:
     return {m.RULE.name: m for m in sorted(modules, key=lambda m: m.RULE.code)}, broken
 
 
-CODE = re.compile(r"[A-Z]{2,}\d+")
+_CODE = re.compile(r"[A-Z]{2,}\d+")
 
 
 def _fault(module: object, known: Sequence[ModuleType]) -> str:
@@ -75,7 +75,7 @@ def _fault(module: object, known: Sequence[ModuleType]) -> str:
         return "it has no function check(snapshot, limit)"
     if not (getattr(module, "__doc__", None) or "").strip():
         return "it has no docstring, which is the rule's page"
-    if not CODE.fullmatch(rule.code):
+    if not _CODE.fullmatch(rule.code):
         return f"its code {rule.code!r} is not capital letters and digits, such as MY101"
     for value, legal in ((rule.severity, SEVERITIES), (rule.about, ABOUT)):
         if value not in legal:
