@@ -1,4 +1,4 @@
-"""The command line of nndiag: one function a command."""
+"""The command line: one function for each command."""
 
 from __future__ import annotations
 
@@ -28,14 +28,33 @@ if TYPE_CHECKING:
     from nndiag.report import Report
     from nndiag.rule import Finding
 
+__all__ = [
+    "FAILED",
+    "FINE",
+    "FOUND",
+    "Allow",
+    "CompareFormat",
+    "FailOn",
+    "Format",
+    "Lang",
+    "Language",
+    "app",
+    "check",
+    "compare",
+    "demo",
+    "main",
+    "rule",
+    "rules",
+]
+
 FINE, FOUND, FAILED = 0, 1, 2
 
 app = typer.Typer(
-    help="Tells what is wrong inside a torch neural network.",
+    help="Find what is wrong inside a torch neural network.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 fine, 1 findings or a crashed rule, 2 wrong usage or failure.",
+    epilog="Exit status: 0 no findings, 1 findings or a crashed rule, 2 wrong usage or an error.",
 )
 
 
@@ -68,9 +87,9 @@ class FailOn(str, Enum):
 
 
 def main() -> None:
-    """What the ``nndiag`` command runs: no traceback for what is the user's to mend."""
+    """Run the ``nndiag`` command. The user's errors are shown without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        # A console that lacks a character shows it escaped; it does not lose the report.
+        # A character that the console lacks is shown escaped, so that the report is not lost.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -87,8 +106,8 @@ def main() -> None:
         sys.exit(FAILED)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"nndiag {__version__}")
         raise typer.Exit
 
@@ -108,56 +127,60 @@ def check(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="package.module:attr or file.py:attr; a model, or a factory without arguments.",
+            help="package.module:attr or file.py:attr: a model, or a function without arguments.",
             show_default=False,
         ),
     ],
     batch: Annotated[
         str,
-        typer.Option(metavar="TARGET", help="What a DataLoader yields, or a stream of it."),
+        typer.Option(metavar="TARGET", help="What a DataLoader yields, or a whole DataLoader."),
     ],
     target: Annotated[
         str | None, typer.Option(metavar="TARGET", help="What the loss compares outputs with.")
     ] = None,
     loss: Annotated[
         str | None,
-        typer.Option(metavar="TARGET", help="loss(output, target), or a class or factory of one."),
+        typer.Option(
+            metavar="TARGET", help="loss(output, target), or a class or function that makes one."
+        ),
     ] = None,
     formats: Annotated[
         list[Format] | None,
         typer.Option(
-            "--format", help="Repeatable with --output; all that are files if left out there."
+            "--format", help="Repeatable with --output; by default all formats that are files."
         ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write report.json, report.html, … here.")
     ] = None,
     name: Annotated[
-        str, typer.Option(help="Of the files in --output, where several reports go.")
+        str, typer.Option(help="Name of the files in --output, for several reports in one folder.")
     ] = "report",
     select: Annotated[
         list[str] | None,
-        typer.Option(metavar="RULE", help="Only these rules; names, codes or beginnings: ND2."),
+        typer.Option(
+            metavar="RULE", help="Only these rules: names, codes or beginnings of codes (ND2)."
+        ),
     ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="RULE", help="Not these rules.")
     ] = None,
     threshold: Annotated[
         list[str] | None,
-        typer.Option(metavar="RULE.NAME=VALUE", help="Another threshold; repeatable."),
+        typer.Option(metavar="RULE.NAME=VALUE", help="Set a threshold; repeatable."),
     ] = None,
     fail_on: Annotated[
         FailOn | None,
-        typer.Option(help="The mildest that makes the exit status 1.", show_default="warning"),
+        typer.Option(help="Lowest severity that makes the exit status 1.", show_default="warning"),
     ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="A report saved before: only what it does not hold makes the exit status 1.",
+            help="A saved report: only findings that are not in it make the exit status 1.",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For all that is random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     notes: Annotated[
         bool, typer.Option("--notes", help="On the terminal, each note and not only their number.")
     ] = False,
@@ -168,41 +191,46 @@ def check(
         bool,
         typer.Option(
             "--fix",
-            help="Try the fixes on a copy and show what helped; with --output, keep the repaired "
-            "state (repair.pt) and the lines that make it (repair.py). The exit status is of "
-            "what is left then.",
+            help="Try the fixes on a copy and show which helped. With --output, save the repaired "
+            "state (repair.pt) and the code that makes it (repair.py). The exit status then "
+            "depends on the findings left.",
         ),
     ] = False,
     allow: Annotated[
-        Allow, typer.Option(help="With --fix: only fixes that lose nothing, or all.")
+        Allow, typer.Option(help="With --fix: only fixes that lose nothing learned, or all.")
     ] = Allow.safe,
     trained: Annotated[
         bool | None,
         typer.Option(
-            "--trained/--untrained", help="With --fix: whether it was; judged if left out."
+            "--trained/--untrained",
+            help="With --fix: whether the model is trained; detected by default.",
         ),
     ] = None,
     trial: Annotated[
         int,
         typer.Option(
-            metavar="STEPS", min=0, help="With --fix: also train before and after for so long."
+            metavar="STEPS",
+            min=0,
+            help="With --fix: also train the original and the repaired model.",
         ),
     ] = 0,
     optimizer: Annotated[
         str | None,
-        typer.Option(metavar="TARGET", help="With --trial: optimizer(parameters); Adam if not."),
+        typer.Option(
+            metavar="TARGET", help="With --trial: optimizer(parameters); Adam by default."
+        ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="With --fix: overwrite what --output holds of it.")
+        bool, typer.Option("--force", help="With --fix: overwrite existing files in --output.")
     ] = False,
 ) -> None:
-    """Run a model once, and say what is wrong in it."""
+    """Run a model once and report what is wrong in it."""
     from nndiag import settings
     from nndiag.progress import silenced
 
     formats = formats or []
     if name in ("", ".", "..", "index") or set(name) & set("/\\\0"):
-        raise typer.BadParameter("it names files in --output: no path", param_hint="--name")
+        raise typer.BadParameter("give a file name for --output, not a path", param_hint="--name")
     if output is None and len(formats) > 1:
         raise typer.BadParameter(
             "several formats need --output DIR; without it, one goes to stdout",
@@ -217,14 +245,14 @@ def check(
             "--trial": trial, "--optimizer": optimizer, "--force": force,
         }  # fmt: skip
         if alone := [option for option, there in given.items() if there]:
-            raise typer.BadParameter("it goes with --fix", param_hint=alone[0])
+            raise typer.BadParameter("it needs --fix", param_hint=alone[0])
     fails = settings.load().override(fail_on=None if fail_on is None else fail_on.value).fail_on
-    # Whatever the user's code prints must not end up within a report on stdout.
+    # The user's code may print; that must not end up in a report on stdout.
     with (
         contextlib.redirect_stdout(sys.stderr),
         silenced() if quiet else contextlib.nullcontext(),
     ):
-        # torch takes seconds to import: not before the command line is known to be right.
+        # torch takes seconds to import: only after the command line has been checked.
         thresholds = _thresholds(threshold)
         known = None if baseline is None else _saved(baseline)
         from nndiag.api import check as run
@@ -269,17 +297,17 @@ def check(
         from nndiag.render import terminal
 
         _console().print(terminal.render(report, notes))
-    grave = () if fails == "never" else report.at_least(fails)
+    failing = () if fails == "never" else report.at_least(fails)
     if known is not None and fails != "never":
-        grave = known.compare(report).new_findings(fails)
+        failing = known.compare(report).new_findings(fails)
     if known is not None and not quiet:
-        print(_against(str(baseline), known, report, grave, fails), file=sys.stderr)
-    _tell_github(report, grave if known is not None else report.findings, formats, output, quiet)
-    raise typer.Exit(FOUND if grave or (report.crashed and fails != "never") else FINE)
+        print(_against_baseline(str(baseline), known, report, failing, fails), file=sys.stderr)
+    _write_github(report, failing if known is not None else report.findings, formats, output, quiet)
+    raise typer.Exit(FOUND if failing or (report.crashed and fails != "never") else FINE)
 
 
 def _saved(baseline: Path) -> Report:
-    """The report to hold another against, before a model is run for nothing."""
+    """The baseline report, read before the model runs."""
     from nndiag.errors import ReportError
     from nndiag.report import Report
 
@@ -291,34 +319,35 @@ def _saved(baseline: Path) -> Report:
     return Report.from_json(baseline)
 
 
-def _against(
+def _against_baseline(
     baseline: str, known: Report, report: Report, new: Sequence[Finding], fails: str
 ) -> str:
     from nndiag.render import story
 
     judged = {o.rule for o in known.outcomes if o.status in ("found", "passed")}
-    found = report.at_least("warning" if fails == "never" else fails)  # type: ignore[arg-type]
-    others = [f for f in found if f.rule not in judged]
-    told = f"{story.plural(len(new), 'new finding')}, {len(found) - len(new) - len(others)} known"
+    findings = report.at_least("warning" if fails == "never" else fails)  # type: ignore[arg-type]
+    others = [f for f in findings if f.rule not in judged]
+    known_count = len(findings) - len(new) - len(others)
+    counts = f"{story.plural(len(new), 'new finding')}, {known_count} known"
     if others:
-        told += f", {len(others)} of rules that it was not judged by"
-    lines = [f"Against {baseline}: {told}."]
+        counts += f", {len(others)} of rules that did not run for it"
+    lines = [f"Against {baseline}: {counts}."]
     roots = [f for f in new if not any(f.root is other for other in new if other is not f)]
     for root in roots:
         more = sum(f.root is root for f in new) - 1
         lines.append(f"  {root.severity} {root.rule} at {root.layer}")
-        lines[-1] += f", and {more} that it explains" if more else ""
+        lines[-1] += f" (explains {more} more)" if more else ""
     return "\n".join(lines)
 
 
-def _tell_github(
+def _write_github(
     report: Report,
     findings: Sequence[Finding],
     formats: Sequence[Format],
     output: Path | None,
     quiet: bool,
 ) -> None:
-    """In a job of GitHub's: annotations beside the lines, and the job's summary."""
+    """In a GitHub job, write annotations beside the code and the job's summary."""
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
     from dataclasses import replace
@@ -332,21 +361,21 @@ def _tell_github(
         try:
             with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(markdown.render(report))
-        except OSError as error:  # the verdict matters more
-            print(f"GITHUB_STEP_SUMMARY cannot be written to: {error}", file=sys.stderr)
+        except OSError as error:  # the report matters more
+            print(f"GITHUB_STEP_SUMMARY cannot be written: {error}", file=sys.stderr)
 
 
 _OF_REPAIRS = (Format.terminal, Format.html, Format.markdown)
 
 
 def _fits_a_repair(formats: Sequence[Format], output: Path | None, name: str, force: bool) -> None:
-    """That a repair can be shown and kept as asked, before anything is run for it."""
+    """Check the options of a repair before anything runs."""
     from nndiag.fixes.result import ENDINGS
     from nndiag.render import files
 
     if wrong := [form.value for form in formats if form not in _OF_REPAIRS]:
         raise typer.BadParameter(
-            f"a repair has no {wrong[0]}; legal with --fix are terminal, html and markdown",
+            f"a repair has no format {wrong[0]}; legal with --fix are terminal, html and markdown",
             param_hint="--format",
         )
     if output is not None:
@@ -370,8 +399,8 @@ def _show_repair(
     elif not quiet:
         _console().print(repair)
         if output is not None:
-            told = ", ".join(str(path) for path in kept)
-            _console().print(f"Kept: {told}", markup=False, soft_wrap=True)
+            paths = ", ".join(str(path) for path in kept)
+            _console().print(f"Saved: {paths}", markup=False, soft_wrap=True)
 
 
 class CompareFormat(str, Enum):
@@ -382,31 +411,32 @@ class CompareFormat(str, Enum):
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(metavar="OLD.json", help="Saved before.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Saved after.")],
+    old: Annotated[Path, typer.Argument(metavar="OLD.json", help="The earlier report.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="The later report.")],
     form: Annotated[
-        CompareFormat, typer.Option("--format", help="To stdout, or to --output.")
+        CompareFormat, typer.Option("--format", help="The format, on stdout or in --output.")
     ] = CompareFormat.terminal,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")] = None,
 ) -> None:
-    """Say what differs between two saved reports by more than chance; 1 if anything does."""
-    from nndiag.render import comparison, files
+    """Show what differs between two saved reports beyond chance; exit status 1 if anything does."""
+    from nndiag.render import comparison as page
+    from nndiag.render import files
     from nndiag.report import Report
 
-    found = Report.from_json(old).compare(Report.from_json(new))
+    comparison = Report.from_json(old).compare(Report.from_json(new))
     renders: dict[CompareFormat, Callable[[Comparison], str]] = {
         CompareFormat.terminal: lambda c: f"{c}\n",
-        CompareFormat.markdown: comparison.markdown,
-        CompareFormat.html: comparison.html,
+        CompareFormat.markdown: page.markdown,
+        CompareFormat.html: page.html,
     }
     if output is not None:
-        files.write({output: renders[form](found)})
-        print(comparison.verdict(found))
+        files.write({output: renders[form](comparison)})
+        print(page.verdict(comparison))
     elif form is CompareFormat.terminal:
-        _console().print(comparison.terminal(found))
+        _console().print(page.terminal(comparison))
     else:
-        print(renders[form](found), end="")
-    raise typer.Exit(FINE if found.same else FOUND)
+        print(renders[form](comparison), end="")
+    raise typer.Exit(FINE if comparison.same else FOUND)
 
 
 Lang = Annotated[Language, typer.Option("--lang", help="English or Simplified Chinese.")]
@@ -414,8 +444,8 @@ Lang = Annotated[Language, typer.Option("--lang", help="English or Simplified Ch
 
 @app.command()
 def rule(
-    name: Annotated[str, typer.Argument(help="Its name or code.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+    name: Annotated[str, typer.Argument(help="The rule's name or code.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     lang: Lang = Language.en,
 ) -> None:
     """Show a rule's page: what it looks for, why, its thresholds, its fixes."""
@@ -428,8 +458,8 @@ def rule(
         if as_json:
             from dataclasses import asdict
 
-            told = {**asdict(module.RULE), "title": title(module), "page": page(module)}
-            print(to_json(told, indent=2, inf_nan_mode="strings").decode())
+            fields = {**asdict(module.RULE), "title": title(module), "page": page(module)}
+            print(to_json(fields, indent=2, inf_nan_mode="strings").decode())
         else:
             print(page(module, lang.value))
 
@@ -447,8 +477,8 @@ def rules(lang: Lang = Language.en) -> None:
         table.add_column(heading, no_wrap=True)
     table.add_column("title", overflow="fold")
     for module in discover().values():
-        told = (module.RULE.code, module.RULE.name, module.RULE.severity)
-        table.add_row(*told, title(module, lang.value))
+        cells = (module.RULE.code, module.RULE.name, module.RULE.severity)
+        table.add_row(*cells, title(module, lang.value))
     _console().print(table)
     for name, reason in not_loaded().items():
         print(f"{name} {reason}", file=sys.stderr)
@@ -456,17 +486,17 @@ def rules(lang: Lang = Language.en) -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where its reports go.")] = Path(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the reports.")] = Path(
         "nndiag-demo"
     ),
 ) -> None:
-    """Train four networks on handwritten digits, diagnose them, and repair the three sick ones."""
-    # By name: the demo needs torch, and most commands do not.
+    """Train four networks on handwritten digits, check them, and repair the three faulty ones."""
+    # Imported here: the demo needs torch, and most commands do not.
     importlib.import_module("nndiag.demo").main(output, _console())
 
 
 def _words(options: Sequence[str] | None) -> list[str] | None:
-    """``--select ND2,ND401 --select dead-relu``: either way of saying several."""
+    """The words of ``--select ND2,ND401 --select dead-relu``: commas and repetition both work."""
     if not options:
         return None
     return [word.strip() for option in options for word in option.split(",") if word.strip()]
@@ -494,9 +524,9 @@ def _thresholds(options: Sequence[str] | None) -> dict[str, float] | None:
 def _text(report: Report, form: Format) -> str:
     from nndiag.render.formats import texts
 
-    made = texts(report, form.value)
-    # Three tables do not go into one stream; the findings are what was asked for.
-    return made["findings.csv"] if form is Format.csv else next(iter(made.values()))
+    files = texts(report, form.value)
+    # CSV is three files; only the findings go to stdout.
+    return files["findings.csv"] if form is Format.csv else next(iter(files.values()))
 
 
 def _console() -> Console:

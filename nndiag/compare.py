@@ -1,9 +1,9 @@
 """Two reports on one model, before and after a change: what differs by more than chance.
 
-Two runs with other seeds and other batches never agree to the last digit. So a number counts as
-different only beyond a band: a part for chance, from theory and from what a parameter's own size
-says of it, and a part that nobody would call a change. ``reports/comparison`` has the rate of
-false differences over thousands of pairs, and the changes that are seen.
+Two runs with different seeds and batches never agree exactly. So a number counts as different only
+beyond a band. The band has two parts: chance, from theory and the number of values, and a slack
+too small to matter. ``reports/comparison`` measures the rate of false differences over thousands
+of pairs, and which changes are seen.
 """
 
 from __future__ import annotations
@@ -34,22 +34,33 @@ from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = [
+    "CHANCE",
+    "FEW",
+    "SLACK_OF_FINDINGS",
+    "Change",
+    "Comparison",
+    "Difference",
+    "compare",
+    "structure",
+]
+
 CHANCE = 4.5
-"""Standard deviations of chance that a band is wide: 7 in a million are beyond, a number."""
+"""Half-width of a band in standard deviations: 7 in a million numbers lie beyond by chance."""
 
 FEW = 8
-"""Values of a parameter too few to speak of a scale."""
+"""A parameter with fewer values than this has no scale to compare."""
 SLACK_OF_FINDINGS = 1.5
-"""A finding on one side alone counts unless the other is this near (a factor) to having it."""
+"""A finding in one report alone does not count if the other misses it by less than this factor."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as it was.
+    """One number or part that changed.
 
-    ``size`` is how far apart ``old`` and ``new`` are, in the terms of ``band``, beyond which a
-    difference is one: ln of a ratio for scales, standard deviations for means, shares as they are;
-    NaN for the structure, where there is nothing to tolerate.
+    ``size`` is the distance between ``old`` and ``new``, ``band`` the largest one that does not
+    count. Their unit: ln of a ratio for scales, standard deviations for means, shares as they
+    are. Both are NaN for changes of structure, which always count.
     """
 
     kind: Kind
@@ -64,15 +75,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Change:
-    """A finding on one side alone, or on both with another number."""
+    """A finding in one report alone, or in both with different numbers."""
 
     old: Finding | None
     new: Finding | None
-    borderline: bool = False  # the other side is so near to the threshold that chance may do it
+    borderline: bool = False  # the other report is so near the threshold that it may be chance
 
     @property
     def finding(self) -> Finding:
-        """The graver of both; the new one, if they are alike."""
+        """The more severe of the two; the new one if they are equal."""
         known = [f for f in (self.new, self.old) if f is not None]
         return min(known, key=lambda f: rule.SEVERITIES.index(f.severity))
 
@@ -84,7 +95,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Document):
-    """What became of a report. ``print`` it, or write it as HTML or Markdown."""
+    """What changed between two reports. ``print`` it, or write it as HTML or Markdown."""
 
     _kind: ClassVar[formats.Kind] = "comparison"
 
@@ -100,21 +111,21 @@ class Comparison(Document):
 
     @property
     def same(self) -> bool:
-        """Nothing differs by more than chance: no number, no part, no error and no warning."""
+        """Whether no number, part, error or warning differs beyond chance."""
         return not self.differences and not any(
             change.counts for change in (*self.appeared, *self.vanished)
         )
 
     @property
     def regressed(self) -> bool:
-        """Errors or warnings that were not there before."""
+        """Whether there are new errors or warnings."""
         return any(change.counts for change in self.appeared)
 
     def new_findings(self, at: rule.Severity = "warning") -> tuple[Finding, ...]:
-        """The new report's findings of this severity or a graver one that the old one had not.
+        """Findings of the new report, at this severity or above, that the old one does not have.
 
-        Those aside that are so near to a threshold that chance may have brought them, and those of
-        rules that did not judge the old one.
+        Left out are findings so near a threshold that they may be chance, and findings of rules
+        that did not run on the old report.
         """
         pairs: list[Pair[Layer] | Pair[Parameter]] = [*self.layers, *self.parameters]
         was = {p.new.name: p.old.name for p in pairs if p.new is not None and p.old is not None}
@@ -153,7 +164,7 @@ def compare(old: Report, new: Report) -> Comparison:
 
 
 def structure(what: str, pairs: Sequence[Pair[Outline]]) -> Iterator[Difference]:
-    """Which of the layers (or whatever they are) is new, gone, or something else."""
+    """Which layers (or parameters, inputs) are new, gone or changed; ``what`` names their kind."""
     for pair in pairs:
         if pair.old is None or pair.new is None:
             there = pair.new if pair.new is not None else pair.old
@@ -176,7 +187,7 @@ def _inputs(old: Snapshot, new: Snapshot) -> Iterator[Difference]:
             text = f"input {name} {'is new' if a is None else 'is gone'}"
             yield Difference("structure", name, "input", math.nan, math.nan, text=text)
             continue
-        # Samples are alike or not by as much as their own sizes differ: about as much as they are.
+        # The spread of the samples' sizes is taken to be about as large as their mean size.
         chance = 0.5 * math.sqrt(1 / max(a.samples, 1) + 1 / max(b.samples, 1))
         yield from _scales("input", name, "scale", a, b, chance)
         std = math.sqrt((a.variance + b.variance) / 2)
@@ -189,7 +200,7 @@ def _parameters(pairs: Sequence[Pair[Parameter]]) -> Iterator[Difference]:
             continue
         a, b = pair.old.value, pair.new.value
         n = a.count
-        if n < FEW:  # their scale is anybody's guess
+        if n < FEW:  # too few values to estimate a scale
             continue
         # The rms of N independent Gaussian values is known to 1/√(2N), their mean to rms/√N.
         chance = 1 / math.sqrt(n)
@@ -202,11 +213,11 @@ def _parameters(pairs: Sequence[Pair[Parameter]]) -> Iterator[Difference]:
 
 
 def _is_learned(parameter: Parameter) -> bool:
-    """Whether a parameter may be nothing but what training made of zeros, or of ones.
+    """Whether all of a parameter's values may come from training, having started at 0 or 1.
 
-    Biases and scales are taken for that. Weights are if they are small (those of std 1/√fan_in
-    keep a signal) and some stand out: the largest of N Gaussian values is near √(2 ln 2N) of their
-    deviations, that of updates, which are as large as what they follow, far beyond.
+    Biases and scales always count. Weights count if two things hold: they are far smaller than
+    1/√fan_in, the std that keeps a signal's scale, and some values stand out. The largest of N
+    Gaussian values is near √(2 ln 2N) standard deviations; the largest update is far larger.
     """
     value = parameter.value
     if len(parameter.shape) < 2 or not value.rms > 0:
@@ -224,7 +235,7 @@ def _layers(old: Snapshot, new: Snapshot, pairs: Sequence[Pair[Layer]]) -> Itera
         if a is None or b is None:
             continue
         seen = 1 / max(a.output.samples, 1) + 1 / max(b.output.samples, 1)
-        # Of ln of an rms: a quarter of the variance of ln of its square's, twice (Hanin & Nica).
+        # ln of an rms has a quarter of the variance of ln of a mean square; two runs double it.
         spread = math.sqrt(chance.get(b.name, 0.0) / 2 + seen / 4)
         yield from _scales("activation", b.name, "scale", a.output, b.output, spread)
         if a.grad is not None and b.grad is not None and old.loss.kind == new.loss.kind:
@@ -240,21 +251,21 @@ def _layers(old: Snapshot, new: Snapshot, pairs: Sequence[Pair[Layer]]) -> Itera
 
 
 def _fluctuations(snapshot: Snapshot) -> dict[str, float]:
-    """By layer: the variance by chance of ln of its output's mean square, of one input.
+    """By layer: the variance of ln(mean square of its output), for one input, by chance.
 
-    ``fluctuation(φ) · Σ 1/width`` over the weight layers on the way (Hanin & Nica 2020).
+    ``fluctuation(φ) · Σ 1/width`` over the weight layers before it (Hanin & Nica 2020).
     """
-    relu = activations.named("relu")  # as much as any: others damp it
+    relu = activations.named("relu")  # an upper bound: no other activation fluctuates more
     assert relu is not None
     factor = theory.fluctuation(relu)
     weights = [layer for layer in snapshot.layers if layer.op in ops.LEARNED]
-    found = {}
+    fluctuations = {}
     for layer in snapshot.layers:
         before = graph.ancestors(snapshot, layer.node) | {layer.node}
-        found[layer.name] = factor * sum(
+        fluctuations[layer.name] = factor * sum(
             1 / max(flow.width(w), 1) for w in weights if w.node in before
         )
-    return found
+    return fluctuations
 
 
 def _scales(
@@ -276,7 +287,7 @@ def _scales(
         return
     slack = SLACK[kind] if slack is None else slack
     if a.rms == 0 or b.rms == 0:
-        # All zero before and not now, of more than a few: that is no chance.
+        # All of many values zero in one run alone: not chance.
         if a.rms != b.rms and kind != "gradient":
             yield Difference(kind, name, what, a.rms, b.rms, math.inf, slack)
         return
@@ -288,7 +299,7 @@ def _scales(
 def _means(
     kind: Kind, name: str, a: TensorStats, b: TensorStats, unit: float, chance: float
 ) -> Iterator[Difference]:
-    """Whether two means differ by more than chance, both in terms of ``unit``."""
+    """Whether two means differ by more than chance, measured in ``unit``."""
     if not a.count or not b.count or a.nonfinite or b.nonfinite or not unit > 0:
         return
     size, band = abs(b.mean - a.mean) / unit, SLACK[kind] + CHANCE * chance
@@ -308,23 +319,23 @@ def _shares(name: str, what: str, a: float, b: float, chance: float) -> Iterator
 def _findings(
     old: Report, new: Report, names: Mapping[str, str]
 ) -> tuple[tuple[Change, ...], tuple[Change, ...], tuple[Change, ...], tuple[Change, ...]]:
-    """Those that appeared, vanished, got worse and got better.
+    """The findings that appeared, vanished, got worse and got better.
 
-    A note that became an error or a warning appeared as one.
+    A note that became an error or a warning counts as appeared.
     """
     before = {(f.rule, names.get(f.layer, f.layer)): f for f in old.findings}
     after = {(f.rule, f.layer): f for f in new.findings}
     back = {now: was for was, now in names.items()}
-    ran, runs = _judged(old), _judged(new)
+    judged_old, judged_new = _judged(old), _judged(new)
     came = [
         (before.get(key), f)
         for key, f in after.items()
-        if f.rule in ran and _is_graver(f, before.get(key))
+        if f.rule in judged_old and _is_more_severe(f, before.get(key))
     ]
     went = [
         (f, after.get(key))
         for key, f in before.items()
-        if f.rule in runs and _is_graver(f, after.get(key))
+        if f.rule in judged_new and _is_more_severe(f, after.get(key))
     ]
     moved = Counter(f.rule for was, f in came if was is None)
     moved &= Counter(f.rule for f, now in went if now is None)
@@ -340,7 +351,7 @@ def _findings(
     better: list[Change] = []
     for key, f in after.items():
         was = before.get(key)
-        if was is None or _is_graver(f, was) or _is_graver(was, f):
+        if was is None or _is_more_severe(f, was) or _is_more_severe(was, f):
             continue
         change = _worse_by(was, f)
         if change > math.log(SLACK_OF_FINDINGS):
@@ -354,27 +365,27 @@ def _judged(report: Report) -> set[str]:
     return {o.rule for o in report.outcomes if o.status in ("found", "passed")}
 
 
-def _is_graver(finding: Finding, other: Finding | None) -> bool:
+def _is_more_severe(finding: Finding, other: Finding | None) -> bool:
     return other is None or (finding.severity != "note" and other.severity == "note")
 
 
 def _worse_by(old: Finding, new: Finding) -> float:
-    """ln of how much farther from its threshold a finding's number is."""
+    """How much farther from the threshold the new number is: ln of a ratio."""
     a, b = (f.evidence.get(f.measure, math.nan) for f in (old, new))
-    limit = new.threshold
+    threshold = new.threshold
     if (
         old.measure != new.measure
-        or limit is None
-        or not all(x > 0 and math.isfinite(x) for x in (a, b, limit))
+        or threshold is None
+        or not all(x > 0 and math.isfinite(x) for x in (a, b, threshold))
     ):
         return 0.0
-    return math.log(b / a) * (1 if b > limit else -1)
+    return math.log(b / a) * (1 if b > threshold else -1)
 
 
 def _may_be_chance(
     finding: Finding, note: Finding | None, other: Snapshot, layer: str, moved: Container[str]
 ) -> bool:
-    """Whether the other run has it elsewhere, nearly as a note, or a little below the threshold."""
+    """Whether the other run nearly has it: at another layer, as a note, or just short of it."""
     if finding.rule in moved or _is_near(finding, other, layer):
         return True
     change = 0.0 if note is None else abs(_worse_by(note, finding))
@@ -382,25 +393,25 @@ def _may_be_chance(
 
 
 def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
-    """Whether the other run would have it too, were the threshold a little milder."""
-    value, limit = finding.evidence.get(finding.measure, math.nan), finding.threshold
+    """Whether the other run would have it too with a slightly looser threshold."""
+    value, edge = finding.evidence.get(finding.measure, math.nan), finding.threshold
     known = rules.discover().get(finding.rule)
-    if known is None or limit is None or not (limit > 0 and value > 0):
+    if known is None or edge is None or not (edge > 0 and value > 0):
         return False
     threshold = known.RULE.thresholds.get(finding.measure)
     if threshold is None:
         return False
     chance = 0.0
-    if threshold.unit == "share":  # of few it is what chance makes of it
-        chance = CHANCE * math.sqrt(2 * limit * (1 - limit) / _share_of(finding))
-    lower = min(limit / SLACK_OF_FINDINGS, limit - chance)
-    upper = max(limit * SLACK_OF_FINDINGS, limit + chance)
-    # A number at its very limit does not tell on which side of it the fault lies.
-    milder = [lower] * (value >= limit) + [upper] * (value <= limit)
+    if threshold.unit == "share":  # a share of few rows or units varies widely by chance
+        chance = CHANCE * math.sqrt(2 * edge * (1 - edge) / _share_of(finding))
+    lower = min(edge / SLACK_OF_FINDINGS, edge - chance)
+    upper = max(edge * SLACK_OF_FINDINGS, edge + chance)
+    # A number equal to its threshold does not show on which side the fault lies: try both.
+    looser = [lower] * (value >= edge) + [upper] * (value <= edge)
     had = {f.layer for f in judge.judge(other, [finding.rule]).findings}
     return any(
-        not _is_graver(finding, f) and (f.layer == layer or f.layer not in had)
-        for value in milder
+        not _is_more_severe(finding, f) and (f.layer == layer or f.layer not in had)
+        for value in looser
         for f in judge.judge(
             other,
             [finding.rule],
@@ -411,7 +422,7 @@ def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
 
 
 def _share_of(finding: Finding) -> float:
-    """Of how many rows or units a finding's share is; infinity, where it does not say."""
+    """The number of rows or units behind a finding's share; infinity if unknown."""
     evidence = finding.evidence
     if evidence.get("dead_units", 0) > 0 and evidence.get("share", 0) > 0:
         return evidence["dead_units"] / evidence["share"]

@@ -1,8 +1,7 @@
-"""Four small networks on real digits: three of them sick, each for a reason met in practice.
+"""Four small networks on real digits; three have a fault that is common in practice.
 
-Models and training are ordinary torch code that knows nothing of nndiag, so what the reports say
-can be held against what really happened: the accuracy on images the network has not seen. The sick
-ones are then repaired, and trained again.
+Models and training are ordinary torch code, independent of nndiag. So the reports can be compared
+with the accuracy on unseen images. The faulty networks are then repaired and trained again.
 """
 
 from __future__ import annotations
@@ -28,12 +27,44 @@ from nndiag.render import files
 if TYPE_CHECKING:
     from nndiag import Repair, Report
 
+__all__ = [
+    "INDEX_HTML",
+    "INDEX_MD",
+    "RECIPES",
+    "TRIAL_STEPS",
+    "ConvNet",
+    "Digits",
+    "Network",
+    "Optimizer",
+    "Recipe",
+    "ReluNet",
+    "Repaired",
+    "SigmoidStack",
+    "TanhNet",
+    "Watch",
+    "accuracy",
+    "build",
+    "digits",
+    "go_on",
+    "leading",
+    "main",
+    "networks",
+    "one_thread",
+    "repaired_from",
+    "save",
+    "summary",
+    "then",
+    "train",
+    "verdict",
+    "xavier",
+]
+
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Network(NamedTuple):
-    """A trained network, the training batch to diagnose it on, and how well it really does."""
+    """A trained network, the training batch to check it on, and its accuracy on unseen images."""
 
     name: str
     story: str
@@ -64,8 +95,8 @@ def digits() -> Digits:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise MissingPackageError(
-            "the demo trains on the digits that come with scikit-learn, which is not installed. "
-            "Install it with: pip install 'nndiag[demo]'"
+            "the demo needs the digits of scikit-learn, which is not installed. Install it with: "
+            "pip install 'nndiag[demo]'"
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     parts = train_test_split(pixels, labels, test_size=0.25, stratify=labels, random_state=0)
@@ -151,29 +182,29 @@ class ConvNet(nn.Module):
 
 
 class Recipe(NamedTuple):
-    """How one of the four comes to be."""
+    """How one of the four networks is built and trained."""
 
     name: str
     story: str
     build: Callable[[], nn.Module]
     optimizer: Optimizer
     steps: int
-    advised: Optimizer | None = None  # where the report advises another than the one that harmed
+    advised: Optimizer | None = None  # the report's advice, if the optimizer caused the fault
 
 
 RECIPES = (
     Recipe(
         "sigmoid-stack",
         "Eight sigmoid layers with Xavier weights. Each layer passes back about a quarter of the "
-        "gradient it gets; 600 steps of SGD with momentum leave the network at chance.",
+        "gradient it gets. After 600 steps of SGD with momentum the accuracy is still at chance.",
         lambda: xavier(SigmoidStack()),
         lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9),
         steps=600,
     ),
     Recipe(
         "tanh-10x",
-        "Four tanh layers whose weights start ten times too large, as a forgotten 1/sqrt(n) "
-        "makes them. Nearly every unit sits at -1 or 1, where tanh is flat.",
+        "Four tanh layers whose weights start ten times too large, as if 1/sqrt(n) had been "
+        "forgotten. Nearly every unit is at -1 or 1, where tanh is flat.",
         lambda: xavier(TanhNet(), gain=10),
         lambda weights: torch.optim.SGD(weights, lr=0.1),
         steps=600,
@@ -181,7 +212,7 @@ RECIPES = (
     Recipe(
         "dead-relu",
         "Three ReLU layers trained with Adam at a learning rate of 0.05, fifty times its "
-        "default. Within ten steps most units were thrown to where no input reaches them.",
+        "default. Within ten steps most units are zero for every input.",
         ReluNet,
         lambda weights: torch.optim.Adam(weights, lr=0.05),
         steps=200,
@@ -202,10 +233,9 @@ Watch = Callable[[range, str], Iterable[int]]
 
 
 def networks(watch: Watch = lambda steps, name: steps) -> list[Network]:
-    """The four networks, trained: the same ones at every call on one machine.
+    """The four networks, trained. On one machine every call gives the same networks.
 
-    ``watch`` is handed the steps of each training and the network's name: a place for a
-    progress bar.
+    ``watch`` wraps the steps of each training, given the network's name, for a progress bar.
     """
     data = digits()
     trained = [(recipe, train(recipe, data, watch)) for recipe in RECIPES]
@@ -224,7 +254,7 @@ def networks(watch: Watch = lambda steps, name: steps) -> list[Network]:
 
 
 def train(recipe: Recipe, data: Digits, watch: Watch = lambda steps, name: steps) -> nn.Module:
-    """One of the four, from the start."""
+    """Build and train one of the four networks."""
     with torch.random.fork_rng():
         model = build(recipe)
         go_on(model, recipe.optimizer, recipe.steps, data, watch, recipe.name)
@@ -232,7 +262,7 @@ def train(recipe: Recipe, data: Digits, watch: Watch = lambda steps, name: steps
 
 
 def build(recipe: Recipe) -> nn.Module:
-    """One of the four as it starts; the generator goes on from its seed."""
+    """Build one of the four networks from seed 0; the generator is not restored."""
     torch.manual_seed(0)
     return recipe.build()
 
@@ -245,7 +275,7 @@ def go_on(
     watch: Watch = lambda steps, name: steps,
     name: str = "",
 ) -> None:
-    """Train in place, on random batches of 64."""
+    """Train a model in place, on random batches of 64."""
     trainer = optimizer(model.parameters())
     with one_thread():
         for _ in watch(range(steps), name):
@@ -257,17 +287,17 @@ def go_on(
 
 
 class Repaired(NamedTuple):
-    """A sick network, repaired, and how well it does once it was trained as long again."""
+    """A repair of a faulty network, and the accuracy after training it again."""
 
     repair: Repair
     accuracy: float
 
 
 def repaired_from(network: Network, data: Digits) -> Repaired:
-    """Repair a network, try both in training, and train the repaired one.
+    """Repair a network, compare both in a training trial, and train the repaired one.
 
-    A fault that was there from the start is repaired there, before any training; what training did
-    is repaired in the network as it is now.
+    A fault of the initialisation is repaired in the untrained network, a fault of the training in
+    the trained one.
     """
     recipe = network.recipe
     optimizer = recipe.advised or recipe.optimizer
@@ -275,11 +305,11 @@ def repaired_from(network: Network, data: Digits) -> Repaired:
     with torch.random.fork_rng():
         model = build(recipe)
     with one_thread():
-        born = nndiag.check(
+        untrained = nndiag.check(
             model, network.batch, network.target, loss_fn=F.cross_entropy, config=False
         )
         repair = nndiag.repair(
-            network.model if born.ok else model,
+            network.model if untrained.ok else model,
             network.batch,
             network.target,
             F.cross_entropy,
@@ -302,7 +332,7 @@ TRIAL_STEPS = 200
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in the same order however many cores there are; faster, too, at this size."""
+    """Use one thread: sums keep their order on any number of cores. It is also faster here."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -312,7 +342,7 @@ def one_thread() -> Iterator[None]:
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images classified right, in eval mode."""
+    """The share of correctly classified images, in eval mode."""
     model.eval()
     with torch.no_grad():
         right = model(images).argmax(dim=1) == labels
@@ -326,9 +356,9 @@ def _track(steps: Iterable[int], name: str, console: Console) -> Iterable[int]:
 
 
 def main(output: Path, console: Console) -> None:
-    """Train the four, show each one's report, and write it to ``output/NAME/`` in every format.
+    """Train the four networks, show each report, and write it to ``output/NAME/`` in every format.
 
-    The sick ones are repaired at the end, and trained again.
+    The faulty networks are repaired and trained again.
 
     Raises:
         MissingPackageError: scikit-learn is not installed.
@@ -342,12 +372,12 @@ def main(output: Path, console: Console) -> None:
             network.batch,
             network.target,
             loss_fn=F.cross_entropy,
-            config=False,  # the settings of whatever project this is started in do not matter
+            config=False,  # ignore the settings of the project that this runs in
         )
         console.print()
         console.rule(network.name, align="left")
         console.print(network.story)
-        console.print(f"Accuracy on images it has not seen: {network.accuracy:.1%}\n")
+        console.print(f"Accuracy on unseen images: {network.accuracy:.1%}\n")
         console.print(report)
         save(report, output / network.name)
         repaired = None if report.ok else repaired_from(network, data)
@@ -355,8 +385,8 @@ def main(output: Path, console: Console) -> None:
             console.print(f"\n{network.name}, repaired\n", style="bold")
             console.print(repaired.repair)
             console.print(
-                f"Trained for {network.recipe.steps} steps from there: {repaired.accuracy:.1%} of "
-                f"the images it has not seen are right; it was {network.accuracy:.1%}."
+                f"Accuracy on unseen images after {network.recipe.steps} training steps: "
+                f"{repaired.accuracy:.1%}; without the repair it was {network.accuracy:.1%}."
             )
             repaired.repair.save(output / network.name, force=True)
         diagnosed.append((network, report, repaired))
@@ -369,11 +399,11 @@ def main(output: Path, console: Console) -> None:
     }
     words = {"diagnosed": diagnosed, "verdict": verdict, "leading": leading, "then": then}
     files.write({path: template.render(words) for path, template in index.items()})
-    console.print(f"To click through: {output / 'index.html'}", markup=False, soft_wrap=True)
+    console.print(f"All reports: {output / 'index.html'}", markup=False, soft_wrap=True)
 
 
 def save(report: Report, folder: Path) -> None:
-    """One report in every format a person or a program may want."""
+    """Save a report in all formats."""
     report.to_html(folder / "report.html")
     report.to_json(folder / "report.json")
     report.to_csv(folder)
@@ -388,13 +418,13 @@ def summary(diagnosed: Iterable[tuple[Network, Report, Repaired | None]]) -> Tab
     table.add_column("leading finding")
     table.add_column("repaired", justify="right")
     for network, report, repaired in diagnosed:
-        said = (verdict(report), leading(report), then(repaired))
-        table.add_row(network.name, f"{network.accuracy:.1%}", *said)
+        cells = (verdict(report), leading(report), then(repaired))
+        table.add_row(network.name, f"{network.accuracy:.1%}", *cells)
     return table
 
 
 def verdict(report: Report) -> str:
-    """In one word; a rule that crashed leaves a report without findings unclear."""
+    """The report in one word; "unclear" if a rule crashed and there are no findings."""
     return "healthy" if report.ok else "sick" if report.at_least("warning") else "unclear"
 
 
@@ -403,9 +433,9 @@ def then(repaired: Repaired | None) -> str:
 
 
 def leading(report: Report) -> str:
-    """The first finding that is more than a note, and where it is."""
-    grave = report.at_least("warning")
-    return f"{grave[0].rule} at {grave[0].layer}" if grave else "none"
+    """The rule and layer of the first error or warning."""
+    severe = report.at_least("warning")
+    return f"{severe[0].rule} at {severe[0].layer}" if severe else "none"
 
 
 INDEX_MD = """\
@@ -435,7 +465,7 @@ INDEX_HTML = """\
 {% for network, report, repaired in diagnosed %}
 <h2>{{ network.name }}: <span class="{{ verdict(report) }}">{{ verdict(report) }}</span></h2>
 <p>{{ network.story }}</p>
-<p>Accuracy on images it has not seen: {{ "{:.1%}".format(network.accuracy) }}.
+<p>Accuracy on unseen images: {{ "{:.1%}".format(network.accuracy) }}.
 Leading finding: {{ leading(report) }}.</p>
 <p><a href="{{ network.name }}/report.html">Report</a>, also as
 <a href="{{ network.name }}/report.md">Markdown</a>,
@@ -446,7 +476,7 @@ Leading finding: {{ leading(report) }}.</p>
 {% if repaired %}
 <p><a href="{{ network.name }}/repair.html">Repaired</a> by \
 {{ repaired.repair.taken | map(attribute="fix.kind") | join(", ") }}, \
-and trained as long again, it gets {{ then(repaired) }} right.</p>
+and trained again for as long: accuracy {{ then(repaired) }}.</p>
 {% endif %}
 {% endfor %}
 """

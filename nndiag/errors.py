@@ -1,12 +1,12 @@
-"""Everything nndiag raises on purpose.
+"""The errors that nndiag raises on purpose.
 
 ::
 
     NNDiagError
     ├── ModelError           (TypeError)       not a module, or one that cannot run yet
-    ├── FixError             (ValueError)      a fix that there is not, or that does not fit
+    ├── FixError             (ValueError)      a fix that is unknown or does not fit
     ├── BatchError           (ValueError)      a batch that is empty or does not fit ``forward``
-    ├── LossError            (ValueError)      no scalar loss that hangs on the model
+    ├── LossError            (ValueError)      no scalar loss that depends on the model
     ├── CaptureError         (RuntimeError)    the model raised while it was watched
     ├── UnknownRuleError     (KeyError)        a rule or threshold that does not exist
     ├── SettingsError        (ValueError)      a setting outside its range
@@ -14,11 +14,10 @@
     ├── ReportError          (ValueError)      a saved report that cannot be read
     ├── OutputError          (OSError)         a report that cannot be written
     ├── MissingPackageError  (ImportError)     a package that only the demo needs
-    └── FindingsError        (AssertionError)  a verdict: findings, a baseline or law not met
+    └── FindingsError        (AssertionError)  findings, a missed baseline or a broken law
 
-Each is also the builtin exception a caller would have caught. By the time one reaches the
-caller, the model, its buffers, gradients, modes, hooks and every random generator are as they
-were.
+Each is also the builtin exception in brackets. When one reaches the caller, nndiag has already
+restored the model (buffers, gradients, modes, hooks) and every random generator.
 """
 
 from __future__ import annotations
@@ -26,13 +25,30 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "BatchError",
+    "CaptureError",
+    "FindingsError",
+    "FixError",
+    "LossError",
+    "MissingPackageError",
+    "ModelError",
+    "NNDiagError",
+    "OutputError",
+    "ReportError",
+    "SettingsError",
+    "TargetError",
+    "UnknownRuleError",
+    "did_you_mean",
+]
+
 
 class NNDiagError(Exception):
     """Root of everything nndiag raises on purpose."""
 
 
 class ModelError(NNDiagError, TypeError):
-    """The thing to check is not a torch module, or it cannot run yet."""
+    """The model is not a torch module, or it cannot run yet."""
 
 
 class FixError(NNDiagError, ValueError):
@@ -52,7 +68,7 @@ class CaptureError(NNDiagError, RuntimeError):
 
 
 class UnknownRuleError(NNDiagError, KeyError):
-    """A rule or a threshold was named that does not exist."""
+    """A named rule or threshold does not exist."""
 
     # KeyError prints the repr of its argument: a message in quotes, its newlines escaped.
     __str__ = Exception.__str__
@@ -79,10 +95,10 @@ class MissingPackageError(NNDiagError, ImportError):
 
 
 class FindingsError(NNDiagError, AssertionError):
-    """What was asserted of a model, its numbers or a building block does not hold."""
+    """A model, its numbers or a building block fails an assertion."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'dead-relu'?"`` for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    nearest = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

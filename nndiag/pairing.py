@@ -1,4 +1,4 @@
-"""Which layer of one report is which of another, and how far apart they may be."""
+"""Pair the layers and parameters of two reports, and say how far apart their numbers may be."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ __all__ = [
 Thing = TypeVar("Thing", Layer, Parameter, "Outline")
 Kind = Literal["structure", "input", "parameter", "activation", "gradient", "share"]
 
-# What is no change, whatever the evidence: ln of a ratio, deviations, shares. Half a weight more
-# (ln 1.5 = 0.41) is seen from about 600 values on.
+# A change up to this never counts (ln of a ratio, standard deviations, shares). Weights × 1.5
+# (ln 1.5 = 0.41) are seen from about 600 values on.
 SLACK: Mapping[Kind, float] = {
     "parameter": 0.2, "input": 0.25, "activation": 1.5, "gradient": 1.5, "share": 0.25,
 }  # fmt: skip
 SLACK_OF_LEARNED = 0.8
-"""For parameters that are nothing but what training made of zeros: early on, each seed makes
-something else of them. Of their means no seed knows the sign."""
+"""For parameters whose values all come from training: early on, they differ widely between seeds.
+The sign of their mean is random, so that means are not compared."""
 
 
 @dataclass(frozen=True)
 class Pair(Generic[Thing]):
-    """The same layer or parameter in both; None where one has none."""
+    """The same layer or parameter in both reports; None where one does not have it."""
 
     old: Thing | None
     new: Thing | None
 
     @property
     def name(self) -> str:
-        there = self.new if self.new is not None else self.old
-        assert there is not None
-        return there.name
+        known = self.new if self.new is not None else self.old
+        assert known is not None
+        return known.name
 
     @property
     def renamed(self) -> bool:
@@ -56,14 +56,14 @@ class Pair(Generic[Thing]):
 
 
 def paired(old: Snapshot, new: Snapshot) -> tuple[Pair[Layer], ...]:
-    """Which layer is which, whatever its name: in the order of the new, what is gone at the end."""
+    """Pair layers even if renamed: in the order of the new network, removed layers last."""
     return _paired(old.layers, new.layers, _layer_key)
 
 
 def paired_parameters(
     old: Snapshot, new: Snapshot, layers: Sequence[Pair[Layer]]
 ) -> tuple[Pair[Parameter], ...]:
-    """Which parameter is which: those of paired layers first."""
+    """Pair parameters: those of paired layers belong together."""
     return _paired(old.parameters, new.parameters, _parameter_key, _renamed(layers))
 
 
@@ -73,10 +73,10 @@ def _paired(
     key: Callable[[Thing], Hashable],
     known: Mapping[str, str] | None = None,
 ) -> tuple[Pair[Thing], ...]:
-    """By name, or by their places among their like: by whichever more of them are alike.
+    """Pair by name or by position, whichever matches more things; then the rest the other way.
 
-    (In a Sequential, names are places: a layer less, and all after it have another name.) What is
-    left over is paired by place or by name, then. In the order of the new.
+    By position because removing a layer from a Sequential renames all layers after it. The result
+    is in the order of the new network.
     """
     was = {now: before for before, now in (known or {}).items()}
     names = {thing.name for thing in old}
@@ -87,8 +87,8 @@ def _paired(
             by_name[thing.name] = thing.name
     by_place = _aligned(old, new, key)
     keys_of_old = {thing.name: key(thing) for thing in old}
-    alike = sum(keys_of_old.get(by_name.get(t.name, "")) == key(t) for t in new)
-    first, second = (by_name, by_place) if alike >= len(by_place) else (by_place, by_name)
+    matches = sum(keys_of_old.get(by_name.get(t.name, "")) == key(t) for t in new)
+    first, second = (by_name, by_place) if matches >= len(by_place) else (by_place, by_name)
     partner = dict(first)
     taken = set(first.values())
     if first is by_name:
@@ -109,7 +109,7 @@ def _paired(
 
 
 def new_names(pairs: Sequence[Pair[Thing]]) -> dict[str, str]:
-    """New names by old ones. What is gone has none that something new could have."""
+    """New names by old ones; a removed ``x`` becomes ``x (gone)``, which no new layer is called."""
     return {
         pair.old.name: f"{pair.old.name} (gone)" if pair.new is None else pair.new.name
         for pair in pairs
@@ -120,9 +120,9 @@ def new_names(pairs: Sequence[Pair[Thing]]) -> dict[str, str]:
 def _aligned(
     old: Sequence[Thing], new: Sequence[Thing], key: Callable[[Thing], Hashable]
 ) -> dict[str, str]:
-    """Old names by new ones, of the longest runs of things that are alike."""
+    """Old names by new ones, from the longest runs of equal keys."""
     keys = [key(thing) for thing in old], [key(thing) for thing in new]
-    # Without junk: that would be whatever is frequent.
+    # autojunk would ignore frequent keys, and layers repeat.
     blocks = SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks()
     return {new[b + i].name: old[a + i].name for a, b, size in blocks for i in range(size)}
 
@@ -137,20 +137,20 @@ def _parameter_key(parameter: Parameter) -> Hashable:
 
 def _renamed(layers: Sequence[Pair[Layer]]) -> dict[str, str]:
     """Old and new names of the parameters that belong to layers with a new name."""
-    found = {}
+    renamed = {}
     for pair in layers:
         before = pair.old.weight if pair.old is not None else None
         after = pair.new.weight if pair.new is not None else None
         if before is not None and after is not None:
-            found[before.name] = after.name
+            renamed[before.name] = after.name
             if before.bias is not None and after.bias is not None:
-                found[before.bias] = after.bias
-    return found
+                renamed[before.bias] = after.bias
+    return renamed
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What of a layer or a parameter no seed and no batch changes."""
+    """The facts of a layer or parameter that do not depend on seed or batch."""
 
     name: str
     facts: Mapping[str, str]
@@ -174,7 +174,7 @@ def outline(thing: Layer | Parameter) -> Outline:
 
 
 def paired_outlines(old: Sequence[Outline], new: Sequence[Outline]) -> tuple[Pair[Outline], ...]:
-    """Which is which, as in :func:`paired`."""
+    """Pair outlines as :func:`paired` does."""
     return _paired(old, new, lambda o: tuple(o.facts.values()))
 
 
@@ -186,11 +186,11 @@ def outlined(pairs: Sequence[Pair[Layer]] | Sequence[Pair[Parameter]]) -> list[P
 
 
 def units(layer: Layer) -> int | None:
-    """Not the shape: how many samples, steps or pixels there are is up to the batch."""
+    """The number of units. Not the shape, which depends on the batch."""
     return None if layer.output.units is None else len(layer.output.units)
 
 
 def _options(layer: Layer) -> str:
-    """Numbers that shape an activation, but for what training learns (PReLU's slope)."""
+    """The options of an activation, without what is learned (PReLU's slope)."""
     fixed = {k: v for k, v in layer.options.items() if layer.op != "prelu"}
     return ", ".join(f"{name}={value:g}" for name, value in fixed.items()) or "none"

@@ -1,4 +1,4 @@
-"""How far a long run has come, on a terminal's stderr; nothing of it stays on the screen."""
+"""A progress bar on stderr for long runs. It disappears when the run ends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["PACE", "PATIENCE", "Progress", "silenced"]
 
 PATIENCE = 1.0
-"""Seconds in which a run that is quick has ended, and a bar would only have flickered."""
+"""Seconds before the bar appears: a quick run ends first, so that no bar flickers."""
 
 PACE = 0.1
-"""Seconds between two drawings."""
+"""Seconds between two updates of the bar."""
 
 _silent: ContextVar[bool] = ContextVar("nndiag_silent", default=False)
 
@@ -37,9 +37,8 @@ def silenced() -> Iterator[None]:
 class Progress:
     """``with Progress("checking") as progress: progress.update(done, total, "encoder.3")``.
 
-    It draws within ``update``, once the first second is over, and not from a thread as rich would
-    by itself: a thread's failure cannot be caught. A failure to draw ends the drawing, never the
-    run.
+    ``update`` itself draws, after the first second. rich would draw from a thread, whose errors
+    cannot be caught. If drawing fails, the bar is dropped and the run goes on.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Progress:
                 self._display.stop()
 
     def update(self, done: float | None = None, total: float | None = None, text: str = "") -> None:
-        """So much is done, of so much; None where that is not known."""
+        """Show how much is done, of how much; None where that is unknown."""
         now = self._clock()
         if self._off or now - self._began < PATIENCE or now - self._drawn < PACE:
             return
@@ -108,7 +107,7 @@ class Progress:
             TaskProgressColumn(),
             TimeElapsedColumn(),
         )
-        # stdout is left alone: it may be piped to where somebody reads JSON.
+        # stdout is left alone: it may be a pipe that carries JSON.
         self._display = Display(
             *columns, console=console, transient=True, auto_refresh=False, redirect_stdout=False
         )
@@ -116,8 +115,7 @@ class Progress:
         self._display.start()
 
 
-# A closed stderr, a terminal that went away, another live display; on a broken pipe rich leaves
-# the program.
+# A closed stderr, a lost terminal, another live display; on a broken pipe rich raises SystemExit.
 _FAILURES = (Exception, SystemExit)
 
 
@@ -126,13 +124,13 @@ def _console() -> Console:
 
     class Stderr(Console):
         def on_broken_pipe(self) -> None:
-            # rich's own answer closes stdout and leaves the program.
+            # rich's own method closes stdout and exits the program.
             self.quiet = True
 
     return Stderr(stderr=True)
 
 
 def _is_live(console: Console) -> bool:
-    # rich has no public question for this. Two consoles that redraw one screen garble it, and
-    # a live display of the user's is almost always on rich's own console.
+    # rich has no public way to ask this. Two live displays garble one screen, and the user's is
+    # almost always on rich's global console.
     return bool(getattr(console, "_live_stack", None) or getattr(console, "_live", None))

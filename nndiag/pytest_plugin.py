@@ -1,7 +1,7 @@
 """The pytest plugin: the fixture ``diagnose``, the marker ``nndiag``, the options ``--nndiag-*``.
 
-Every session of everybody who has nndiag installed loads this file. So it is small, and whatever
-needs more than pytest is imported when a test asks for it.
+pytest loads this file in every session where nndiag is installed. So it is small, and imports
+anything beyond pytest only when a test needs it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
     "pytest_terminal_summary",
 ]
 
-_RULES = "rules by name, code or beginning of codes (ND2); commas or repeated"
+_RULES = "rules, by name, code or beginning of a code (ND2); separated by commas or repeated"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,25 +36,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--nndiag-format",
         metavar="FORMAT",
         action="append",
-        help="of those reports: html, json, csv, markdown, sarif, junit; commas or repeated "
-        "(default: html and json)",
+        help="formats of those reports: html, json, csv, markdown, sarif, junit; separated by "
+        "commas or repeated (default: html and json)",
     )
     add(
         "--nndiag-fail-on",
         choices=("error", "warning", "never"),
-        help="the mildest finding that fails a test (default: warning)",
+        help="the lowest severity that fails a test (default: warning)",
     )
     add("--nndiag-select", metavar="RULE", action="append", help=f"only these {_RULES}")
     add("--nndiag-ignore", metavar="RULE", action="append", help=f"not these {_RULES}")
     add(
         "--nndiag-baseline",
         metavar="DIR",
-        help="where diagnose.baseline keeps its files (default: nndiag-baselines)",
+        help="the folder of the files of diagnose.baseline (default: nndiag-baselines)",
     )
     add(
         "--nndiag-update-baseline",
         action="store_true",
-        help="write the baselines that are not there, and those that are not met",
+        help="write missing baselines, and those that the model no longer meets",
     )
     for name, kind, about in (
         ("report", "string", "--nndiag-report"),
@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ("ignore", "args", "--nndiag-ignore"),
         ("baseline", "string", "--nndiag-baseline"),
     ):
-        # Without a default, so that "not given" can be told from "given as nothing".
+        # No default: "not given" and "given as empty" differ.
         parser.addini(f"nndiag_{name}", f"as {about}", type=kind, default=None)  # type: ignore[arg-type]
 
 
@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "nndiag(select=None, ignore=None, thresholds=None, fail_on=None, seed=None): "
         "how nndiag judges the models of a test",
     )
-    if _given(config):  # what is wrong with it is said now, not by each test
+    if _given(config):  # a wrong option stops the session now, and does not fail each test
         from nndiag.errors import NNDiagError
         from nndiag.testing.session import settings_of
 
@@ -93,7 +93,7 @@ def _given(config: pytest.Config) -> bool:
 
 @pytest.fixture
 def diagnose(request: pytest.FixtureRequest) -> Diagnose:
-    """Checks a model, and fails the test where something is wrong in it.
+    """Checks a model, and fails the test if something is wrong in it.
 
     ``diagnose(model, batch, target=None, loss_fn=None, expect={"dead-relu": "why"})`` takes what
     :func:`nndiag.check` takes and returns its report.
@@ -105,7 +105,7 @@ def diagnose(request: pytest.FixtureRequest) -> Diagnose:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests of a model are a group: where xdist keeps groups together, it is checked once."""
+    """Group the tests of a model, so that with ``--dist loadgroup`` it is checked only once."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             for check in _checks(item):
@@ -114,7 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    """A check of :func:`nndiag.testing.parametrize_with_checks` learns which test it is."""
+    """Give each check of :func:`nndiag.testing.parametrize_with_checks` its test."""
     for check in _checks(item):
         check.item = item
 
@@ -127,9 +127,9 @@ def _checks(item: pytest.Item) -> list[Any]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """What was diagnosed goes with the test's report, home from any worker."""
+    """Attach the diagnoses to the test's report, which xdist workers send to the controller."""
     outcome: Any = yield
-    if "nndiag.testing.session" not in sys.modules:  # nothing was diagnosed: it stays unloaded
+    if "nndiag.testing.session" not in sys.modules:  # nothing was diagnosed: do not load it
         return
     from nndiag.testing.session import DIAGNOSES
 
@@ -140,15 +140,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    told = [
-        # What a test expected to fail, or caught, is no failure of the session's.
+    diagnoses = [
+        # A failure that the test expects or catches does not fail the session.
         (report.nodeid, {**diagnosis, "failed": diagnosis["failed"] and report.failed})
         for outcome, reports in terminalreporter.stats.items()
         for report in reports
-        if outcome != "rerun"  # of which the last run tells
+        if outcome != "rerun"  # the last run counts
         for diagnosis in getattr(report, "nndiag", ())
     ]
-    if told:
-        from nndiag.testing.summary import tell
+    if diagnoses:
+        from nndiag.testing.summary import write
 
-        tell(terminalreporter, told)
+        write(terminalreporter, diagnoses)

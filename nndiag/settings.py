@@ -1,4 +1,4 @@
-"""Settings from ``[tool.nndiag]`` of pyproject.toml: command line over file over default."""
+"""Settings: the command line goes before ``[tool.nndiag]`` in pyproject.toml, then defaults."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["KEPT", "Config", "FailOn", "KeptAs", "Settings", "flatten", "load", 
 FailOn = Literal["error", "warning", "never"]
 KeptAs = Literal["json", "html", "csv", "markdown", "sarif", "junit"]
 KEPT: tuple[KeptAs, ...] = get_args(KeptAs)
-"""The formats worth a file; others are made for a log."""
+"""The formats that are saved as files; the others are for logs."""
 Config = Mapping[str, Any] | str | os.PathLike[str] | bool | None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is in force where nothing else is said."""
+    """The settings of a check, with their defaults."""
 
     select: tuple[str, ...] | None = None
     ignore: tuple[str, ...] | None = None
@@ -39,7 +39,7 @@ class Settings:
     seed: int = 0
     thresholds: Mapping[str, float] = field(default_factory=dict)
     max_batches: int = 64
-    # Of the pytest plugin: where it keeps reports, in which formats, and baselines.
+    # For the pytest plugin: the folder and formats of reports, and the folder of baselines.
     report: Path | None = None
     format: tuple[str, ...] | None = None
     baseline: Path | None = None
@@ -57,24 +57,24 @@ class Settings:
         format: Iterable[str] | str | None = None,
         baseline: Path | None = None,
     ) -> Settings:
-        """These settings under what was given explicitly; None is "not given".
+        """These settings, with the given ones in their place; None means "not given".
 
-        Thresholds add up, key by key; the others replace.
+        Thresholds are merged key by key.
         """
         for name, words in (("select", select), ("ignore", ignore), ("format", format)):
-            _are_words(name, words)
+            _require_words(name, words)
         if thresholds is not None and not isinstance(thresholds, Mapping):
             raise SettingsError(
                 f'thresholds = {thresholds!r}: give a mapping, such as {{"dead-relu.share": 0.5}}.'
             )
         given: dict[str, Any] = {
-            "select": None if select is None else _words(select),
-            "ignore": None if ignore is None else _words(ignore),
+            "select": None if select is None else _as_tuple(select),
+            "ignore": None if ignore is None else _as_tuple(ignore),
             "fail_on": fail_on,
             "seed": seed,
             "max_batches": max_batches,
             "report": report,
-            "format": None if format is None else _words(format),
+            "format": None if format is None else _as_tuple(format),
             "baseline": baseline,
         }
         return dataclasses.replace(
@@ -95,7 +95,7 @@ _KEYS = {
     "select": _Key(str | list[str], _RULES),
     "ignore": _Key(str | list[str], _RULES),
     "fail-on": _Key(FailOn, '"error", "warning" or "never"'),
-    # NumPy's global generator, which a check seeds too, takes no larger one.
+    # A check also seeds NumPy's global generator, which takes no larger seed.
     "seed": _Key(Annotated[int, Field(ge=0, lt=2**32)], "a whole number from 0 to 4294967295"),
     "thresholds": _Key(
         dict[str, float | dict[str, float]],
@@ -110,9 +110,10 @@ _PATHS = ("report", "baseline")
 
 
 def load(config: Config = None, here: Path | None = None) -> Settings:
-    """Settings from a mapping or a TOML file; from the nearest pyproject.toml for None.
+    """Settings from a mapping or a TOML file; None reads the nearest pyproject.toml.
 
-    False reads nothing. ``here``: where "nearest" is measured from, if not the working directory.
+    False gives the defaults. ``here``: where the search for pyproject.toml starts, if not in the
+    working directory.
 
     Raises:
         SettingsError: an unknown key, a wrong value, or a file that cannot be read.
@@ -124,8 +125,8 @@ def load(config: Config = None, here: Path | None = None) -> Settings:
     if config is not None and not isinstance(config, (str, os.PathLike)):
         raise SettingsError(
             f"config is {type(config).__name__}. Legal are: a mapping of settings, the path of a "
-            "TOML file with a [tool.nndiag] table, None for the nearest pyproject.toml, False for "
-            "no file at all."
+            "TOML file with a [tool.nndiag] table, None for the nearest pyproject.toml, or False "
+            "for no file."
         )
     path = nearest(here) if config is None else Path(config)
     if path is None:
@@ -183,25 +184,25 @@ def _settings(table: Mapping[str, Any], where: str, home: Path) -> Settings:
             raise SettingsError(f"{where} {key} = {value!r}: write {_KEYS[key].legal}.") from error
     given |= {key: home / given[key] for key in _PATHS if key in given}
     settings = Settings().override(**given)
-    # Said here, where the file and the key are known, rather than when the rules are chosen.
-    for key, probe in (
+    # Checked here, where the file and the key are known, and not when the rules are chosen.
+    for key, validate in (
         ("select", lambda: chosen(settings.select)),
         ("ignore", lambda: chosen(None, settings.ignore)),
         ("thresholds", lambda: effective_thresholds(settings.thresholds)),
     ):
         try:
-            probe()
+            validate()
         except (UnknownRuleError, SettingsError) as error:
             raise SettingsError(f"{where} {key}: {error}") from error
     return settings
 
 
-def _are_words(name: str, words: object) -> None:
+def _require_words(name: str, words: object) -> None:
     if words is None or isinstance(words, str):
         return
     if not isinstance(words, Iterable):
         raise SettingsError(f"{name} = {words!r}: give a word or a list of words.")
 
 
-def _words(words: Iterable[str] | str) -> tuple[str, ...]:
+def _as_tuple(words: Iterable[str] | str) -> tuple[str, ...]:
     return (words,) if isinstance(words, str) else tuple(words)

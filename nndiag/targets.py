@@ -1,4 +1,4 @@
-"""``package.module:attr`` and ``file.py:attr``: the user's objects, by name."""
+"""Load the user's objects by name: ``package.module:attr`` and ``file.py:attr``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["load"]
 
 
 def load(target: str, *, is_function: bool = False) -> Any:
-    """The object that ``package.module:attr`` or ``file.py:attr`` names, made if it is a factory.
+    """The object that ``package.module:attr`` or ``file.py:attr`` names.
 
-    A class or a function that needs no arguments is called; anything else is the object itself.
-    With ``is_function`` a function that does need arguments is what was asked for (a loss).
+    A class or a function without required arguments is called, and its result returned. With
+    ``is_function`` (a loss, an optimiser), a function with required arguments is returned as it is.
 
     Raises:
         TargetError: it cannot be found, or the user's code raised.
@@ -38,29 +38,29 @@ def load(target: str, *, is_function: bool = False) -> Any:
         )
     _on_path(Path.cwd())
     is_file = place.endswith(".py") or "/" in place or os.sep in place
-    found: Any = _file(place, target) if is_file else _module(place, target)
+    named: Any = _file(place, target) if is_file else _module(place, target)
     for part in attribute.split("."):
         try:
-            found = getattr(found, part)
+            named = getattr(named, part)
         except AttributeError:
-            names = [name for name in dir(found) if not name.startswith("_")]
+            names = [name for name in dir(named) if not name.startswith("_")]
             raise TargetError(
-                f"{target}: {_called(found)} has no {part!r}.{did_you_mean(part, names)} "
-                f"It has: {_some(_own(found, names))}."
+                f"{target}: {_name_of(named)} has no {part!r}.{did_you_mean(part, names)} "
+                f"It has: {_some(_own(named, names))}."
             ) from None
-    is_factory = inspect.isclass(found) or inspect.isroutine(found)
-    if not is_factory and not isinstance(found, functools.partial):
-        return found
-    missing = _required(found)
-    if missing and is_function and not inspect.isclass(found):
-        return found
+    is_factory = inspect.isclass(named) or inspect.isroutine(named)
+    if not is_factory and not isinstance(named, functools.partial):
+        return named
+    missing = _required(named)
+    if missing and is_function and not inspect.isclass(named):
+        return named
     if missing:
         raise TargetError(
-            f"{target} needs arguments ({', '.join(missing)}), and a factory gets none. "
-            "Name a function that builds it with no arguments, or the object itself."
+            f"{target} needs arguments ({', '.join(missing)}), but is called without any. "
+            "Name a function without arguments that builds the object, or the object itself."
         )
     try:
-        return found()
+        return named()
     except (Exception, SystemExit) as error:
         raise TargetError(_raised(f"{target} raised when it was called", error)) from error
 
@@ -87,7 +87,7 @@ def _file(place: str, target: str) -> ModuleType:
         hint = ""
         if isinstance(error, ImportError) and "relative import" in str(error):
             hint = " It belongs to a package: write package.module:attr instead."
-        raise TargetError(_raised(f"{place} raised while it was read", error) + hint) from error
+        raise TargetError(_raised(f"{place} raised while it was run", error) + hint) from error
     return module
 
 
@@ -96,13 +96,13 @@ def _module(place: str, target: str) -> ModuleType:
         return importlib.import_module(place)
     except (Exception, SystemExit) as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
-        # Otherwise the module is there, and it is one that it imports that is not.
+        # Otherwise the module exists, and something that it imports does not.
         if absent and f"{place}.".startswith(f"{absent}."):
             near = [info.name for info in pkgutil.iter_modules([str(Path.cwd())])]
             raise TargetError(
-                f"{target}: there is no module {absent!r}.{did_you_mean(place, near)} It is "
-                "looked for in the working directory and among the installed packages; a file is "
-                "named file.py:attr."
+                f"{target}: there is no module {absent!r}.{did_you_mean(place, near)} It was "
+                "looked for in the working directory and among the installed packages. To name a "
+                "file, write file.py:attr."
             ) from None
         raise TargetError(_raised(f"{place} raised while it was imported", error)) from error
 
@@ -113,7 +113,7 @@ def _on_path(folder: Path) -> None:
 
 
 def _required(factory: Any) -> list[str]:
-    """Arguments it cannot be called without; none are known of what is written in C."""
+    """The required arguments; none for functions written in C, which have no signature."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
@@ -126,7 +126,7 @@ def _required(factory: Any) -> list[str]:
 
 
 def _raised(what: str, error: BaseException) -> str:
-    """What the user's code raised, and the last line of it that is the user's."""
+    """What the user's code raised, and the last line of the user's code in the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not _is_foreign(f.filename)]
     at = f"\n  at {own[-1].filename}:{own[-1].lineno}, in {own[-1].name}" if own else ""
@@ -140,19 +140,19 @@ def _is_foreign(file: str) -> bool:
     return file.startswith(("<", *(f"{folder}{os.sep}" for folder in foreign)))
 
 
-def _called(found: Any) -> str:
-    return str(getattr(found, "__name__", type(found).__name__))
+def _name_of(named: Any) -> str:
+    return str(getattr(named, "__name__", type(named).__name__))
 
 
-def _own(found: Any, names: list[str]) -> list[str]:
-    """Of a module's names those that it defines itself: not what it imported."""
-    if not isinstance(found, ModuleType):
+def _own(named: Any, names: list[str]) -> list[str]:
+    """The names that a module defines itself, without what it imports."""
+    if not isinstance(named, ModuleType):
         return names
     return [
         name
         for name in names
-        if getattr(getattr(found, name), "__module__", found.__name__) == found.__name__
-        and not isinstance(getattr(found, name), ModuleType)
+        if getattr(getattr(named, name), "__module__", named.__name__) == named.__name__
+        and not isinstance(getattr(named, name), ModuleType)
     ]
 
 

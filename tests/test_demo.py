@@ -217,14 +217,14 @@ def test_it_ends_in_a_table_of_all_four(shown, networks):
 
 def test_each_sick_network_ends_repaired_with_its_training_before_and_after(shown):
     assert shown[0].count("Repaired: ") == 3
-    assert shown[0].count("Better beyond chance: the loss at the end was") == 3
+    assert shown[0].count("Better beyond chance: the final loss was") == 3
     for name in ("sigmoid-stack", "tanh-10x", "dead-relu"):
         page = (shown[1] / name / "repair.html").read_text(encoding="utf-8")
         assert "<!doctype html>" in page
 
 
 def test_the_accuracy_stands_before_each_report(shown, networks):
-    told = re.findall(r"Accuracy on images it has not seen: (\S+)", shown[0])
+    told = re.findall(r"Accuracy on unseen images: (\S+)", shown[0])
 
     assert told == [f"{network.accuracy:.1%}" for network in networks.values()]
 

@@ -1,15 +1,16 @@
-"""Two reports held against each other, in a terminal, as a page and as a comment."""
+"""A comparison of two reports in a terminal, as a page and as a Markdown comment."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nndiag.numbers import Unit
 from nndiag.render import story
 from nndiag.render.html import page
 from nndiag.render.markdown import LONGEST, escape, fitting
@@ -19,9 +20,32 @@ if TYPE_CHECKING:
     from nndiag.pairing import Pair
     from nndiag.stats import Layer, Parameter, TensorStats
 
-MOST_LINES = 12
-"""Of one list in a terminal or a comment; the page and the data have all."""
+__all__ = [
+    "HEADINGS",
+    "MOST_LINES",
+    "SIDES",
+    "brief",
+    "change_text",
+    "difference_text",
+    "differences",
+    "fragment",
+    "groups",
+    "html",
+    "layer_rows",
+    "markdown",
+    "parameter_rows",
+    "sides",
+    "terminal",
+    "verdict",
+]
 
+MOST_LINES = 12
+"""The longest list shown in a terminal or a comment; the page and the JSON report have all."""
+
+HEADINGS = {
+    "appeared": "appeared", "vanished": "vanished",
+    "worse": "got worse", "better": "got better",
+}  # fmt: skip
 _MARKS = {"appeared": "+", "vanished": "-", "worse": "▲", "better": "▼"}
 _STYLES = {"appeared": "bold red", "vanished": "bold green", "worse": "red", "better": "green"}
 
@@ -29,28 +53,26 @@ _STYLES = {"appeared": "bold red", "vanished": "bold green", "worse": "red", "be
 def verdict(comparison: Comparison) -> str:
     """The comparison in one sentence."""
     if comparison.same:
-        quiet = [
-            story.plural(len(changes), f"finding that {word}")
-            for word, changes in (
-                ("came", comparison.appeared), ("went", comparison.vanished)
-            )
-            if changes
-        ]  # fmt: skip
-        told = f" ({' and '.join(quiet)} may be chance, or only a note)" if quiet else ""
-        return f"The same, as far as chance allows to say{told}."
-    came = sum(change.counts for change in comparison.appeared)
-    went = sum(change.counts for change in comparison.vanished)
-    parts = []
-    if came:
-        parts.append(f"{story.plural(came, 'finding')} appeared")
-    if went:
-        parts.append(f"{story.plural(went, 'finding')} vanished")
-    if comparison.differences:
-        count = len(comparison.differences)
-        parts.append(
-            "1 number or part differs" if count == 1 else f"{count:,} numbers or parts differ"
-        )
-    return f"Not the same: {', '.join(parts)}."
+        ignored = " and ".join(_counts(comparison, lambda change: not change.counts))
+        why = "a note or within chance of its threshold"
+        aside = f" (not counted: {ignored}; {why})" if ignored else ""
+        return f"No difference beyond chance{aside}."
+    parts = _counts(comparison, lambda change: change.counts)
+    structural = sum(d.kind == "structure" for d in comparison.differences)
+    if structural:
+        parts.append(story.plural(structural, "structural change"))
+    if moved := len(comparison.differences) - structural:
+        parts.append(f"{story.plural(moved, 'number')} changed beyond chance")
+    return f"Different: {', '.join(parts)}."
+
+
+def _counts(comparison: Comparison, chosen: Callable[[Change], bool]) -> list[str]:
+    """``["2 findings appeared", "1 finding vanished"]``, of those that are chosen."""
+    numbers = {
+        "appeared": sum(map(chosen, comparison.appeared)),
+        "vanished": sum(map(chosen, comparison.vanished)),
+    }
+    return [f"{story.plural(n, 'finding')} {word}" for word, n in numbers.items() if n]
 
 
 def groups(comparison: Comparison) -> Iterator[tuple[str, tuple[Change, ...]]]:
@@ -66,7 +88,7 @@ def change_text(change: Change) -> str:
     if change.old is not None and change.new is not None:
         a, b = (story.yardstick(x) for x in (change.old, change.new))
         if change.old.severity != change.new.severity:
-            text += f" (was {change.old.severity}, is {change.new.severity})"
+            text += f" (severity was {change.old.severity}, is {change.new.severity})"
         elif a is not None and b is not None:
             text += f" ({b.name} was {a.measured}, is {b.measured})"
     return text + (" [may be chance]" if change.borderline else "")
@@ -76,28 +98,30 @@ def difference_text(difference: Difference) -> str:
     d = difference
     if d.text:
         return d.text
-    old, new = (story.number(x, "share" if d.kind == "share" else "") for x in (d.old, d.new))
-    text = f"{d.name}: {d.what} of the {d.kind} was {old}, is {new}"
-    if d.kind == "share":
-        text = f"{d.name}: {d.what} was {old}, is {new}"
+    unit: Unit = "share" if d.kind == "share" else ""
+    old, new = (story.number(x, unit) for x in (d.old, d.new))
+    what = d.what if d.kind == "share" else f"{d.kind} {d.what}"
+    text = f"{d.name}: {what} was {old}, is {new}"
     if d.what == "scale" and d.old and d.new:
-        ratio = d.new / d.old
-        allowed = math.exp(d.band)
-        text += f" (× {story.number(ratio)}; chance allows × {story.number(allowed)} either way)"
-    return text
+        ratio, most = story.number(d.new / d.old), story.number(math.exp(d.band))
+        return f"{text} (× {ratio}; chance explains up to × {most} either way)"
+    if d.what == "scale" or not d.size > 0:  # all zero in one run: no ratio
+        return text
+    most = story.number(abs(d.new - d.old) / d.size * d.band, unit)
+    return f"{text} (chance explains a change of up to {most})"
 
 
 def differences(comparison: Comparison) -> list[tuple[str, list[Difference]]]:
-    """By kind, causes before what follows from them."""
+    """The differences by kind, causes before their consequences."""
     kinds = {
         "structure": "Structure", "input": "Inputs", "parameter": "Parameters",
         "activation": "Activations", "share": "Shares", "gradient": "Gradients",
     }  # fmt: skip
-    found = {
+    by_title = {
         title: [d for d in comparison.differences if d.kind == kind]
         for kind, title in kinds.items()
     }
-    return [(title, ds) for title, ds in found.items() if ds]
+    return [(title, ds) for title, ds in by_title.items() if ds]
 
 
 # -- the tables ---------------------------------------------------------------------------------
@@ -110,7 +134,7 @@ def layer_rows(comparison: Comparison) -> list[dict[str, Any]]:
         rows.append(
             {
                 "layer": pair.name,
-                **_fate(comparison, pair),
+                **_status(comparison, pair),
                 "op": _change(_op(a), _op(b)),
                 **_both("mean", _of(a, "output"), _of(b, "output")),
                 **_both("std", _of(a, "output"), _of(b, "output")),
@@ -126,7 +150,7 @@ SIDES = ("layer", "std", "gradient rms", "flat share")
 
 
 def sides(comparison: Comparison, most: int) -> list[tuple[str, ...]]:
-    """A few layers' numbers, old → new, in the order of the network; what differs comes first."""
+    """Numbers of at most so many layers, old → new, in network order; changed layers go first."""
     rows = layer_rows(comparison)
     chosen = [row for row in rows if row["differs"]][:most]
     chosen += [row for row in rows if not row["differs"]][: most - len(chosen)]
@@ -135,7 +159,7 @@ def sides(comparison: Comparison, most: int) -> list[tuple[str, ...]]:
         (
             row["layer"],
             *(
-                _change(*(_told(row[f"{name}, {when}"]) for when in ("old", "new")))
+                _change(*(_shown(row[f"{name}, {when}"]) for when in ("old", "new")))
                 for name in SIDES[1:]
             ),
         )
@@ -143,7 +167,7 @@ def sides(comparison: Comparison, most: int) -> list[tuple[str, ...]]:
     ]
 
 
-def _told(value: float) -> str:
+def _shown(value: float) -> str:
     return "—" if math.isnan(value) else story.number(value)
 
 
@@ -154,7 +178,7 @@ def parameter_rows(comparison: Comparison) -> list[dict[str, Any]]:
         rows.append(
             {
                 "parameter": pair.name,
-                **_fate(comparison, pair),
+                **_status(comparison, pair),
                 "shape": _change(_shape(a), _shape(b)),
                 **_both("mean", _of(a, "value"), _of(b, "value")),
                 **_both("rms", _of(a, "value"), _of(b, "value")),
@@ -164,8 +188,8 @@ def parameter_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def _fate(comparison: Comparison, pair: Pair[Any]) -> dict[str, str]:
-    """What became of one thing, and how it was called."""
+def _status(comparison: Comparison, pair: Pair[Any]) -> dict[str, str]:
+    """Whether a layer or parameter is new, gone or changed, and its old name."""
     if pair.old is None or pair.new is None:
         return {"was called": "", "differs": "new" if pair.old is None else "gone"}
     named = {d.name for d in comparison.differences if d.what not in ("layer", "parameter")}
@@ -216,10 +240,10 @@ def terminal(comparison: Comparison) -> RenderableType:
         parts += _more(len(changes))
     if any(True for _ in groups(comparison)):
         parts.append(Text())
-    for title, found in differences(comparison):
+    for title, changed in differences(comparison):
         parts.append(Text(title, style="bold"))
-        parts += [Text(f"  {story.printable(difference_text(d))}") for d in found[:MOST_LINES]]
-        parts += _more(len(found))
+        parts += [Text(f"  {story.printable(difference_text(d))}") for d in changed[:MOST_LINES]]
+        parts += _more(len(changed))
     if comparison.differences:
         parts.append(Text())
     if comparison.layers and not comparison.same:
@@ -245,7 +269,7 @@ def _more(count: int) -> list[RenderableType]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """At most MOST_BYTES, whatever was compared."""
+    """A comment of at most MOST_BYTES, however much differs."""
     return fitting(lambda most: _markdown(comparison, most))
 
 
@@ -256,14 +280,14 @@ def _markdown(comparison: Comparison, most: int) -> Iterator[str]:
     yield ""
     for word, changes in groups(comparison):
         counted = [change for change in changes if change.counts] or list(changes)
-        yield f"**{word}**"
+        yield f"**Findings that {HEADINGS[word]}**"
         yield ""
         yield from _list(map(change_text, counted), most)
         yield ""
-    for title, found in differences(comparison):
-        yield f"<details><summary>{title}: {len(found)}</summary>"
+    for title, changed in differences(comparison):
+        yield f"<details><summary>{title}: {len(changed)}</summary>"
         yield ""
-        yield from _list(map(difference_text, found), most)
+        yield from _list(map(difference_text, changed), most)
         yield ""
         yield "</details>"
         yield ""
@@ -280,11 +304,11 @@ def _markdown(comparison: Comparison, most: int) -> Iterator[str]:
 
 
 def _list(texts: Iterable[str], most: int) -> Iterator[str]:
-    told = list(texts)
-    for text in told[:most]:
+    items = list(texts)
+    for text in items[:most]:
         yield f"- {escape(text)[: 2 * LONGEST]}"
-    if len(told) > most:
-        yield f"- and {len(told) - most} more, in the page and the JSON reports"
+    if len(items) > most:
+        yield f"- and {len(items) - most} more, in the page and the JSON reports"
 
 
 def brief(comparison: Comparison) -> str:
@@ -298,7 +322,7 @@ def html(comparison: Comparison) -> str:
 
 
 def fragment(comparison: Comparison) -> str:
-    """The verdict and what differs, to stand inside another page (a notebook)."""
+    """The verdict and the differences, for use inside another page (a notebook)."""
     return _page("comparison-fragment.html.j2", comparison)
 
 
@@ -309,6 +333,7 @@ def _page(template: str, comparison: Comparison) -> str:
         title=comparison.new.snapshot.model,
         verdict=verdict(comparison),
         groups=list(groups(comparison)),
+        headings=HEADINGS,
         differences=differences(comparison),
         change_text=change_text,
         difference_text=difference_text,

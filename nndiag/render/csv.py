@@ -1,4 +1,4 @@
-"""Three tables for a spreadsheet: findings, layers, parameters."""
+"""The report as three CSV files: findings, layers and parameters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["render"]
 
 
 def render(report: Report) -> dict[str, str]:
-    """The text of each file by its name."""
+    """The text of each file, by name."""
     findings = report.to_frame()
-    # An evidence dict's repr would be Python; every tool reads JSON.
+    # JSON, which every tool reads; the repr of a dict is Python.
     findings["evidence"] = [json.dumps(plain(r["evidence"])) for r in tables.findings(report)]
     frames = {"findings": findings, "layers": report.layers, "parameters": report.parameters}
     return {
@@ -26,5 +26,5 @@ def render(report: Report) -> dict[str, str]:
 
 
 def _writable(value: object) -> object:
-    """Without NUL, which the csv of Python 3.10 refuses to write."""
+    """The value without NUL, which Python 3.10's csv module does not write."""
     return value.replace("\0", "\\x00") if isinstance(value, str) else value

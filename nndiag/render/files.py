@@ -1,4 +1,4 @@
-"""Writing files so that a failure leaves what was there before."""
+"""Write files so that a failure keeps the old ones."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["free", "write"]
 
 
 def write(texts: Mapping[Path, str | bytes]) -> None:
-    """Write all of these files or none: each beside its place first, then all moved there.
+    """Write all files or none: each to a temporary file beside its path, then all are moved.
 
     Raises:
-        OutputError: one of them cannot be written.
+        OutputError: a file cannot be written.
     """
     waiting: list[tuple[Path, Path]] = []
     path = Path()
@@ -29,13 +29,12 @@ def write(texts: Mapping[Path, str | bytes]) -> None:
                 data = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
                 place = Path(os.path.realpath(path))
                 if place.is_dir():
-                    raise IsADirectoryError("it is a folder; name a file in it")
+                    raise IsADirectoryError("it is a folder; give the path of a file in it")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 if place.exists() and not place.is_file():
-                    place.write_bytes(data)  # a pipe or a device: nothing there to keep
+                    place.write_bytes(data)  # a pipe or a device has no old content to keep
                     continue
-                # Not tempfile: its files are private, and a report should be as readable as the
-                # user's umask says.
+                # Not tempfile, whose files only the user can read: a report follows the umask.
                 beside = place.with_name(f".nndiag-{uuid.uuid4().hex}.tmp")
                 waiting.append((beside, place))
                 beside.write_bytes(data)
@@ -50,20 +49,20 @@ def write(texts: Mapping[Path, str | bytes]) -> None:
     except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{path} could not be written: {reason}. What was there before is "
-            "still there. Choose a place that can be written to."
+            f"{path} could not be written: {reason}. Old files are unchanged. "
+            "Choose a path that can be written to."
         ) from error
 
 
 def free(paths: Iterable[Path], force: bool) -> None:
-    """That nothing of the user's is there already, unless ``force``.
+    """Check that none of the files exists, unless ``force``.
 
     Raises:
-        OutputError: something is.
+        OutputError: one exists.
     """
-    there = [path for path in paths if path.exists()]
-    if there and not force:
+    existing = [path for path in paths if path.exists()]
+    if existing and not force:
         raise OutputError(
-            f"{', '.join(map(str, there))} exists already and may be worth keeping. Nothing was "
-            "written. Choose another place or name, or say force (--force) to overwrite it."
+            f"{', '.join(map(str, existing))} already exists. Nothing was written. Choose another "
+            "folder or name, or overwrite it with force=True (--force)."
         )

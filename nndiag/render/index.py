@@ -1,4 +1,4 @@
-"""One page that lists all reports in a folder, whoever wrote them."""
+"""A page that lists all reports in a folder, from all processes."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from nndiag.render import files
 __all__ = ["NAME", "reports", "update"]
 
 NAME = "index.html"
-# Within the first few kilobytes of a page: html.render puts it there.
+# html.render puts it in the first few kilobytes of a page.
 _SUMMARY = re.compile(r'<meta name="nndiag-report" content="([^"]*)">')
 _HEAD = 20_000
 
 
 def update(folder: Path) -> None:
-    """Write the folder's index anew. Processes that write side by side need not know of another.
+    """Rewrite the folder's index. Processes that write at the same time lose no report.
 
-    Each has put its report there before it looks; and whoever writes the index last looks once
-    more, and finds what it had not seen.
+    Each process saves its report before it lists the folder. After writing the index it lists the
+    folder again, until nothing new has appeared.
 
     Raises:
         OutputError: it cannot be written.
     """
     listed: list[dict[str, Any]] | None = None
-    while (found := reports(folder)) != listed:
-        listed = found
-        files.write({folder / NAME: _render(found)})
+    while (current := reports(folder)) != listed:
+        listed = current
+        files.write({folder / NAME: _render(current)})
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
-    """What each page in the folder says of itself, gravest first."""
-    found = []
+    """The summary of each page in the folder, most severe first."""
+    summaries = []
     for path in sorted(folder.glob("*.html")):
         try:
             with path.open(encoding="utf-8") as page:
                 match = _SUMMARY.search(page.read(_HEAD))
-            told = None if match is None else json.loads(unescape(match[1]))
-        except (OSError, ValueError):  # gone again, or nothing of ours
+            summary = None if match is None else json.loads(unescape(match[1]))
+        except (OSError, ValueError):  # deleted meanwhile, or not written by nndiag
             continue
-        if isinstance(told, dict) and {"model", "verdict", "grade"} <= told.keys():
+        if isinstance(summary, dict) and {"model", "verdict", "grade"} <= summary.keys():
             others = [
                 other.name
                 for other in sorted(folder.glob(f"{path.stem}.*"))
                 if other.suffix in (".json", ".md", ".sarif", ".xml") and other.is_file()
             ]
-            found.append({"file": path.name, "others": others, **told})
+            summaries.append({"file": path.name, "others": others, **summary})
     order = ("error", "warning", "note", "fine")
     rank = {grade: place for place, grade in enumerate(order)}
-    return sorted(found, key=lambda told: (rank.get(told["grade"], 0), told["file"]))
+    return sorted(summaries, key=lambda page: (rank.get(page["grade"], 0), page["file"]))
 
 
-def _render(found: list[dict[str, Any]]) -> str:
+def _render(summaries: list[dict[str, Any]]) -> str:
     from nndiag.render.html import page
 
-    return page("index.html.j2", reports=found)
+    return page("index.html.j2", reports=summaries)

@@ -1,8 +1,7 @@
-"""The report as JSON, and back: everything that was measured, so that it can be judged again.
+"""The report as JSON and back, with everything measured, so that it can be judged again.
 
-Standard JSON knows no NaN and no infinity, so these travel as strings. An array of more than a
-few numbers travels packed, at half the size: ``{"dtype": "<f8", "deflate": "…"}`` is its bytes,
-deflated (zlib), in base64.
+Standard JSON has no NaN and no infinity, so these are written as strings. Longer arrays are packed
+to half the size: ``{"dtype": "<f8", "deflate": "…"}`` holds the bytes, deflated (zlib), in base64.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = ["PLAIN", "SCHEMA", "plain", "read", "render", "schema"]
 
 SCHEMA = 1
 PLAIN = 16
-"""The longest array that is written as plain numbers."""
+"""Longer arrays are packed."""
 
 _PACKED = {"dtype", "deflate"}
 
@@ -43,18 +42,18 @@ def render(report: Report) -> str:
         "verdict": report.verdict,  # for a script to show; reading does without
         "report": plain(report),
     }
-    # A cause is written as its place in the list, not once more in whole.
+    # A cause is written as its index in the list of findings, not repeated.
     for finding, cause in zip(tree["report"]["findings"], _causes(report.findings), strict=True):
         finding["cause"] = cause
-    # Not pydantic's to_json: it refuses a lone surrogate, and a file's name may hold one.
+    # Not pydantic's to_json: it refuses lone surrogates, which a file name may contain.
     return json.dumps(tree, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def read(kind: type[Report], text: str, source: str) -> Report:
-    """The report, of class ``kind``, that ``text`` holds.
+    """Read a report, of class ``kind``, from its JSON text.
 
     Raises:
-        ReportError: it holds none, or one that this version does not know.
+        ReportError: ``text`` is no saved report, or one of an unknown form.
     """
     try:
         tree = json.loads(text, object_hook=_unpacked)
@@ -65,8 +64,8 @@ def read(kind: type[Report], text: str, source: str) -> Report:
         ) from error
     if not isinstance(tree, dict) or not {"schema", "nndiag", "report"} <= tree.keys():
         raise ReportError(
-            f"{source} is JSON, but not a saved report: that is an object with 'schema', 'nndiag' "
-            "and 'report', as report.to_json() writes it."
+            f"{source} is JSON, but not a saved report. report.to_json() writes an object with "
+            "'schema', 'nndiag' and 'report'."
         )
     if tree["schema"] != SCHEMA:
         raise ReportError(
@@ -77,9 +76,9 @@ def read(kind: type[Report], text: str, source: str) -> Report:
         causes = [finding.pop("cause", None) for finding in tree["report"]["findings"]]
         report = _adapter(kind).validate_python(tree["report"])
     except ValidationError as error:
-        raise ReportError(f"{source} is no sound report: {_first(error)}") from error
+        raise ReportError(f"{source} is not a valid report: {_first(error)}") from error
     except (TypeError, KeyError, AttributeError) as error:
-        raise ReportError(f"{source} is no sound report: it has no list of findings.") from error
+        raise ReportError(f"{source} is not a valid report: it has no list of findings.") from error
     return dataclasses.replace(report, findings=_linked(report.findings, causes, source))
 
 
@@ -88,7 +87,7 @@ def schema(kind: type[Report]) -> dict[str, Any]:
     report = _adapter(kind).json_schema(mode="serialization", schema_generator=_Generator)
     kinds = report.pop("$defs")
     kinds["Finding"]["properties"]["cause"] = {
-        "description": "The place in the list of findings of the one that explains this one.",
+        "description": "The index, in the list of findings, of the one that explains this one.",
         "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
     }
     kinds["Packed"] = {
@@ -125,7 +124,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _with_packed(tree: Any) -> Any:
-    """Let every array of numbers be packed too."""
+    """The schema, with every array of numbers also allowed in packed form."""
     if isinstance(tree, list):
         return [_with_packed(item) for item in tree]
     if not isinstance(tree, dict):
@@ -141,7 +140,7 @@ def _numeric(items: Any) -> bool:
     )
 
 
-_ADAPTERS: dict[type[Report], TypeAdapter[Report]] = {}  # each takes tens of milliseconds to make
+_ADAPTERS: dict[type[Report], TypeAdapter[Report]] = {}  # building one takes tens of milliseconds
 
 
 def _adapter(kind: type[Report]) -> TypeAdapter[Report]:
@@ -151,14 +150,14 @@ def _adapter(kind: type[Report]) -> TypeAdapter[Report]:
 
 
 def _first(error: ValidationError) -> str:
-    told = error.errors(include_url=False, include_input=False)
-    where = ".".join(map(str, told[0]["loc"]))
-    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-    return f"{where}: {told[0]['msg']}{more}."
+    errors = error.errors(include_url=False, include_input=False)
+    where = ".".join(map(str, errors[0]["loc"]))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where}: {errors[0]['msg']}{more}."
 
 
 def plain(value: Any) -> Any:
-    """What JSON has words for: a dataclass as an object, NaN as a string, an array packed."""
+    """The value as JSON types: a dataclass as an object, NaN as a string, an array packed."""
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -201,27 +200,27 @@ def _causes(findings: tuple[Finding, ...]) -> list[int | None]:
         if cause in findings:
             return findings.index(cause)
         raise ReportError(
-            f"{cause.rule} at {cause.layer} explains a finding but is not in the report's own "
-            "list; put it there before the report is saved."
+            f"{cause.rule} at {cause.layer} explains a finding, but is not in the report's "
+            "findings. Add it before you save the report."
         )
 
     return [index(finding.cause) for finding in findings]
 
 
 def _linked(findings: tuple[Finding, ...], causes: list[Any], source: str) -> tuple[Finding, ...]:
-    made: dict[int, Finding] = {}
+    linked: dict[int, Finding] = {}
 
-    def make(index: int, effects: tuple[int, ...] = ()) -> Finding:
+    def link(index: int, effects: tuple[int, ...] = ()) -> Finding:
         if index in effects or index not in range(len(findings)):
             raise ReportError(
-                f"{source} is no sound report: finding {effects[-1]} names {index!r} as its "
-                "cause, which is not in the list of findings or is explained by it in turn."
+                f"{source} is not a valid report: finding {effects[-1]} names {index!r} as its "
+                "cause, which is not in the list of findings, or has this finding as its own cause."
             )
-        if index not in made:
+        if index not in linked:
             cause = causes[index]
-            made[index] = dataclasses.replace(
-                findings[index], cause=None if cause is None else make(cause, (*effects, index))
+            linked[index] = dataclasses.replace(
+                findings[index], cause=None if cause is None else link(cause, (*effects, index))
             )
-        return made[index]
+        return linked[index]
 
-    return tuple(make(index) for index in range(len(findings)))
+    return tuple(link(index) for index in range(len(findings)))

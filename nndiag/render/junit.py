@@ -1,7 +1,7 @@
-"""JUnit's XML, which every CI server reads: a test case for each rule.
+"""JUnit's XML, which every CI server reads, with a test case for each rule.
 
-The elements are those of https://github.com/testmoapp/junitxml, the common ground of what
-servers accept; there is no official schema.
+There is no official schema. The elements are those that all servers accept, listed at
+https://github.com/testmoapp/junitxml.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["render"]
 
 
 def render(report: Report) -> str:
-    """Errors and warnings fail their rule's case, notes are its output, a crash is its error."""
+    """Errors and warnings fail the test case of their rule; notes are output, crashes errors."""
     cases = [_case(report, o.code, o.rule, o) for o in report.outcomes]
     judged = {o.rule for o in report.outcomes}
     for code, rule in dict.fromkeys((f.code, f.rule) for f in report.findings):
-        if rule not in judged:  # of a report that was cut down, or put together by hand
+        if rule not in judged:  # of a report that was filtered or built by hand
             cases.append(_case(report, code, rule, None))
-    counts = {
+    numbers = {
         "tests": len(cases),
         "failures": sum(case.find("failure") is not None for case in cases),
         "errors": sum(case.find("error") is not None for case in cases),
         "skipped": sum(case.find("skipped") is not None for case in cases),
     }
-    told = {name: str(count) for name, count in counts.items()}
+    counts = {name: str(number) for name, number in numbers.items()}
     name = _text(report.snapshot.model)
-    root = ElementTree.Element("testsuites", {"name": "nndiag", **told})
-    suite = ElementTree.SubElement(root, "testsuite", {"name": f"nndiag.{name}", **told})
+    root = ElementTree.Element("testsuites", {"name": "nndiag", **counts})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": f"nndiag.{name}", **counts})
     environment = report.snapshot.environment
     if environment is not None:
         properties = ElementTree.SubElement(suite, "properties")
@@ -55,18 +55,18 @@ def _case(report: Report, code: str, rule: str, outcome: Outcome | None) -> Elem
             "name": _text(f"{code} {rule}".strip()),
         },
     )
-    found = [f for f in report.findings if f.rule == rule]
-    grave = [f for f in found if f.severity != "note"]
+    findings = [f for f in report.findings if f.rule == rule]
+    severe = [f for f in findings if f.severity != "note"]
     if outcome is not None and outcome.status == "crashed":
         ElementTree.SubElement(case, "error", {"message": _text(outcome.reason)})
     elif outcome is not None and outcome.status == "skipped":
         ElementTree.SubElement(case, "skipped", {"message": _text(outcome.reason)})
-    elif grave:
-        worst = grave[0]
+    elif severe:
+        worst = severe[0]
         where = {"message": _text(f"{worst.layer}: {worst.message}"), "type": worst.severity}
         failure = ElementTree.SubElement(case, "failure", where)
-        failure.text = "\n".join(map(_line, grave))
-    notes = [f for f in found if f.severity == "note"]
+        failure.text = "\n".join(map(_line, severe))
+    notes = [f for f in findings if f.severity == "note"]
     if notes:
         ElementTree.SubElement(case, "system-out").text = "\n".join(map(_line, notes))
     return case
@@ -81,5 +81,5 @@ def _line(finding: Finding) -> str:
 
 
 def _text(text: str) -> str:
-    """XML 1.0 has no control characters, not even escaped."""
+    """Text without control characters, which XML 1.0 forbids even escaped."""
     return story.printable(text)

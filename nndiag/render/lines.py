@@ -1,4 +1,4 @@
-"""A finding a line: for editors and logs, and as GitHub's annotations."""
+"""One line for each finding: for editors and logs, and as GitHub's annotations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 def concise(report: Report) -> str:
-    """``file:line: warning ND103 dead-relu at layer: message``, without a place if none is known.
+    """``file:line: warning ND103 dead-relu at layer: message``, without ``file:line`` if unknown.
 
     The verdict stands before them, and a line for each rule that crashed behind them.
     """
@@ -58,8 +58,8 @@ def _one(text: str) -> str:
 
 
 def _command(name: str, text: str, **properties: str) -> str:
-    told = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-    return f"::{name} {told}::{_data(text)}"
+    pairs = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+    return f"::{name} {pairs}::{_data(text)}"
 
 
 def _data(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A training trial told: a verdict in words, the final losses, and the curves."""
+"""A training trial: its verdict in words, the final losses, and the curves."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ __all__ = [
 ]
 
 MOST_POINTS = 200
-"""Of one curve on a page: longer runs are drawn as means over a few steps each."""
+"""The most points of a curve on a page; longer runs are averaged over a few steps each."""
 MOST_DRAWN = 20
-"""Seeds with a curve of their own; the mean is of all."""
+"""The most seeds with their own curve; the mean is over all seeds."""
 WIDE = 100.0
-"""Losses that span more than this factor are drawn by their logarithms."""
+"""Losses that span more than this factor are drawn on a logarithmic axis."""
 DIVERGED = "×"
 
 SHORTLY = {
-    "better": "In a training trial it did better than before.",
-    "worse": "But in a training trial it did worse than before.",
-    "tie": "In a training trial there was no difference beyond chance.",
+    "better": "In the training trial, the repaired model trained better.",
+    "worse": "But in the training trial, the repaired model trained worse.",
+    "tie": "In the training trial, the loss showed no difference beyond chance.",
 }
 
 
 @dataclass(frozen=True)
 class Final:
-    """Where the runs of one side ended: over those that did not diverge, and how many did."""
+    """The final losses of one side: over the runs that did not diverge, and how many did."""
 
     mean: float
     low: float
@@ -73,12 +73,12 @@ def _final(losses: np.ndarray) -> Final:
 
 
 def verdict(trial: Trial) -> str:
-    """Which trains better, by what numbers, and how far chance explains them."""
+    """Which trains better, the final losses, and whether chance explains the difference."""
     old, new = finals(trial)
-    told = f"the loss at the end was {old}, is {new}"
+    text = f"the final loss was {old}, is {new}"
     if any(final.diverged == final.runs for final in (old, new)):
-        told = f"before, {old}; after, {new}"
-    return f"{_opening(trial)}: {told}, {_chance(trial)}."
+        text = f"before, {old}; after, {new}"
+    return f"{_opening(trial)}: {text}, {_chance(trial)}."
 
 
 def _opening(trial: Trial) -> str:
@@ -88,9 +88,9 @@ def _opening(trial: Trial) -> str:
     if np.array_equal(trial.final_before, trial.final_after):
         return "No difference"
     if len(trial.seeds) == 1:
-        return "One run each proves nothing"
-    if trial.p_value < 0.05:  # the seeds agree, on next to nothing
-        return "No difference that matters"
+        return "Undecided (one run each)"
+    if trial.p_value < 0.05:  # beyond chance, but tiny
+        return "Too small a difference to matter"
     return "No difference beyond chance"
 
 
@@ -100,12 +100,12 @@ def _chance(trial: Trial) -> str:
     if np.isnan(p):
         return seeds
     if _is_certain(trial):
-        return f"{seeds}, the same from each: nothing in these runs is random"
+        return f"{seeds}, all with the same result: nothing here is random"
     return f"{seeds}, p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}"
 
 
 def _is_certain(trial: Trial) -> bool:
-    """Several seeds, and all of them give the same: a test of chance has nothing to work on."""
+    """Whether several seeds all give the same loss, so that no test of chance applies."""
     both = np.array([trial.final_before, trial.final_after])
     return both.shape[1] > 1 and bool((both == both[:, :1]).all() and np.isfinite(both).all())
 
@@ -116,7 +116,7 @@ def _is_certain(trial: Trial) -> bool:
 def curves(trial: Trial, width: int = 40) -> tuple[str, str]:
     """The mean losses before and after as lines of text, on one scale: ``"█▆▄▃▂▁▁"``.
 
-    Where no seed goes on, a ``×`` ends the line.
+    A ``×`` ends the line where all seeds have diverged.
     """
     lines = [_thinned(_mean(losses, 0), width) for losses in (trial.before, trial.after)]
     log = _is_wide(trial.before, trial.after)
@@ -138,8 +138,8 @@ def _blocks(line: np.ndarray, low: float, high: float) -> str:
 
 
 def chart(trial: Trial) -> dict[str, Any]:
-    """Plain data for the page's chart: steps (from 1), and for each side a line a seed and the
-    mean of those that go on; None from where a run diverged."""
+    """Plain data for the page's chart: steps (from 1), and for each side a line per seed and the
+    mean of the runs that have not diverged; None after a run diverges."""
     steps = _thinned(np.arange(1.0, trial.before.shape[1] + 1), MOST_POINTS)
     sides = {
         name: {
@@ -165,13 +165,13 @@ def _is_wide(*losses: np.ndarray) -> bool:
 
 
 def _thinned(line: np.ndarray, most: int) -> np.ndarray:
-    """Means over runs of neighbours, so that ``most`` are left."""
+    """Means over groups of neighbours, so that at most ``most`` values are left."""
     parts = np.array_split(line, min(most, len(line)))
     return np.array([_mean(part, 0) for part in parts])
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Of what is finite; NaN where nothing is."""
+    """The mean of the finite values; NaN where there are none."""
     finite = np.isfinite(values)
     count = finite.sum(axis)
     with np.errstate(over="ignore"):

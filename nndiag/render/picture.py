@@ -1,8 +1,8 @@
-"""The network along its depth, as numbers for a chart: what the lecture draws for ten tanh layers.
+"""The numbers of a chart of the network along its depth, as the lecture draws for ten tanh layers.
 
-For each layer the distribution of its output and of its gradient, mean and standard deviation,
-the shares of saturated values and of dead units, and the factor by which the gradient changes
-on its way through; beside each what theory expects.
+For each layer: the distributions of its output and gradient, mean and standard deviation, the
+shares of saturated values and dead units, and the factor by which it changes the gradient. Beside
+each number stands what theory expects.
 """
 
 from __future__ import annotations
@@ -17,30 +17,45 @@ import numpy as np
 from nndiag import flow, gradient_flow, ops, theory
 from nndiag.stats import Histogram, Layer, Snapshot, TensorStats
 
+__all__ = [
+    "BINS",
+    "BLOCKS",
+    "TALLEST",
+    "Scales",
+    "common_scales",
+    "dead",
+    "expected",
+    "picture",
+    "plain",
+    "saturated",
+    "scales",
+    "text_curve",
+]
+
 BINS = 48
 TALLEST = 99
-"""Heights are whole numbers up to this: a page holds two curves a layer."""
+"""The height of the tallest bar; heights are whole numbers, which keeps pages small."""
 BLOCKS = "▁▂▃▄▅▆▇█"
-"""What a curve is drawn with in a line of text."""
+"""The characters of a curve in a line of text."""
 
 
 class Scales(NamedTuple):
-    """Activations are drawn from -reach to reach, sizes of gradients over these powers of ten."""
+    """The axes: activations from -reach to reach, sizes of gradients over these powers of ten."""
 
     reach: float
     decades: tuple[float, float]
 
 
 def scales(snapshot: Snapshot) -> Scales:
-    """Those on which nearly all values of all layers can be seen."""
+    """The scales that show nearly all values of all layers."""
     return Scales(_reach(snapshot) or 1.0, _decades(snapshot))
 
 
 def common_scales(old: Snapshot, new: Snapshot) -> Scales:
-    """Those on which two pictures can be held against each other.
+    """The scales on which two pictures can be compared.
 
-    The larger reach of both; but the new one's, where the old one had exploded: on the scale of an
-    explosion everything else is a line.
+    The larger reach of the two. If the old network had exploded, the reach of the new one: on the
+    scale of an explosion all other curves would be lines.
     """
     was, now = _reach(old), _reach(new)
     reach = was if was is not None and (now is None or now < was < 4 * now) else now
@@ -49,10 +64,10 @@ def common_scales(old: Snapshot, new: Snapshot) -> Scales:
 
 def picture(snapshot: Snapshot, on: Scales | None = None) -> dict[str, Any]:
     """Plain data: ``reach`` (activations are drawn from -reach to reach), ``decades`` (of the
-    gradients' sizes) and a row for each layer. ``on``: the scales, where they are not its own.
+    gradients' sizes) and a row for each layer. ``on``: scales other than its own.
 
-    A row's ``expected`` is the mean and standard deviation of its output in theory, given what
-    came in: see :func:`expected`. ``factor`` and ``expected_factor`` are the gradient's.
+    A row's ``expected`` is the mean and standard deviation that theory gives its output, from its
+    input: see :func:`expected`. ``factor`` and ``expected_factor`` are the gradient's.
     """
     reach, decades = on or scales(snapshot)
     factors = _factors(snapshot)
@@ -81,11 +96,11 @@ def picture(snapshot: Snapshot, on: Scales | None = None) -> dict[str, Any]:
 
 
 def expected(layer: Layer, gains: dict[str, float]) -> list[float] | None:
-    """Mean and standard deviation of a layer's output in theory, from those of its input.
+    """The mean and standard deviation that theory gives a layer's output, from its input.
 
-    An activation: those of φ(z) for a Gaussian z with the mean and deviation that came in. A
-    weight layer: zero, and gain · rms(x), which weights of its reference initialisation (std
-    gain / √fan_in) give whatever the input (He et al. 2015, eq. 6-8). A normalisation: 0 and 1.
+    Activation: those of φ(z) for a Gaussian z with the mean and deviation of the input. Weight
+    layer: 0 and gain · rms(x), which its reference initialisation (std gain / √fan_in) gives for
+    any input (He et al. 2015, eq. 6-8). Normalisation: 0 and 1.
     """
     x = layer.input
     act = flow.act_of(layer) if flow.is_activation(layer) else None
@@ -94,17 +109,17 @@ def expected(layer: Layer, gains: dict[str, float]) -> list[float] | None:
     if x is None or not x.count or not math.isfinite(x.mean) or not math.isfinite(x.std):
         return None
     if act is not None:
-        made = theory.moments(act, x.std, x.mean)
-        found = [made.mean, made.std]
+        output = theory.moments(act, x.std, x.mean)
+        pair = [output.mean, output.std]
     elif layer.op in ops.WEIGHTED:
-        found = [0.0, gains.get(layer.name, 1.0) * x.rms]
+        pair = [0.0, gains.get(layer.name, 1.0) * x.rms]
     else:
         return None
-    return [_short(v) for v in found] if all(map(math.isfinite, found)) else None
+    return [_short(v) for v in pair] if all(map(math.isfinite, pair)) else None
 
 
 def _gains(snapshot: Snapshot) -> dict[str, float]:
-    """What a weight layer's reference initialisation multiplies the scale of its input by."""
+    """The factor by which each weight layer's reference initialisation scales its input."""
     links = [link for chain in flow.chains(snapshot) for link in chain.links]
     acts = {link.layer.name: link.activation for link in links if link.activation is not None}
     known = {name: flow.act_of(row) for name, row in acts.items()}
@@ -112,7 +127,7 @@ def _gains(snapshot: Snapshot) -> dict[str, float]:
 
 
 def _factors(snapshot: Snapshot) -> dict[str, tuple[float, float]]:
-    """Of the gradient at a weight layer: what it is beside the next one's, and should be."""
+    """For each weight layer, its gradient relative to the next one's: measured and expected."""
     return {
         p.layer.name: (p.factor, p.slope * p.gain)
         for path in gradient_flow.paths(snapshot)
@@ -129,7 +144,7 @@ def saturated(layer: Layer) -> float:
 
 
 def dead(layer: Layer) -> float:
-    """The share of a rectifier's units that no sample opened; NaN for any other layer."""
+    """The share of a rectifier's units that no sample activated; NaN for any other layer."""
     act = flow.act_of(layer) if layer.flat is not None else None
     if layer.flat is None or layer.flat.open is None or act is None or act.family != "rectifier":
         return math.nan
@@ -140,9 +155,9 @@ def dead(layer: Layer) -> float:
 
 
 def _reach(snapshot: Snapshot) -> float | None:
-    """Where the axis of activations ends: where nearly all values of all layers fit in.
+    """The end of the activations' axis, so that nearly all values of all layers fit.
 
-    But for one layer in twenty: a single exploded one would make lines of all others.
+    One layer in twenty is ignored: a single exploded one would turn all others into lines.
     """
     sizes = [
         size
@@ -159,7 +174,7 @@ def _reach(snapshot: Snapshot) -> float | None:
 
 
 def _decades(*snapshots: Snapshot) -> tuple[float, float]:
-    """From where to where, in powers of ten, the sizes of gradients are drawn."""
+    """The range of the gradients' sizes, in powers of ten."""
     sizes = [
         math.log10(rms)
         for snapshot in snapshots
@@ -171,7 +186,7 @@ def _decades(*snapshots: Snapshot) -> tuple[float, float]:
 
 
 def _curve(stats: TensorStats, share: np.ndarray) -> list[int] | None:
-    """Heights of the density over the bins, the tallest of them TALLEST."""
+    """The heights of the density over the bins, scaled so that the tallest is TALLEST."""
     if stats.histogram is None:
         return None
     heights = np.asarray(stats.histogram.counts) @ share
@@ -187,9 +202,9 @@ def _edges() -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _linear(reach: float) -> np.ndarray:
-    """Of a histogram's bins (rows) how much lies in each of those drawn, from -reach to reach.
+    """The share of each histogram bin (row) in each drawn bin, from -reach to reach.
 
-    What lies beyond is in the outermost.
+    Values beyond the reach go into the outermost bins.
     """
     low, high = _edges()[:-1], _edges()[1:]
     return _overlap(low, high, np.linspace(-reach, reach, BINS + 1))
@@ -197,14 +212,14 @@ def _linear(reach: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _sizes(low: float, high: float) -> np.ndarray:
-    """The same for the sizes of values, from ten to the ``low`` to ten to the ``high``.
+    """The same for the sizes of values, from 10**low to 10**high.
 
-    What is smaller still is left out: as a heap at the edge it would make the rest flat.
+    Smaller values are left out: piled up at the edge, they would flatten the rest.
     """
     sizes = np.log10(Histogram.edges())
     share = _overlap(sizes[:-1], sizes[1:], np.linspace(low, high, BINS + 1))
     share[sizes[1:] <= low] = 0
-    nothing = np.zeros((1, BINS))  # zeros, and what is as good as zero, have no size
+    nothing = np.zeros((1, BINS))  # zeros have no size
     both: np.ndarray = np.concatenate([share[::-1], nothing, share])
     return both
 
@@ -221,7 +236,7 @@ def _overlap(low: np.ndarray, high: np.ndarray, edges: np.ndarray) -> np.ndarray
 
 
 def plain(value: float) -> float | None:
-    """A number as JSON can hold it, to four digits; None for one that is not finite."""
+    """A number for JSON, to four digits; None if it is not finite."""
     return _short(value) if math.isfinite(value) else None
 
 
@@ -230,7 +245,7 @@ def _short(value: float) -> float:
 
 
 def text_curve(heights: Sequence[int] | None, width: int = 12) -> str:
-    """A curve in one line of text, for where nothing can be drawn: ``"▁▂▅█▅▂▁"``."""
+    """A curve in one line of text, where no picture is possible: ``"▁▂▅█▅▂▁"``."""
     if not heights:
         return ""
     parts = [max(part) for part in np.array_split(np.asarray(heights), width)]

@@ -1,4 +1,4 @@
-"""A repair: what was tried, what it did, before and after side by side."""
+"""A repair in all formats: its steps, what they changed, before and after side by side."""
 
 from __future__ import annotations
 
@@ -28,36 +28,56 @@ if TYPE_CHECKING:
     from nndiag.rule import Finding
     from nndiag.stats import Layer
 
+__all__ = [
+    "MOST_LINES",
+    "MOST_ROWS",
+    "NO_PATCH",
+    "RUN_IT",
+    "Code",
+    "asides",
+    "brief",
+    "fragment",
+    "held_out",
+    "html",
+    "line",
+    "markdown",
+    "place",
+    "refusals",
+    "refused",
+    "remaining",
+    "summary",
+    "terminal",
+    "verdict",
+]
+
 MOST_LINES = 12
-"""Of one list in a terminal; the page has all."""
+"""The longest list in a terminal; the page has all."""
 MOST_ROWS = 50
-"""Layers in a comment."""
+"""The most layers in a comment."""
 
 RUN_IT = (
-    "Run this on the model as it was, before its optimiser is made: an optimiser holds the "
-    "parameters that it was given."
+    "Run this on the original model, before you create the optimiser. An optimiser keeps the "
+    "parameters that it was created with."
 )
-NO_PATCH = "No step was kept, so there is nothing to run."
+NO_PATCH = "No step was taken, so there is nothing to run."
 
 
 # -- in words -----------------------------------------------------------------------------------
 
 
 def verdict(repair: Repair) -> str:
-    """The repair in one sentence, and not a better one than was seen."""
+    """The repair in one sentence. It claims no more than the rules that ran have shown."""
     was, left = repair.before.at_least("warning"), repair.after.at_least("warning")
     if not was:
         return _nothing_to_fix(repair.before)
     if not repair.taken:
-        opening = (
-            "Nothing helped" if any(step.tried for step in repair.steps) else "Nothing was tried"
-        )
+        tried = any(step.tried for step in repair.steps)
+        opening = "No fix helped" if tried else "No fix was tried"
         return f"{opening}: {_are(left, 'left')}."
     if not left:
         gone = _are(was, "gone", "finding")
         if repair.after.crashed:
-            rules = story.plural(len(repair.after.crashed), "rule")
-            return f"Better: {gone}, but {rules} crashed, so this is not the whole story."
+            return f"Better: {gone}, but {_crashed(repair.after)}."
         notes = repair.after.findings
         rest = f"only {_are(notes, 'left')}" if notes else "none is left"
         return f"Repaired: {gone}, {rest}."
@@ -65,34 +85,40 @@ def verdict(repair: Repair) -> str:
         return f"Better: {_are(was[len(left) :], 'gone', 'finding')}, {_are(left, 'left')}."
     before, now = story.tally(was), story.tally(left)
     if before == now:
-        return f"Better: {now} as before, but milder."
+        return f"Better: still {now}, but less pronounced."
     return f"Better: {before} before, {now} now."
 
 
 def _nothing_to_fix(report: Report) -> str:
     if report.crashed:
-        rules = story.plural(len(report.crashed), "rule")
-        return f"Nothing to fix was found, but {rules} crashed, so this is not the whole story."
+        return f"Nothing to fix was found, but {_crashed(report)}."
     if not any(o.status in ("passed", "found") for o in report.outcomes):
-        return "Nothing was judged, so there is nothing to fix."
+        return "No rule could run, so nothing can be fixed."
     return "Nothing to fix."
+
+
+def _crashed(report: Report) -> str:
+    """``"1 rule crashed, so its findings are missing"``."""
+    count = len(report.crashed)
+    whose = "its" if count == 1 else "their"
+    return f"{story.plural(count, 'rule')} crashed, so {whose} findings are missing"
 
 
 def _are(findings: Sequence[Finding], what: str, noun: str = "") -> str:
     """``"3 findings are gone"``, ``"1 warning is left"``."""
-    told = story.plural(len(findings), noun) if noun else story.tally(findings)
-    return f"{told} {'is' if len(findings) == 1 else 'are'} {what}"
+    count = story.plural(len(findings), noun) if noun else story.tally(findings)
+    return f"{count} {'is' if len(findings) == 1 else 'are'} {what}"
 
 
 def asides(repair: Repair) -> list[str]:
-    """What has to be said along with the verdict: what was not tried, and how training went."""
-    told = [losses.SHORTLY[repair.trial.verdict]] if repair.trial is not None else []
+    """Sentences beside the verdict: how training went, and how many fixes were not tried."""
+    sentences = [losses.SHORTLY[repair.trial.verdict]] if repair.trial is not None else []
     untried = sum(not steps[0].tried for steps in _alike(repair.refused))
     if untried:
         fixes = story.plural(untried, "fix", "fixes")
         verb, them = ("was", "it") if untried == 1 else ("were", "them")
-        told.append(f'{fixes} {verb} not tried: allow="all" (--allow all) would try {them}.')
-    return told
+        sentences.append(f'{fixes} {verb} not tried. allow="all" (--allow all) tries {them}.')
+    return sentences
 
 
 def place(names: Sequence[str]) -> str:
@@ -103,35 +129,35 @@ def place(names: Sequence[str]) -> str:
 
 
 def refusals(repair: Repair) -> dict[str, list[str]]:
-    """What was not taken, by reason. A fix tried at several places, and then at each, is one."""
-    found: dict[str, list[str]] = {}
+    """The fixes not taken, by reason. A fix tried at several places, then at each, counts once."""
+    refusals_by_reason: dict[str, list[str]] = {}
     for steps in _alike(repair.refused):
         first = steps[0]
         more = f" ({len(steps) - 1} more like it)" if len(steps) > 1 else ""
         text = f"{first.rule} at {place(first.layers)}: {first.fix.what}{more}"
-        found.setdefault(first.reason, []).append(text)
-    return found
+        refusals_by_reason.setdefault(first.reason, []).append(text)
+    return refusals_by_reason
 
 
 def refused(repair: Repair) -> str:
-    """``"2 tried in vain, 8 not tried"``, of those that :func:`refusals` tells."""
+    """``"2 did not help, 8 not tried"``, counted as in :func:`refusals`."""
     tried = [steps[0].tried for steps in _alike(repair.refused)]
-    counts = {"tried in vain": sum(tried), "not tried": len(tried) - sum(tried)}
+    counts = {"did not help": sum(tried), "not tried": len(tried) - sum(tried)}
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def _alike(steps: Sequence[Step]) -> list[list[Step]]:
-    """Steps of one fix for one rule's findings that came to the same."""
-    found: dict[tuple[str, str, str], list[Step]] = {}
+    """Steps of one rule, one kind of fix and one reason, together."""
+    groups: dict[tuple[str, str, str], list[Step]] = {}
     for step in steps:
-        found.setdefault((step.rule, step.fix.kind, step.reason), []).append(step)
-    return list(found.values())
+        groups.setdefault((step.rule, step.fix.kind, step.reason), []).append(step)
+    return list(groups.values())
 
 
 def summary(report: Report) -> str:
-    """Counts, and the finding that leads."""
-    grave = report.at_least("warning")
-    return story.counts(report) + (f" First: {line(grave[0])}" if grave else "")
+    """Counts, and the first finding."""
+    severe = report.at_least("warning")
+    return story.counts(report) + (f" First: {line(severe[0])}" if severe else "")
 
 
 def line(finding: Finding) -> str:
@@ -140,19 +166,19 @@ def line(finding: Finding) -> str:
 
 
 def remaining(report: Report) -> list[str]:
-    """The errors and warnings that are left, those of one rule on one line."""
-    told = []
+    """The errors and warnings that are left, one line a rule."""
+    lines = []
     for block in story.blocks(report.at_least("warning")):
         more = [text for text in (story.siblings(block), story.consequences(block)) if text]
-        told.append(line(block.worst) + (f" ({'; '.join(more)})" if more else ""))
-    return told
+        lines.append(line(block.worst) + (f" ({'; '.join(more)})" if more else ""))
+    return lines
 
 
 def held_out(repair: Repair) -> str:
     if repair.held_out is None:
         return ""
     before, after = map(story.counts, repair.held_out)
-    return f"On the held-out batch, before: {before} After: {after}"
+    return f"Held-out batch, before: {before} After: {after}"
 
 
 # -- formats ------------------------------------------------------------------------------------
@@ -160,7 +186,7 @@ def held_out(repair: Repair) -> str:
 
 @dataclass(frozen=True)
 class Code:
-    """Python, coloured in a terminal; a comment that is too long is wrapped to more comments."""
+    """Python, coloured in a terminal; a long comment is wrapped into several."""
 
     text: str
 
@@ -192,8 +218,8 @@ def _patch(repair: Repair) -> str:
 
 def brief(repair: Repair) -> str:
     """The repair in a few words, as ``repr`` shows it."""
-    done = story.plural(len(repair.taken), "step")
-    return f"Repair of {repair.before.snapshot.model}: {done} taken"
+    steps = story.plural(len(repair.taken), "step")
+    return f"Repair of {repair.before.snapshot.model}: {steps} taken"
 
 
 def terminal(repair: Repair) -> RenderableType:
@@ -203,7 +229,7 @@ def terminal(repair: Repair) -> RenderableType:
         *(_hang("", aside, indent=2) for aside in asides(repair)),
         Text(),
         _hang("before  ", summary(repair.before)),
-        _hang("after   ", summary(repair.after) if repair.taken else "as before"),
+        _hang("after   ", summary(repair.after) if repair.taken else "no change"),
         Text(),
     ]
     if repair.taken and repair.after.snapshot.layers:
@@ -214,10 +240,10 @@ def terminal(repair: Repair) -> RenderableType:
             parts += _step(number, step)
         parts.append(Text())
     if repair.refused:
-        parts += [_title("Not taken", refused(repair)), *_refusals(repair), Text()]
+        parts += [_title("Fixes not taken", refused(repair)), *_refusals(repair), Text()]
     left = remaining(repair.after)
     if left:
-        parts.append(Text("What is left", style="bold"))
+        parts.append(Text("Findings left", style="bold"))
         parts += [_hang("  ", text, indent=4) for text in left[:MOST_LINES]]
         parts += [*_more(len(left)), Text()]
     if repair.trial is not None:
@@ -241,8 +267,8 @@ def _style(repair: Repair) -> str:
 
 def _hang(margin: str, text: str, indent: int | None = None, style: str = "") -> RenderableType:
     rest = " " * (len(margin) if indent is None else indent)
-    told = Text(story.printable(text), style=style)
-    return Hanging(Text(margin, style="dim"), told, Text(rest))
+    body = Text(story.printable(text), style=style)
+    return Hanging(Text(margin, style="dim"), body, Text(rest))
 
 
 def _title(title: str, more: str) -> RenderableType:
@@ -253,44 +279,44 @@ def _more(count: int) -> list[RenderableType]:
     return [Text(f"  and {count - MOST_LINES} more", style="dim")] if count > MOST_LINES else []
 
 
-def _table(found: list[Row]) -> RenderableType:
+def _table(rows: list[Row]) -> RenderableType:
     table = Table(box=None, pad_edge=False)
     for name in ("layer", *NUMBERS):
         table.add_column(name, overflow="fold", justify="left" if name == "layer" else "right")
-    for row in found[:MOST_LINES]:
+    for row in rows[:MOST_LINES]:
         table.add_row(*(Text(story.printable(cell)) for cell in row.cells))
-    hidden = len(found) - MOST_LINES
+    hidden = len(rows) - MOST_LINES
     more = [Text(f"and {story.plural(hidden, 'layer')} more", style="dim")] if hidden > 0 else []
     return Group(table, *more)
 
 
 def _step(number: int, step: Step) -> Iterator[RenderableType]:
     yield _hang(f"  {number}. ", f"{step.rule} at {place(step.layers)}")
-    for text in _told(step):
+    for text in _explained(step):
         yield _hang("     ", text)
     yield _hang("     = ", step.reason)
 
 
-def _told(step: Step) -> list[str]:
-    """What was done, why, what to expect, and the change of the source that does the same."""
+def _explained(step: Step) -> list[str]:
+    """What was done, why, what to expect, and the same change in the source."""
     fix = step.fix
-    source = f"The same in the source: {fix.source}" if fix.source else ""
+    source = f"Same change in the source: {fix.source}" if fix.source else ""
     return [text for text in (fix.what, fix.why, story.expectation(fix), source) if text]
 
 
 def _refusals(repair: Repair) -> Iterator[RenderableType]:
     room = MOST_LINES
-    found = refusals(repair)
-    for reason, texts in found.items():
+    by_reason = refusals(repair)
+    for reason, texts in by_reason.items():
         if room > 0:
             yield _hang("  ", f"{reason}:", indent=4)
             yield from (_hang("    ", text, indent=6) for text in texts[:room])
             room -= len(texts)
-    yield from _more(sum(map(len, found.values())))
+    yield from _more(sum(map(len, by_reason.values())))
 
 
 def markdown(repair: Repair) -> str:
-    """At most MOST_BYTES, whatever was repaired."""
+    """A comment of at most MOST_BYTES, however long the repair."""
     return fitting(lambda most: _markdown(repair, most))
 
 
@@ -303,11 +329,11 @@ def _markdown(repair: Repair, most: int) -> Iterator[str]:
     yield "| --- | --- | --- |"
     yield from _counts(repair)
     yield ""
-    found = rows(_pairs(repair))
-    if found:
+    layers = rows(_pairs(repair))
+    if layers:
         head = [f"| layer | {' | '.join(NUMBERS)} |", "| --- | ---: | ---: | ---: |"]
-        shown = [_markdown_row(row) for row in found[: min(most, MOST_ROWS)]]
-        hidden = len(found) - len(shown)
+        shown = [_markdown_row(row) for row in layers[: min(most, MOST_ROWS)]]
+        hidden = len(layers) - len(shown)
         more = ["", f"and {hidden} more"] if hidden else []
         yield from _folded("Layers, side by side", [*head, *shown, *more])
     if repair.taken:
@@ -322,10 +348,10 @@ def _markdown(repair: Repair, most: int) -> Iterator[str]:
             for reason, texts in refusals(repair).items()
             for text in texts
         ]
-        yield from _folded(f"Not taken: {refused(repair)}", _some(texts, most))
+        yield from _folded(f"Fixes not taken: {refused(repair)}", _some(texts, most))
     left = [f"- {escape(text[: 2 * LONGEST])}" for text in remaining(repair.after)]
     if left:
-        yield from ("**What is left**", "", *_some(left, most), "")
+        yield from ("**Findings left**", "", *_some(left, most), "")
     if repair.trial is not None:
         before, after = curves(repair.trial)
         yield "**Training trial**"
@@ -347,8 +373,8 @@ def _markdown(repair: Repair, most: int) -> Iterator[str]:
 def _counts(repair: Repair) -> Iterator[str]:
     both = (repair.before, repair.after)
     yield f"| findings | {' | '.join(escape(story.counts(report)) for report in both)} |"
-    grave = [report.at_least("warning") for report in both]
-    first = [escape(line(found[0])[:LONGEST]) if found else "—" for found in grave]
+    severe = [report.at_least("warning") for report in both]
+    first = [escape(line(findings[0])[:LONGEST]) if findings else "—" for findings in severe]
     yield f"| first | {' | '.join(first)} |"
 
 
@@ -358,8 +384,8 @@ def _markdown_row(row: Row) -> str:
 
 def _markdown_step(number: int, step: Step) -> str:
     where = escape(f"{step.rule} at {place(step.layers)}"[:LONGEST])
-    told = " ".join(_told(step))
-    return f"{number}. {where}: {escape(told[: 2 * LONGEST])} **{escape(step.reason[:LONGEST])}**"
+    text = " ".join(_explained(step))
+    return f"{number}. {where}: {escape(text[: 2 * LONGEST])} **{escape(step.reason[:LONGEST])}**"
 
 
 def _some(lines: list[str], most: int) -> list[str]:
@@ -373,8 +399,8 @@ def _folded(summary: str, lines: Iterable[str]) -> Iterator[str]:
 
 
 def _fenced(code: str, most: int) -> Iterator[str]:
-    if len(code) > 100 * most:  # cut code is no code
-        yield from ("It is too long for a comment: see the page, or print(repair.patch).", "")
+    if len(code) > 100 * most:  # half a patch does not run
+        yield from ("The patch is too long for a comment: see the page or print(repair.patch).", "")
         return
     ticks = max((len(run) for run in re.findall("`+", code)), default=0)
     fence = "`" * max(3, ticks + 1)
@@ -384,17 +410,17 @@ def _fenced(code: str, most: int) -> Iterator[str]:
 def html(repair: Repair) -> str:
     """The whole page."""
     pairs = _pairs(repair)
-    found = rows(pairs)
-    anchors = {id(row.pair): f"L{place}" for place, row in enumerate(found)}
+    changed = rows(pairs)
+    anchors = {id(row.pair): f"L{place}" for place, row in enumerate(changed)}
     sides = [
         _side("before", repair, repair.before, [(p.old, anchors[id(p)]) for p in pairs]),
         _side("after", repair, repair.after, [(p.new, anchors[id(p)]) for p in pairs]),
     ]
     contents = [
         ("sides", "Before and after", True),
-        ("layers", "Layers", found),
+        ("layers", "Layers", changed),
         ("steps", "Steps", repair.steps),
-        ("left", "What is left", repair.after.findings),
+        ("left", "Findings left", repair.after.findings),
         ("trial", "Training trial", repair.trial),
         ("patch", "Patch", True),
         ("scope", "What was looked at", True),
@@ -406,13 +432,13 @@ def html(repair: Repair) -> str:
         sides=sides,
         anchors=sides[1]["anchors"],
         blocks=story.blocks(repair.after.findings),
-        layers=[_cells_of_page(row, sides) for row in found],
+        layers=[_cells_of_page(row, sides) for row in changed],
         chart=None if repair.trial is None else losses.chart(repair.trial),
     )
 
 
 def fragment(repair: Repair) -> str:
-    """The verdict, the steps and the patch, to stand inside another page (a notebook)."""
+    """The verdict, the steps and the patch, for use inside another page (a notebook)."""
     return page("repair-fragment.html.j2", **_common(repair))
 
 
@@ -438,7 +464,7 @@ def _common(repair: Repair) -> dict[str, Any]:
 
 
 def _grade(repair: Repair) -> str:
-    """How the verdict is coloured: by what is left, notes aside, and by how it trains."""
+    """The colour of the verdict: by the errors and warnings left, and by the training trial."""
     if not repair.after.ok:
         return grade(repair.after)
     if repair.trial is not None and repair.trial.verdict == "worse":
@@ -449,9 +475,9 @@ def _grade(repair: Repair) -> str:
 def _side(
     name: str, repair: Repair, report: Report, lines: Sequence[tuple[Layer | None, str]]
 ) -> dict[str, Any]:
-    """One column of the page: what its picture is drawn from, line by line beside the other's.
+    """One column of the page: the data of its picture, whose lines match the other column's.
 
-    ``lines``: for each line the layer that has it, if any, and the table's row to link to.
+    ``lines``: for each line its layer, if any, and the table row that it links to.
     """
     before, after = repair.before.snapshot, repair.after.snapshot
     drawn = picture(report.snapshot, common_scales(before, after))

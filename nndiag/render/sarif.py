@@ -15,6 +15,8 @@ from nndiag.rules import discover
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["render"]
+
 
 def render(report: Report) -> str:
     from nndiag import __version__
@@ -69,18 +71,18 @@ def _result(finding: Finding, rule: int) -> dict[str, Any]:
     physical = _physical(finding.location)
     if physical is not None:
         location["physicalLocation"] = physical
-    told = [f"{finding.layer}: {finding.message}"]
+    lines = [f"{finding.layer}: {finding.message}"]
     if finding.cause is not None:
-        told.append(f"Explained by {finding.root.rule} at {finding.root.layer}.")
-    told += [f"Fix: {fix.what}" for fix in finding.fixes[: story.MOST_FIXES]]
+        lines.append(f"Explained by {finding.root.rule} at {finding.root.layer}.")
+    lines += [f"Fix: {fix.what}" for fix in finding.fixes[: story.MOST_FIXES]]
     identity = hashlib.sha256(f"{finding.code} {finding.layer}".encode(errors="replace"))
     return {
         "ruleId": finding.code,
         "ruleIndex": rule,
         "level": finding.severity,
-        "message": {"text": "\n".join(told)},
+        "message": {"text": "\n".join(lines)},
         "locations": [location],
-        # The key that GitHub compares; others take any. A moved line is the same finding.
+        # GitHub compares this key; other hosts accept any. It ignores lines, which move.
         "partialFingerprints": {"primaryLocationLineHash": identity.hexdigest()},
     }
 

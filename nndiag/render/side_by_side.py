@@ -1,4 +1,4 @@
-"""The layers of a network before and after a repair, lined up, with the numbers that moved."""
+"""The layers of a network before and after a repair, in pairs, with their numbers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from nndiag.render.picture import dead, saturated
 
 if TYPE_CHECKING:
     from nndiag.stats import Layer, Snapshot
+
+__all__ = ["NUMBERS", "Row", "lined_up", "op", "rows"]
 
 NUMBERS = ("std", "gradient rms", "saturated or dead")
 
@@ -45,13 +47,13 @@ class Row:
         numbers = []
         for name, *values in zip(NUMBERS, self.before, self.after, strict=True):
             unit: Unit = "share" if name == "saturated or dead" else ""
-            told = ("—" if math.isnan(v) else story.number(v, unit) for v in values)
-            numbers.append(_change(*told))
+            old, new = ("—" if math.isnan(v) else story.number(v, unit) for v in values)
+            numbers.append(_change(old, new))
         return [f"{self.name} {self.op}", *numbers]
 
     @property
     def moved(self) -> float:
-        """How far its numbers are from what they were, in terms of what counts as a change."""
+        """How much its numbers changed, in multiples of the smallest change that counts."""
         if self.pair.old is None or self.pair.new is None:
             return 0.0
         std, grad = (_ratio(self.before[k], self.after[k]) for k in (0, 1))
@@ -64,9 +66,9 @@ class Row:
 
 
 def rows(pairs: Iterable[Pair[Layer]]) -> list[Row]:
-    """Those that changed most first; those that are new or gone last."""
-    made = [Row(pair, _numbers(pair.old), _numbers(pair.new)) for pair in pairs]
-    return sorted(made, key=lambda row: -row.moved)
+    """A row for each pair: those that changed most first, new and removed layers last."""
+    unsorted = [Row(pair, _numbers(pair.old), _numbers(pair.new)) for pair in pairs]
+    return sorted(unsorted, key=lambda row: -row.moved)
 
 
 def _numbers(layer: Layer | None) -> tuple[float, float, float]:
@@ -99,45 +101,45 @@ def _change(old: str, new: str) -> str:
 
 
 def lined_up(old: Snapshot, new: Snapshot) -> list[Pair[Layer]]:
-    """Layers before and after in pairs, in the order of the network; what is gone has its place.
+    """Layers before and after in pairs, in network order; a removed layer keeps its place.
 
-    Where one became several (``act`` an ``nn.Sequential`` of a normalisation and another
-    activation), it is paired with the one that does its work.
+    A layer that was replaced by several (an activation by an ``nn.Sequential`` of a normalisation
+    and another activation) is paired with the one that does its work.
     """
     pairs = _rejoined(paired(old, new))
-    fate = {pair.old.name: pair for pair in pairs if pair.old is not None}
-    behind: dict[str | None, list[Pair[Layer]]] = {}  # what is gone, by what it followed
+    pair_of = {pair.old.name: pair for pair in pairs if pair.old is not None}
+    removed: dict[str | None, list[Pair[Layer]]] = {}  # by the layer before them
     last = None
     for layer in old.layers:
-        pair = fate[layer.name]
+        pair = pair_of[layer.name]
         if pair.new is None:
-            behind.setdefault(last, []).append(pair)
+            removed.setdefault(last, []).append(pair)
         else:
             last = pair.new.name
-    ordered = behind.get(None, [])
+    ordered = removed.get(None, [])
     for pair in pairs:
         if pair.new is not None:
-            ordered += [pair, *behind.get(pair.new.name, [])]
+            ordered += [pair, *removed.get(pair.new.name, [])]
     return ordered
 
 
 def _rejoined(pairs: Sequence[Pair[Layer]]) -> list[Pair[Layer]]:
-    inside: dict[str, list[Layer]] = {}  # new layers, by each name that they lie under
+    inside: dict[str, list[Layer]] = {}  # new layers by the name of each module around them
     for pair in pairs:
         if pair.old is None and pair.new is not None:
             parts = pair.new.name.split(".")
             for k in range(1, len(parts)):
                 inside.setdefault(".".join(parts[:k]), []).append(pair.new)
-    became: dict[str, Layer] = {}
+    replaced: dict[str, Layer] = {}  # old layers by the name of the new one
     for pair in pairs:
         if pair.old is not None and pair.new is None:
             for layer in inside.get(pair.old.name, []):
                 if flow.is_activation(layer) == flow.is_activation(pair.old):
-                    became.setdefault(layer.name, pair.old)
+                    replaced.setdefault(layer.name, pair.old)
                     break
-    rejoined = {layer.name for layer in became.values()}
+    rejoined = {layer.name for layer in replaced.values()}
     return [
-        Pair(became[pair.name], pair.new) if pair.old is None and pair.name in became else pair
+        Pair(replaced[pair.name], pair.new) if pair.old is None and pair.name in replaced else pair
         for pair in pairs
         if pair.new is not None or pair.name not in rejoined
     ]

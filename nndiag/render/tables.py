@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
     from nndiag.report import Report
 
+__all__ = [
+    "ABOUT",
+    "COUNTS",
+    "FINDINGS",
+    "LAYERS",
+    "PARAMETERS",
+    "Row",
+    "findings",
+    "frame",
+    "layers",
+    "parameters",
+]
+
 Row = dict[str, Any]
 
 LAYERS = (
@@ -28,42 +41,42 @@ FINDINGS = (
     "rule", "code", "severity", "layer", "message", "evidence", "threshold", "location", "cause",
 )  # fmt: skip
 
-# What a column holds. Numbers are of one run, over all values of a tensor unless it says units.
+# The meaning of each column. Numbers are of one run, over all values of a tensor.
 ABOUT: dict[str, str] = {
-    "layer": "Name of the module, or of the call within one (/relu, encoder.3/relu#2)",
-    "kind": "Class of the module; function, for a call",
-    "op": "What it computes, by its canonical name",
-    "shape": "Of the output (on the first batch), or of the parameter",
-    "units": "How many units (channels, features) the output has, where they can be told",
-    "samples": "How many samples of the batches were seen",
-    "mean": "Of all finite values",
+    "layer": "Name of the module, or of the call in a module (/relu, encoder.3/relu#2)",
+    "kind": "Class of the module; 'function' for a call",
+    "op": "Name of the operation that it computes",
+    "shape": "Shape of the output (on the first batch) or of the parameter",
+    "units": "Number of units (channels, features) of the output, where known",
+    "samples": "Number of samples seen",
+    "mean": "Mean of all finite values",
     "std": "Standard deviation of all finite values (biased)",
     "min": "Smallest finite value",
     "max": "Largest finite value",
-    "spread": "How much a value differs between samples: rms over the positions followed",
+    "spread": "How much values differ between samples: rms over the sampled positions",
     "zero_fraction": "Share of values that are exactly zero, 0 to 1",
     "saturated_fraction": "Share of inputs where a saturating activation is flat, 0 to 1",
-    "dead_units": "Units of a rectifier that were never active on any sample",
-    "nonfinite": "How many values are NaN or infinite",
+    "dead_units": "Number of a rectifier's units that are zero on all samples",
+    "nonfinite": "Number of values that are NaN or infinite",
     "grad_rms": "Root mean square of the gradient of the loss",
-    "grad_nonfinite": "How many values of the gradient are NaN or infinite",
+    "grad_nonfinite": "Number of values of the gradient that are NaN or infinite",
     "grad_zero_fraction": "Share of the gradient's values that are exactly zero, 0 to 1",
     "location": "file:line of the call in the user's code",
-    "parameter": "Name, as in named_parameters()",
-    "dtype": "Of the parameter",
+    "parameter": "Name of the parameter, as in named_parameters()",
+    "dtype": "Data type of the parameter",
     "trainable": "Whether it requires a gradient",
-    "duplicate_units": "Rows (units) with the very weights of another one",
-    "used": "Whether the forward used it",
+    "duplicate_units": "Number of rows (units) with the same weights as another row",
+    "used": "Whether forward used it",
     "rule": "Name of the rule",
-    "code": "Its code",
+    "code": "Code of the rule",
     "severity": "error, warning or note",
-    "message": "What was found",
-    "evidence": "The numbers behind it, by name (in CSV as JSON)",
-    "threshold": "What the deciding number was held against",
+    "message": "The finding in one sentence",
+    "evidence": "The numbers behind the finding, by name (in CSV as JSON)",
+    "threshold": "The threshold of the finding's main number",
     "cause": "The finding that explains this one: rule at layer",
 }
 
-# Whole numbers that may be unknown: pandas would make floats of them.
+# Whole numbers that may be missing: plain pandas would turn them into floats.
 COUNTS = ("units", "samples", "dead_units", "nonfinite", "grad_nonfinite", "duplicate_units")
 
 
@@ -80,7 +93,7 @@ def findings(report: Report) -> list[Row]:
 
 
 def frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
-    """The same columns and types for no rows as for many."""
+    """A table with the same columns and types for any number of rows."""
     import pandas as pd
 
     table = pd.DataFrame({c: pd.Series([row[c] for row in rows], dtype=_dtype(c)) for c in columns})

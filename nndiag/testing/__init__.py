@@ -1,8 +1,8 @@
-"""nndiag in a test suite, beside the fixture ``diagnose``.
+"""nndiag in a test suite, besides the fixture ``diagnose``.
 
-``parametrize_with_checks`` makes a test of each model and rule. The batteries check building blocks
-of your own, as scikit-learn's ``check_estimator`` does: ``check_activation`` and the like in one
-call, ``parametrize_activations`` and the like as a test for each property.
+``parametrize_with_checks`` makes one test for each model and rule. The batteries check your own
+building blocks, as scikit-learn's ``check_estimator`` checks estimators: ``check_activation`` and
+the like in one call, ``parametrize_activations`` and the like with one test for each property.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a model's numbers are over many seeds, kept in a file, and whether a later one is another.
+"""Baselines: a model's numbers over many seeds, kept in a file, and compared with a later run.
 
-Each number is one that is about normal over seeds: the logarithm of a scale, a mean in terms of its
-scale, a share. From ``n`` seeds it has a mean and a standard deviation ``s``; what another seed
-gives lies within ``t · s · √(1 + 1/n)`` of that mean, where ``t`` is Student's quantile with
-``n - 1`` degrees of freedom. The rate of false alarms of a whole run is divided among its numbers
-(Bonferroni): twenty seeds and 200 numbers at 1 in 1,000 need 6.4 deviations, five seeds 36.
+Each number is about normal over seeds: the logarithm of a scale, a mean relative to its scale, or a
+share. ``n`` seeds give its mean and standard deviation ``s``. Another seed lies within
+``t · s · √(1 + 1/n)`` of that mean, where ``t`` is Student's quantile with ``n - 1`` degrees of
+freedom. The rate of false alarms of a run is divided among its numbers (Bonferroni): with 200
+numbers at 1 in 1,000, ``t`` is 6.4 for 20 seeds and 36 for 5 seeds.
 """
 
 from __future__ import annotations
@@ -26,28 +26,46 @@ from nndiag.pairing import Kind, Outline
 from nndiag.settings import Settings
 from nndiag.stats import Snapshot, TensorStats
 
+__all__ = [
+    "FEWEST",
+    "MOST_BATCHES",
+    "RATE",
+    "SCHEMA",
+    "SEEDS",
+    "SLACK",
+    "Baseline",
+    "Batches",
+    "Entry",
+    "Number",
+    "look",
+    "make",
+    "replayable",
+    "student",
+    "text",
+]
+
 SCHEMA = 1
 RATE = 1e-3
-"""The share of runs that may fail although nothing was changed."""
+"""The share of runs that may fail although nothing changed."""
 SEEDS, FEWEST = 20, 5
 MOST_BATCHES = Settings().max_batches
 
 SLACK: Mapping[Kind, float] = {
     "input": 0.05, "parameter": 0.05, "activation": 0.05, "gradient": 0.05, "share": 0.02,
 }  # fmt: skip
-"""What is no change however sure, in the terms of the numbers: 5 % of a scale, say. Other versions
-of torch and other numbers of threads round otherwise."""
+"""A change up to this never counts, such as 5 % of a scale. Versions of torch and numbers of
+threads round differently."""
 
 Batches = Literal["drawn", "resampled", "same"]
-Number = tuple[Kind, str]  # of what, and which: ("activation", "scale")
+Number = tuple[Kind, str]  # such as ("activation", "scale")
 _GROUPS = ("inputs", "parameters", "layers")  # causes first
 _GRADIENT: Number = ("gradient", "scale")
-_TINY = 1e-30  # in place of a scale of nothing, which has no logarithm
+_TINY = 1e-30  # in place of a scale of 0, which has no logarithm
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A layer, a parameter or an input: what it is, and each number's mean and deviation."""
+    """A layer, parameter or input: its outline, and the mean and deviation of each number."""
 
     outline: Outline
     numbers: Mapping[Number, tuple[float, float]]
@@ -55,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Of a model over seeds. ``batches``: drawn anew for each, resampled from one, or the same."""
+    """A baseline. ``batches``: drawn anew for each seed, resampled from one batch, or the same."""
 
     model: str
     seeds: int
@@ -67,29 +85,29 @@ class Baseline:
 
     @property
     def count(self) -> int:
-        """How many numbers are held against it."""
+        """The number of numbers that are compared."""
         return sum(len(entry.numbers) for group in _GROUPS for entry in getattr(self, group))
 
     def confirmed(self, look: Callable[[int], Snapshot], seed: int = 0) -> tuple[Difference, ...]:
-        """What differs, and does so the same way from two more seeds.
+        """The differences that two more seeds confirm.
 
-        The quantile holds for numbers that are normal. A deep, narrow network now and then has a
-        seed whose numbers are far out; what somebody changed is there from every seed.
+        The quantile holds for normal numbers. In a deep, narrow network a single seed can lie far
+        out by chance; a real change shows at every seed.
         """
-        found = self.differences(look(seed))
+        changes = self.differences(look(seed))
         for other in (self.seeds + 1, self.seeds + 2):
-            if all(map(_is_sure, found)):
+            if all(map(_is_sure, changes)):
                 break
             again = {(d.kind, d.name, d.what): d for d in self.differences(look(seed + other))}
-            found = tuple(d for d in found if _is_sure(d) or _same(d, again))
-        return found
+            changes = tuple(d for d in changes if _is_sure(d) or _same(d, again))
+        return changes
 
     def differences(self, snapshot: Snapshot) -> tuple[Difference, ...]:
-        """What of a run no other seed explains; causes before what follows from them."""
-        found: list[Difference] = []
+        """The differences that no seed explains, causes before their consequences."""
+        changes: list[Difference] = []
         if snapshot.loss.kind != self.loss:
             text = f"the loss was of the kind {self.loss!r}, is {snapshot.loss.kind!r}"
-            found.append(Difference("structure", "loss", "kind", math.nan, math.nan, text=text))
+            changes.append(Difference("structure", "loss", "kind", math.nan, math.nan, text=text))
         quantile = student(self.seeds, self.count)
         numbers: list[Difference] = []
         for group, seen in _described(snapshot).items():
@@ -97,15 +115,15 @@ class Baseline:
             pairs = pairing.paired_outlines(
                 [entry.outline for entry in old.values()], [outline for outline, _ in seen]
             )
-            found += compare.structure(group[:-1], pairs)
+            changes += compare.structure(group[:-1], pairs)
             values = {outline.name: measured for outline, measured in seen}
             for pair in pairs:
                 if pair.old is not None and pair.new is not None:
                     before, now = old[pair.old.name].numbers, values[pair.new.name]
                     numbers += self._moved(pair.new.name, before, now, quantile)
-        # What is another part has other numbers, and so has what comes behind it.
+        # A changed part changes its own numbers and those of the layers after it.
         kinds = ("structure", "input", "parameter", "activation", "share", "gradient")
-        return (*found, *sorted(numbers, key=lambda d: kinds.index(d.kind)))
+        return (*changes, *sorted(numbers, key=lambda d: kinds.index(d.kind)))
 
     def _moved(
         self,
@@ -116,7 +134,7 @@ class Baseline:
     ) -> Iterator[Difference]:
         broken: set[Kind] = set()
         if _GRADIENT in now and before and _GRADIENT not in before:
-            text = f"a gradient reaches {name}, where none did"
+            text = f"a gradient reaches {name}; before, none did"
             yield Difference("structure", name, "gradient", math.nan, math.nan, text=text)
         for key, (mean, deviation) in before.items():
             kind, what = key
@@ -135,13 +153,13 @@ class Baseline:
             size = abs(value - mean)
             band = max(SLACK[kind], quantile * deviation * self._factor(kind))
             if size > band:
-                text = _told(kind, name, what, mean, value, deviation, band, self.seeds)
+                text = _moved_text(kind, name, what, mean, value, deviation, band, self.seeds)
                 yield Difference(kind, name, what, mean, value, size, band, text)
 
     def _factor(self, kind: Kind) -> float:
-        """Of the deviation of a later run from the mean of these.
+        """The factor of the deviation for a later run.
 
-        Where there was but one batch, its own deviation from all others is in that mean, too.
+        If all seeds resampled one batch, the mean carries that batch's own deviation, too.
         """
         own = self.batches == "resampled" and kind != "parameter"
         return math.sqrt((2 if own else 1) + 1 / self.seeds)
@@ -149,7 +167,7 @@ class Baseline:
     # -- as a file
 
     def dumps(self) -> str:
-        """JSON with a line for each layer, parameter and input, to be read in a review."""
+        """JSON with one line for each layer, parameter and input, readable in a review."""
         head = {
             "nndiag baseline": SCHEMA,
             "model": self.model,
@@ -167,26 +185,28 @@ class Baseline:
     def loads(cls, text: str, where: str) -> Baseline:
         """
         Raises:
-            ReportError: it is no baseline.
+            ReportError: the text is no baseline.
         """
         try:
-            told = json.loads(text)
-            if told["nndiag baseline"] != SCHEMA:
-                raise ValueError(f"its format is {told['nndiag baseline']!r}, known is {SCHEMA}")
-            groups = {group: tuple(map(_entry, told[group])) for group in _GROUPS}
-            head = [told[key] for key in ("model", "seeds", "batches", "loss")]
-            found = cls(*head, *groups.values())
-            student(found.seeds, max(found.count, 1))
+            fields = json.loads(text)
+            if fields["nndiag baseline"] != SCHEMA:
+                raise ValueError(
+                    f"its format is {fields['nndiag baseline']!r}, this version reads {SCHEMA}"
+                )
+            groups = {group: tuple(map(_entry, fields[group])) for group in _GROUPS}
+            head = [fields[key] for key in ("model", "seeds", "batches", "loss")]
+            baseline = cls(*head, *groups.values())
+            student(baseline.seeds, max(baseline.count, 1))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReportError(
                 f"{where} is no baseline of nndiag: {type(error).__name__}: {error}. "
-                "Write it anew with --nndiag-update-baseline."
+                "Rewrite it with --nndiag-update-baseline."
             ) from error
-        return found
+        return baseline
 
 
 def _is_sure(one: Difference) -> bool:
-    """Whether it is no question of how much."""
+    """Whether chance cannot explain it at all: a structural change, or NaN."""
     return one.kind == "structure" or one.what == "finite"
 
 
@@ -202,23 +222,23 @@ def _line(entry: Entry) -> str:
         f"{kind} {what}": [round(mean, 5), float(f"{deviation:.3g}")]
         for (kind, what), (mean, deviation) in entry.numbers.items()
     }
-    told = {"name": entry.outline.name, **entry.outline.facts, "numbers": numbers}
-    return json.dumps(told, ensure_ascii=False)
+    fields = {"name": entry.outline.name, **entry.outline.facts, "numbers": numbers}
+    return json.dumps(fields, ensure_ascii=False)
 
 
-def _entry(told: Mapping[str, Any]) -> Entry:
-    facts = {key: str(value) for key, value in told.items() if key not in ("name", "numbers")}
+def _entry(fields: Mapping[str, Any]) -> Entry:
+    facts = {key: str(value) for key, value in fields.items() if key not in ("name", "numbers")}
     numbers: dict[Number, tuple[float, float]] = {}
-    for key, (mean, deviation) in told["numbers"].items():
+    for key, (mean, deviation) in fields["numbers"].items():
         kind, _, what = key.partition(" ")
         if kind not in SLACK:
-            raise ValueError(f"there is no number {key!r}")
+            raise ValueError(f"unknown number {key!r}")
         numbers[kind, what] = float(mean), float(deviation)
-    return Entry(Outline(str(told["name"]), facts), numbers)
+    return Entry(Outline(str(fields["name"]), facts), numbers)
 
 
 def student(seeds: int, count: int) -> float:
-    """The two-sided quantile of each of ``count`` numbers at which a run of them has ``RATE``."""
+    """Student's quantile for each of ``count`` numbers, so that a run fails at ``RATE``."""
     from scipy import stats
 
     return float(stats.t.isf(RATE / max(count, 1) / 2, seeds - 1))
@@ -235,18 +255,18 @@ def make(
     *,
     seeds: int = SEEDS,
 ) -> Baseline:
-    """The numbers of ``build()`` over ``seeds`` seeds (from 1 on).
+    """Make a baseline of ``build()`` over ``seeds`` seeds (from 1 on).
 
-    ``batch``: what a check takes, whose samples are then drawn with replacement anew for each seed
-    (Efron 1979), or a function without arguments that gives another batch each time.
+    ``batch``: what a check takes, whose samples are drawn with replacement for each seed (Efron
+    1979), or a function without arguments that returns a new batch each time.
 
     Raises:
         SettingsError: too few seeds, or seeds that do not give the same network.
-        ModelError: ``build`` is no function, or gives no model.
+        ModelError: ``build`` is no function, or returns no model.
     """
     __tracebackhide__ = True
     if seeds < FEWEST:
-        raise SettingsError(f"seeds = {seeds}: a baseline needs {FEWEST} or more, better {SEEDS}.")
+        raise SettingsError(f"seeds = {seeds}: a baseline needs at least {FEWEST}, better {SEEDS}.")
     batch = replayable(batch)
     runs = []
     for seed in range(1, seeds + 1):  # no comprehension: before Python 3.12 it is a frame, shown
@@ -258,8 +278,8 @@ def make(
         for group, seen in _described(snapshot).items():
             if [outline for outline, _ in seen] != [outline for outline, _ in first[group]]:
                 raise SettingsError(
-                    "the model that is built has other layers or parameters from seed to seed; a "
-                    "baseline needs one network. Take what is random out of its structure."
+                    "build() gives other layers or parameters from seed to seed, but a baseline "
+                    "needs one structure. Remove what is random from the structure."
                 )
             for outline, numbers in seen:
                 samples[group].setdefault(outline.name, []).append(numbers)
@@ -288,7 +308,7 @@ def look(
     seed: int = 0,
     resample: bool = False,
 ) -> tuple[Snapshot, Batches]:
-    """One model from one seed, measured; where its batch came from."""
+    """Build and measure one model at one seed; also returns where its batch came from."""
     from torch import nn
 
     from nndiag.api import stream_of
@@ -296,16 +316,18 @@ def look(
     from nndiag.capture.watch import validate, watch
     from nndiag.loss import LossMaker
 
-    __tracebackhide__ = True  # what the user's functions raise is theirs
+    __tracebackhide__ = True  # errors in the user's functions are the user's
     if isinstance(build, nn.Module) or not callable(build):
         raise ModelError(
-            f"a baseline was given {type(build).__name__}. Give a function without arguments that "
-            "builds the model: it is built from many seeds, to tell chance from change."
+            f"diagnose.baseline got {type(build).__name__}. Give a function without arguments that "
+            "builds the model: it is built at many seeds, to separate chance from change."
         )
     with seeded(seed):
         model = build()
         if not isinstance(model, nn.Module):
-            raise ModelError(f"build() gave {type(model).__name__}. It has to give a module.")
+            raise ModelError(
+                f"build() returned {type(model).__name__}. It must return a torch.nn.Module."
+            )
         drawn = callable(batch) and not isinstance(batch, nn.Module)
         data = batch() if drawn else batch
         validate(model)
@@ -328,12 +350,12 @@ def look(
 
 
 def replayable(batch: Any) -> Any:
-    """A batch or a stream that can be gone through again for another seed."""
+    """A batch or a stream that can be read again for another seed."""
     return list(islice(batch, MOST_BATCHES)) if isinstance(batch, Iterator) else batch
 
 
 def _resampled(batch: Any, seed: int) -> Any:
-    """Its samples drawn with replacement; the batch itself where they cannot be told apart."""
+    """The batch with samples drawn with replacement; unchanged if it has no axis of samples."""
     import torch
     from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -343,7 +365,7 @@ def _resampled(batch: Any, seed: int) -> Any:
     if len(sizes) != 1 or any(p.is_nested for p in dense):
         return batch
     [size] = sizes
-    if size < FEWEST:  # of so few the batch's own deviation cannot be told
+    if size < FEWEST:  # too few samples to estimate the batch's own deviation
         return batch
     chosen = torch.from_numpy(np.random.default_rng(seed).integers(0, size, size))
     parts = [
@@ -359,32 +381,32 @@ def _resampled(batch: Any, seed: int) -> Any:
 def _summary(
     samples: Sequence[Mapping[Number, float]], name: str, widen: float
 ) -> dict[Number, tuple[float, float]]:
-    """Mean and deviation of each number that all seeds have and that can be told from chance.
+    """Mean and deviation of each number that all seeds have.
 
-    ``widen``: the factor of the deviations of what the batch has a part in.
+    ``widen``: the factor of the deviations of numbers that depend on the batch.
     """
-    found = {}
+    summary = {}
     for key in samples[0]:
         kind, what = key
         values = np.array([sample.get(key, math.nan) for sample in samples])
         if not np.isfinite(values).all():
             raise FindingsError(
-                f"{_whose(kind, name)} holds NaN or infinity, or is not there from every seed: "
-                "nothing can be held against that. Mend the model first: diagnose(model, batch)."
+                f"{_whose(kind, name)} holds NaN or infinity, or is missing at some seeds, so that "
+                "it cannot be compared. Find the fault first, with diagnose(model, batch)."
             )
-        # Of equal numbers the deviation may be their rounding.
+        # The deviation of equal numbers may be rounding.
         deviation = 0.0 if np.ptp(values) <= 1e-9 else float(values.std(ddof=1))
         if what.endswith(_OF_FEW) and deviation > 0:
-            continue  # the scale of a handful of random values is anybody's guess
-        found[key] = float(values.mean()), deviation * (1 if kind == "parameter" else widen)
-    return found
+            continue  # too few random values to estimate a scale
+        summary[key] = float(values.mean()), deviation * (1 if kind == "parameter" else widen)
+    return summary
 
 
 _OF_FEW = " of a few"
 
 
 def _described(snapshot: Snapshot) -> dict[str, list[tuple[Outline, dict[Number, float]]]]:
-    """By group, each part with its numbers."""
+    """Each part with its numbers, by group."""
     inputs = [
         (Outline(name, {}), _numbers("input", stats)) for name, stats in snapshot.inputs.items()
     ]
@@ -422,11 +444,11 @@ def _scale(stats: TensorStats) -> float:
 
 
 def _whose(kind: Kind, name: str) -> str:
-    said = {"input": f"input {name!r}", "parameter": name, "gradient": f"the gradient at {name}"}
-    return said.get(kind, f"the output of {name}")
+    owners = {"input": f"input {name!r}", "parameter": name, "gradient": f"the gradient at {name}"}
+    return owners.get(kind, f"the output of {name}")
 
 
-def _told(
+def _moved_text(
     kind: Kind,
     name: str,
     what: str,
@@ -437,7 +459,7 @@ def _told(
     seeds: int,
 ) -> str:
     if what.startswith("scale") and mean < math.log(2 * _TINY):
-        return f"{_whose(kind, name)} was all zero, and has a scale of {number(math.exp(value))}"
+        return f"{_whose(kind, name)} was all zero; its scale is {number(math.exp(value))}"
     if what.startswith("scale") and value < math.log(2 * _TINY):
         return f"{_whose(kind, name)} is all zero; its scale was {number(math.exp(mean))}"
     if what.startswith("scale"):
@@ -445,25 +467,25 @@ def _told(
         return (
             f"{_whose(kind, name)}: its scale was {number(math.exp(mean))} "
             f"(± {number(deviation, 'share')} over {seeds} seeds), is "
-            f"{number(math.exp(value))}: × {number(ratio)}, where chance makes it "
-            f"× {number(most)} at most, either way"
+            f"{number(math.exp(value))} (× {number(ratio)}; chance explains up to "
+            f"× {number(most)} either way)"
         )
     unit: Unit = "share" if kind == "share" else ""
     was, now, chance, room = (number(x, unit) for x in (mean, value, deviation, band))
     if unit == "share":
         return (
             f"{_whose(kind, name)}: the share {what} was {was} (± {chance} over {seeds} seeds), is "
-            f"{now}; chance moves it by {room} at most"
+            f"{now} (chance explains a change of up to {room})"
         )
     return (
         f"{_whose(kind, name)}: its mean was {was} of its scale (± {chance} over {seeds} seeds), "
-        f"is {now}; chance moves it by {room} at most"
+        f"is {now} (chance explains a change of up to {room})"
     )
 
 
-def text(found: Sequence[Difference], most: int = 12) -> str:
-    """What a failing test says."""
-    lines = [f"  {d.kind}: {d.text}" for d in found[:most]]
-    if len(found) > most:
-        lines.append(f"  and {len(found) - most} more, which may follow from these")
+def text(changes: Sequence[Difference], most: int = 12) -> str:
+    """The differences as lines of text."""
+    lines = [f"  {d.kind}: {d.text}" for d in changes[:most]]
+    if len(changes) > most:
+        lines.append(f"  and {len(changes) - most} more, which may be consequences of these")
     return "\n".join(lines)

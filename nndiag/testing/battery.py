@@ -1,8 +1,8 @@
-"""What a building block has to satisfy, one property at a time.
+"""Batteries: the properties that a building block is checked for, one at a time.
 
-A property is a function of the block in question, named as what it claims. It returns what it
-measured (a trait: "bounded" may well be False) or None (a law), and raises AssertionError where a
-law does not hold, or :class:`NotApplicable` where it makes no sense for this block.
+A property is a function of the block, named after its claim. A trait returns what it measures
+("bounded" may be False). A law returns None, and raises AssertionError where it does not hold.
+Both raise :class:`NotApplicable` where they make no sense for the block.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = [
     "Status",
     "battery",
     "must",
+    "one_line",
     "parametrized",
     "raise_for",
-    "told",
 ]
 
 Block = TypeVar("Block")
@@ -36,7 +36,7 @@ Status = Literal["holds", "measured", "declared", "does not apply", "fails"]
 
 
 class NotApplicable(Exception):
-    """A property that makes no sense for a block; its text says why."""
+    """The property makes no sense for this block; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class Property(Generic[Block]):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one property; ``value`` is what was measured, ``told`` why it fails."""
+    """The result of one property. ``value``: what was measured; ``reason``: of the status."""
 
     name: str
     status: Status
     value: Any = None
-    told: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Battery(Generic[Block]):
-    """All properties of one kind of block."""
+    """The properties of one kind of block."""
 
     kind: str
     properties: Mapping[str, Property[Block]]
@@ -68,27 +68,28 @@ class Battery(Generic[Block]):
     def results(
         self, block: Block, declared: Mapping[str, str], expect: Mapping[str, Any]
     ) -> list[Result]:
-        """Every property's, in order."""
+        """The result of every property, in order."""
         return [self.result(name, block, declared, expect) for name in self.properties]
 
     def result(
         self, name: str, block: Block, declared: Mapping[str, str], expect: Mapping[str, Any]
     ) -> Result:
-        """What is declared not to hold fails once it does hold, as a strict xfail."""
+        """The result of one property; one declared not to hold fails if it holds (strict xfail)."""
         try:
             value = self.properties[name].run(block)
-        except NotApplicable as reason:
-            return Result(name, "does not apply", told=str(reason))
-        except Exception as error:  # a law that does not hold, or one of the block's own
+        except NotApplicable as error:
+            return Result(name, "does not apply", reason=str(error))
+        except Exception as error:  # a law that does not hold, or an error of the block's own code
             if name in declared:
-                return Result(name, "declared", told=declared[name])
+                return Result(name, "declared", reason=declared[name])
             is_law = isinstance(error, AssertionError)
-            return Result(name, "fails", told=str(error) if is_law else f"it raises {told(error)}")
+            reason = str(error) if is_law else f"it raises {one_line(error)}"
+            return Result(name, "fails", reason=reason)
         if name in declared:
-            why = f"it holds, though it is declared not to ({declared[name]}): take that out"
+            why = f"it holds, but is declared not to ({declared[name]}): remove the declaration"
             return Result(name, "fails", value, why)
         if name in expect and not _as_expected(value, expect[name]):
-            return Result(name, "fails", value, f"it is {value!r}, expected was {expect[name]!r}")
+            return Result(name, "fails", value, f"it is {value!r}, expected {expect[name]!r}")
         return Result(name, "holds" if value is None else "measured", value)
 
     def checked(self, declared: object, expect: object) -> tuple[dict[str, str], dict[str, Any]]:
@@ -96,10 +97,10 @@ class Battery(Generic[Block]):
         Raises:
             SettingsError: a property that does not exist, or a declaration without a reason.
         """
-        found = []
+        mappings = []
         for given, what in ((declared, "declared"), (expect, "expect")):
             if given is not None and not isinstance(given, Mapping):
-                raise SettingsError(f"{what} is {given!r}: give a mapping of properties.")
+                raise SettingsError(f"{what} is {given!r}: give a dict of properties by name.")
             for name in given or {}:
                 if name not in self.properties:
                     raise SettingsError(
@@ -107,18 +108,18 @@ class Battery(Generic[Block]):
                         f"{did_you_mean(str(name), self.properties)} "
                         f"Legal are: {', '.join(self.properties)}."
                     )
-            found.append(dict(given or {}))
-        for name, reason in found[0].items():
+            mappings.append(dict(given or {}))
+        for name, reason in mappings[0].items():
             if not isinstance(reason, str) or not reason.strip():
                 raise SettingsError(
                     f"declared[{name!r}] is {reason!r}. Write why it does not hold."
                 )
-        return found[0], found[1]
+        return mappings[0], mappings[1]
 
     def check(
         self, called: str, block: Block, declared: object = None, expect: object = None
     ) -> dict[str, Any]:
-        """What was measured of a block, by the properties' names.
+        """The measured traits of a block, by the names of the properties.
 
         Raises:
             FindingsError: laws that do not hold, or traits that are not as expected.
@@ -130,12 +131,12 @@ class Battery(Generic[Block]):
 
 
 def battery(kind: str, functions: Iterable[Callable[[Block], Any]]) -> Battery[Block]:
-    """Of functions, whose names and docstrings say what they claim."""
-    found = {}
+    """A battery of functions, whose names and docstrings say what they claim."""
+    properties = {}
     for function in functions:
         name = function.__name__.strip("_").replace("_", "-")
-        found[name] = Property(name, (function.__doc__ or "").strip(), function)
-    return Battery(kind, found)
+        properties[name] = Property(name, (function.__doc__ or "").strip(), function)
+    return Battery(kind, properties)
 
 
 def raise_for(called: str, of: Battery[Any], results: Sequence[Result]) -> None:
@@ -152,24 +153,24 @@ def raise_for(called: str, of: Battery[Any], results: Sequence[Result]) -> None:
     what = f"{len(failed)} of {len(results)} properties of {article} {of.kind}"
     lines = [f"{called}: {what} {do} not hold"]
     for r in failed:
-        lines.append(f"  {r.name}: {r.told}")
+        lines.append(f"  {r.name}: {r.reason}")
         lines.append(f"    ({of.properties[r.name].about.splitlines()[0]})")
-    lines.append('What is meant: declared={"' + failed[0].name + '": "why it does not hold"}')
+    lines.append('If that is intended: declared={"' + failed[0].name + '": "why it does not hold"}')
     raise FindingsError("\n".join(lines))
 
 
 def must(hold: object, what: str) -> None:
-    """Not ``assert``: ``python -O`` takes those out, and pytest adds lines to what they say.
+    """Raise unless ``hold``. Not ``assert``, which ``python -O`` removes and pytest adds lines to.
 
     Raises:
-        AssertionError: it does not hold; ``what`` says how.
+        AssertionError: with the text ``what``.
     """
     if not hold:
         raise AssertionError(what)
 
 
-def told(error: Exception) -> str:
-    """An error in a line."""
+def one_line(error: Exception) -> str:
+    """The type of an error and the first line of its text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
@@ -192,17 +193,17 @@ class PropertyCheck:
         return f"<check of {self.property} of {self._called}>"
 
     def __call__(self) -> Any:
-        """What was measured."""
+        """The measured value."""
         import pytest
 
         __tracebackhide__ = True
         result = self._of.result(self.property, self._block(), self._declared, self._expect)
         if result.status == "does not apply":
-            # Not a pass: nothing was looked at. The text is the property's own: why not.
-            pytest.skip(result.told)
+            # Not a pass: nothing was checked, for the reason that the property gives.
+            pytest.skip(result.reason)
         if result.status == "declared":
-            # The text is the user's reason, without which there is no declaration.
-            pytest.xfail(result.told)
+            # The text is the reason that the user declared.
+            pytest.xfail(result.reason)
         raise_for(self._called, self._of, [result])
         return result.value
 
@@ -217,7 +218,7 @@ def parametrized(
     import pytest
 
     if not blocks:
-        raise SettingsError("there is nothing to check: give names and building blocks.")
+        raise SettingsError("there is nothing to check: give a dict of names and building blocks.")
     for given, what in ((declared, "declared"), (expect, "expect")):
         for name in given or {}:
             if name not in blocks:
@@ -227,9 +228,9 @@ def parametrized(
                 )
     cases = []
     for called, block in blocks.items():
-        said = of.checked((declared or {}).get(called), (expect or {}).get(called))
+        declarations = of.checked((declared or {}).get(called), (expect or {}).get(called))
         once = functools.cache(block)
         for name in of.properties:
-            check = PropertyCheck(of, called, name, once, *said)
+            check = PropertyCheck(of, called, name, once, *declarations)
             cases.append(pytest.param(check, id=f"{called}-{name}"))
     return pytest.mark.parametrize("check", cases)

@@ -46,18 +46,19 @@ class Diagnose:
         thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
         seed: int | None = None,
     ) -> Report:
-        """Check a model, keep its report, and fail the test where something is wrong.
+        """Check a model, keep its report, and fail the test if something is wrong.
 
         Args:
             model, batch, target, loss_fn: as :func:`nndiag.check` takes them.
-            expect: findings that are known and meant, ``{"dead-relu": "sparse gate by design"}``:
-                they and what they explain do not fail the test, and it fails once they are gone.
-            name: of the report, where a test diagnoses several models.
-            select, ignore, thresholds, seed: for this call alone, over markers and options.
+            expect: known, intended findings, ``{"dead-relu": "sparse gate by design"}``. They and
+                what they explain do not fail the test. The test fails once they are gone.
+            name: the report's name, if a test diagnoses several models.
+            select, ignore, thresholds, seed: for this call alone; they go before markers and
+                options.
 
         Raises:
-            FindingsError: findings of the severity asked for (``--nndiag-fail-on``) or a graver
-                one; its text is their report.
+            FindingsError: findings at or above the severity of ``--nndiag-fail-on``; its text is
+                their report.
             NNDiagError: what :func:`nndiag.check` raises.
         """
         __tracebackhide__ = True
@@ -81,29 +82,31 @@ class Diagnose:
         name: str = "",
         seeds: int = 20,
     ) -> None:
-        """Fail where a model's numbers are not what other seeds explain.
+        """Fail if a model's numbers differ from its baseline by more than a seed explains.
 
-        The scales and means of inputs, parameters, activations and gradients, shares of zeros and
-        of saturated values, and the structure are held against a file that is kept with the tests
-        (``--nndiag-baseline=DIR``) and written by ``--nndiag-update-baseline``. Of runs in which
-        nothing was changed at most 1 in 1,000 fails, whatever the number of layers: see
-        ``nndiag.testing.baseline``, and ``reports/baselines`` for how often that was measured.
-        Other seeds and other numbers of threads are no change, nor are other batches of the same
-        data, unless a batch has too few samples, or its samples cannot be told apart: the file then
-        says ``"batches": "same"``. Buffers are not held.
+        Compared are the structure, the scales and means of inputs, parameters, activations and
+        gradients, and the shares of zeros and saturated values. The baseline is a file kept with
+        the tests (``--nndiag-baseline=DIR``); ``--nndiag-update-baseline`` writes it. If nothing
+        changed, at most 1 run in 1,000 fails, whatever the number of layers. See
+        ``nndiag.testing.baseline`` for the method and ``reports/baselines`` for measured rates.
+
+        Another seed or number of threads does not count as a change. Another batch of the same data
+        does not either, unless the file says ``"batches": "same"``: the batch was too small or has
+        no axis of samples. Buffers are not compared.
 
         Args:
             build: a function without arguments that builds the model.
-            batch, target, loss_fn: as :func:`nndiag.check` takes them. A function without
-                arguments as ``batch`` is called for each seed; of a batch the samples are drawn
-                anew for each.
-            name: of the baseline, where a test has several.
-            seeds: that a new baseline is made from. Among 200 numbers, 20 see a Gaussian weight of
-                130 values and more to be 1.5 times too large, five one of 4,000.
+            batch, target, loss_fn: as :func:`nndiag.check` takes them. If ``batch`` is a function
+                without arguments, it is called for each seed. The samples of a batch are drawn
+                anew, with replacement, for each seed.
+            name: the baseline's name, if a test has several.
+            seeds: how many seeds a new baseline is made from. Among 200 numbers, 20 seeds detect
+                a Gaussian weight that is 1.5 times too large from 130 values on, 5 seeds from
+                4,000.
 
         Raises:
-            FindingsError: what differs, and by how much.
-            NNDiagError: the baseline cannot be read, or the model not be built or run.
+            FindingsError: with what differs, and by how much.
+            NNDiagError: the baseline cannot be read, or the model cannot be built or run.
         """
         __tracebackhide__ = True
         try:
@@ -126,58 +129,59 @@ class Diagnose:
         command = session.command(self._item, "--nndiag-update-baseline")
         data = (baseline.replayable(data[0]), *data[1:])
         if (known := _known(path, update)) is not None:
-            found = known.confirmed(lambda seed: baseline.look(build, *data, seed=seed)[0])
-            if not found:
-                session.tell_baseline(self._item, title, path)
+            changes = known.confirmed(lambda seed: baseline.look(build, *data, seed=seed)[0])
+            if not changes:
+                session.record_baseline(self._item, title, path)
                 return ""
             if not update:
-                told = baseline.text(found)
-                session.tell_baseline(self._item, title, path, failed=found[0].text)
+                session.record_baseline(self._item, title, path, failed=changes[0].text)
                 return (
-                    f"{story.plural(len(found), 'difference')} from {path}, beyond what other "
-                    f"seeds explain\n\n{told}\n\nIf that is meant: {command}"
+                    f"{story.plural(len(changes), 'difference')} from {path}, beyond what other "
+                    f"seeds explain\n\n{baseline.text(changes)}\n\nIf that is intended: {command}"
                 )
         elif not update:
             missing = f"there is no baseline {path} yet"
-            session.tell_baseline(self._item, title, path, failed=missing)
-            return f"{missing}. Make it, look at it and commit it: {command}"
+            session.record_baseline(self._item, title, path, failed=missing)
+            return f"{missing}. Write it, review it and commit it: {command}"
         files.write({path: baseline.make(build, *data, seeds=seeds).dumps()})
-        session.tell_baseline(self._item, title, path, written=True)
+        session.record_baseline(self._item, title, path, written=True)
         return ""
 
     def _title(self, what: str, name: str) -> str:
-        """The test's name, with this call's where there is another."""
+        """The test's name; from the second call on, with the call's name or number."""
         used = self._names[what]
         called = name or (str(len(used) + 1) if used else "")
         if called in used:
-            raise SettingsError(f"name={name!r} is that of an earlier {what} of this test.")
+            raise SettingsError(
+                f"name={name!r} names an earlier {what} of this test: give another."
+            )
         used.add(called)
         return session.title_of(self._item) + (f"[{called}]" if called else "")
 
     def _verdict(
         self, arguments: tuple[Any, ...], name: str, expect: object, **given: Any
     ) -> tuple[expected.Verdict, str]:
-        """What fails; and why no report of it could be kept, where one was asked for."""
+        """What fails, and why its report could not be saved, if it could not."""
         from nndiag import api
 
-        meant = expected.checked(expect, "expect")
+        intended = expected.checked(expect, "expect")
         chosen = session.settings_for(self._item).override(**given)
         title = self._title("report", name)
         report = api.check(*arguments, config=session.as_config(chosen))
-        verdict = expected.judged(report, meant, chosen.fail_on)
+        verdict = expected.judged(report, intended, chosen.fail_on)
         file, kept, lost = session.file_name(title), None, ""
         try:
             kept = session.keep(report, self._item.config, file, verdict.failed)
         except OutputError as error:
             if not verdict.failed:
                 raise
-            lost = f"{type(error).__name__}: {error}"  # what is wrong in the model matters more
-        session.tell(self._item, title, verdict, verdict.failed, kept)
+            lost = f"{type(error).__name__}: {error}"  # the findings matter more
+        session.record(self._item, title, verdict, verdict.failed, kept)
         return verdict, lost
 
 
 def _known(path: Path, update: bool) -> baseline.Baseline | None:
-    """The baseline in a file; None where there is none, or one that is to be written anew."""
+    """The baseline in a file; None if there is no file, or a broken one that will be replaced."""
     from nndiag.testing import baseline
 
     try:

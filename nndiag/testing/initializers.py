@@ -1,9 +1,9 @@
-"""What a weight initialiser satisfies: ``check_initializer(nn.init.xavier_normal_)``.
+"""The properties of a weight initialiser: ``check_initializer(nn.init.xavier_normal_)``.
 
-It is judged by what it draws for dense layers and convolutions of six shapes, (out, in, *kernel),
-with torch's fans: fan_in = in · taps and fan_out = out · taps. What is random is held against the
-distribution that it has by chance. Every seed is fixed, so that a verdict is always the same, and a
-property fails an initialiser that is right in one case of a million.
+It draws weights of six shapes, (out, in, *kernel), of dense layers and convolutions, with torch's
+fans: fan_in = in · taps and fan_out = out · taps. Random numbers are compared with their
+distribution by chance. All seeds are fixed, so that the result is always the same. A property fails
+a correct initialiser in one case of a million.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from nndiag.errors import SettingsError, did_you_mean
-from nndiag.testing.battery import Battery, NotApplicable, battery, must, parametrized, told
+from nndiag.testing.battery import Battery, NotApplicable, battery, must, one_line, parametrized
 
 if TYPE_CHECKING:
     import pytest
@@ -52,7 +52,7 @@ Shape = tuple[int, ...]
 Law = Callable[[int, int], float]
 
 RATE = 1e-6
-"""How often a property may fail an initialiser that is right, over all its shapes."""
+"""The rate at which a property may fail a correct initialiser, over all shapes."""
 
 # No two laws of _BASES agree on them, nor does any with its fans swapped or its kernel forgotten.
 _SHAPES: Mapping[Shape, str] = {
@@ -90,12 +90,12 @@ class Initializer:
                 with _at(0):
                     self.fn(torch.zeros(shape))
             except (ValueError, NotImplementedError) as error:
-                refusal = refusal or f"f32{list(shape)}: {told(error)}"
+                refusal = refusal or f"f32{list(shape)}: {one_line(error)}"
                 continue
             except Exception:
                 pass  # it is no refusal: whoever draws this shape will say so
             taken.append(shape)
-        must(taken, f"it takes no weight at all, not even {refusal}")
+        must(taken, f"it accepts no weight of any shape: {refusal}")
         return taken
 
     @functools.cached_property
@@ -137,7 +137,7 @@ class Initializer:
         try:
             return self.fn(tensor, **options)
         except Exception as error:
-            raise AssertionError(f"on {describe(tensor)} it raises {told(error)}") from error
+            raise AssertionError(f"on {describe(tensor)} it raises {one_line(error)}") from error
 
     def must_draw(self) -> None:
         """
@@ -145,19 +145,19 @@ class Initializer:
             NotApplicable: nothing is random.
         """
         if not self.random:
-            raise NotApplicable("it draws nothing: every seed gives the same weights")
+            raise NotApplicable("it is not random: every seed gives the same weights")
 
 
 # -- what it does to a tensor ---------------------------------------------------------------------
 
 
 def takes(block: Initializer) -> str:
-    """The kinds of weights that it does not refuse by a ValueError: look whether any is missing."""
+    """The kinds of weights that it accepts, without a ValueError: check that none is missing."""
     return ", ".join(dict.fromkeys(_SHAPES[shape] for shape in block.shapes))
 
 
 def finite(block: Initializer) -> None:
-    """It raises nothing and draws no NaN and no infinity, in single, double and half precision."""
+    """It raises no error and draws no NaN or infinity, in single, double and half precision."""
     dense = all(shape in block.shapes for shape, kind in _SHAPES.items() if kind == "dense")
     for shape in [*block.shapes, *([_LARGE] if dense else [])]:
         for tensor in _in_each_dtype(shape):
@@ -180,11 +180,11 @@ def dtype_kept(block: Initializer) -> None:
                 continue
             for what, was in before.items():
                 now = _form(tensor)[what]
-                must(now == was, f"the {what} of {name} is {now} afterwards, and was {was}")
+                must(now == was, f"the {what} of {name} was {was}, and is {now} afterwards")
 
 
 def in_place(block: Initializer) -> None:
-    """It writes every value into the tensor's own memory and returns that tensor, or nothing."""
+    """It writes every value into the tensor's own memory, and returns that tensor or None."""
     import torch
 
     for shape in block.shapes:
@@ -193,23 +193,23 @@ def in_place(block: Initializer) -> None:
         returned = _drawing(block, tensor)
         must(
             returned is None or returned is tensor,
-            f"for {_named(tensor)} it returns {_named(returned)} that is not the one it was given",
+            f"for {_named(tensor)} it returns another tensor, {_named(returned)}",
         )
         must(
             tensor.data_ptr() == memory,
-            f"{_named(tensor)} lies in other memory afterwards: a tied weight or a view keeps the "
-            "old values. Write with copy_(), not to tensor.data",
+            f"{_named(tensor)} has new memory, so that tied weights and views keep the old "
+            "values. Write with copy_(), not to tensor.data",
         )
         left = int(tensor.isnan().sum())
         must(
             not left,
             f"{left} of {tensor.numel()} weights of {_named(tensor)} are NaN, as all were before: "
-            "not written, or made of what was there",
+            "not written, or computed from the old values",
         )
 
 
 def on_parameters(block: Initializer) -> None:
-    """It draws an nn.Parameter, which stays a leaf, and leaves gradients on or off as they were."""
+    """It accepts an nn.Parameter, keeps it a leaf, and does not switch gradients on or off."""
     import torch
     from torch import nn
 
@@ -219,7 +219,7 @@ def on_parameters(block: Initializer) -> None:
             with _at(0), torch.set_grad_enabled(on):
                 block.call(weight)
                 left = torch.is_grad_enabled()
-            must(left == on, f"gradients were {_on(on)} before, and are {_on(left)} afterwards")
+            must(left == on, f"gradients were {_on(on)}, and are {_on(left)} afterwards")
             must(
                 weight.is_leaf,
                 f"{_named(weight)} is no leaf afterwards, and no optimiser takes it: draw it under "
@@ -229,7 +229,7 @@ def on_parameters(block: Initializer) -> None:
 
 
 def scale_free_of_layout(block: Initializer) -> None:
-    """A weight with other strides gets the same law, and nothing beside a view is written."""
+    """A weight with other strides follows the same law, and nothing beside a view is written."""
     import scipy.stats
 
     def band(a: float, b: float) -> tuple[float, float]:
@@ -258,7 +258,7 @@ def scale_free_of_layout(block: Initializer) -> None:
 
 
 def mean_zero(block: Initializer) -> None:
-    """The mean is zero: of n weights it has a standard error of std/√n (central limit theorem)."""
+    """The mean of n weights is zero, to a standard error of std/√n (central limit theorem)."""
     errors = NormalDist().inv_cdf(1 - RATE / (2 * len(block.shapes)))
     for shape, drawn in block.samples():
         spread = _Spread.of(drawn)
@@ -303,7 +303,7 @@ def variance_law(block: Initializer) -> str | None:
         low, high = (math.sqrt(b) for b in _band(freedom, rate))
         must(
             low <= math.sqrt(ratio) <= high,
-            f"over all shapes the std is {math.sqrt(ratio):.4g} times what is claimed, allowed is "
+            f"over all shapes the std is {math.sqrt(ratio):.4g} times the claimed one, allowed is "
             f"{low:.4g} to {high:.4g}{instead}",
         )
     return None
@@ -325,7 +325,7 @@ def independent(block: Initializer) -> None:
 
 
 def rows_differ(block: Initializer) -> None:
-    """No two units start equal: they would get equal gradients and stay so (lecture slide 41)."""
+    """No two units start equal: with equal gradients they would stay equal (lecture slide 41)."""
     import torch
 
     for shape, weight in block.weights.items():
@@ -344,12 +344,12 @@ def rows_differ(block: Initializer) -> None:
 
 
 def draws(block: Initializer) -> bool:
-    """Whether another seed gives other weights; one with a fixed seed inside draws nothing."""
+    """Whether another seed gives other weights; with a fixed seed inside, it does not."""
     return block.random
 
 
 def seed_honoured(block: Initializer) -> None:
-    """torch.manual_seed decides what is drawn, for this layer and, otherwise, for the next."""
+    """torch.manual_seed decides the weights, and the next layer gets different ones."""
     for shape in block.shapes:
         (one, after), (again, _), (other, later) = (
             _from_seed(block, shape, *seeds) for seeds in ((5, 1), (5, 2), (6, 1))
@@ -357,13 +357,13 @@ def seed_honoured(block: Initializer) -> None:
         what = f"f32{list(shape)}"
         must(
             _same(one, again),
-            f"torch.manual_seed(5) gives {what} once these weights, once others: NumPy, Python, or "
-            "a generator of its own has a say",
+            f"torch.manual_seed(5) gives {what} different weights each time: they also depend on "
+            "NumPy, Python, or a generator of its own",
         )
         must(
             after["torch"] != later["torch"],
-            f"after {what} torch's generator is at the same place, whatever its seed was: it is "
-            "seeded inside, and what is drawn next is always the same",
+            f"after {what}, torch's generator is in the same state for any seed: the initialiser "
+            "seeds it, so that the next random numbers are always the same",
         )
         if not block.random:
             continue
@@ -373,10 +373,10 @@ def seed_honoured(block: Initializer) -> None:
 
 
 def generator_honoured(block: Initializer) -> None:
-    """With generator=, that alone decides, and no global generator is touched."""
+    """With generator=, that alone decides the weights, and no global generator is used."""
     import torch
 
-    def made(seed: int) -> torch.Generator:
+    def generator_at(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
     if not _takes_generator(block.fn):
@@ -384,16 +384,18 @@ def generator_honoured(block: Initializer) -> None:
     for shape in block.shapes:
         with _at(1):
             before = _states()
-            block.call(torch.zeros(shape), generator=made(5))
+            block.call(torch.zeros(shape), generator=generator_at(5))
             moved = [name for name, state in _states().items() if state != before[name]]
         what = f"f32{list(shape)}"
-        must(not moved, f"{what} with a generator moves the global one of {' and '.join(moved)}")
+        must(
+            not moved, f"{what} with a generator also uses the global one of {' and '.join(moved)}"
+        )
         one, again, other = (
-            block.drawn(shape, seed, generator=made(state))
+            block.drawn(shape, seed, generator=generator_at(state))
             for seed, state in ((1, 5), (2, 5), (1, 6))
         )
-        must(_same(one, again), f"equal generators give {what} once these weights, once others")
-        must(not _same(one, other), f"whatever generator it is, {what} gets the same weights")
+        must(_same(one, again), f"equal generators give {what} different weights")
+        must(not _same(one, other), f"different generators give {what} the same weights")
 
 
 # -- laws and bands -------------------------------------------------------------------------------
@@ -422,7 +424,7 @@ class _Spread:
 
 
 def _band(freedom: float, rate: float) -> tuple[float, float]:
-    """Within which χ²/freedom lies, but for ``rate``."""
+    """The interval of χ²/freedom, which holds with probability 1 - ``rate``."""
     import scipy.stats
 
     if freedom == math.inf:
@@ -433,11 +435,11 @@ def _band(freedom: float, rate: float) -> tuple[float, float]:
 
 def _pooled(ratios: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """Of ratios with their freedoms: the mean and its freedom."""
-    found = list(ratios)
-    total = sum(freedom for _, freedom in found)
+    weighted = list(ratios)
+    total = sum(freedom for _, freedom in weighted)
     if total == math.inf:
-        return sum(ratio for ratio, _ in found) / len(found), total
-    return sum(ratio * freedom for ratio, freedom in found) / total, total
+        return sum(ratio for ratio, _ in weighted) / len(weighted), total
+    return sum(ratio * freedom for ratio, freedom in weighted) / total, total
 
 
 def _fan_in(shape: Shape) -> int:
@@ -511,7 +513,7 @@ def _uncorrelated(what: str, shape: Shape, lines: torch.Tensor, rate: float) -> 
     must(
         low <= sums.std <= high,
         f"f32{list(shape)}: the sum over its {count} {what} has a std of {sums.std:.4g}, allowed "
-        f"is {low:.4g} to {high:.4g} for what is uncorrelated",
+        f"is {low:.4g} to {high:.4g} for uncorrelated weights",
     )
     squares = lines.square()
     product, error = lines @ lines.T, (squares @ squares.T).sqrt()
@@ -531,7 +533,7 @@ def _uncorrelated(what: str, shape: Shape, lines: torch.Tensor, rate: float) -> 
 
 @contextlib.contextmanager
 def _at(seed: int) -> Iterator[None]:
-    """Every global generator at this seed; they and autograd are as before afterwards."""
+    """Seed every global generator; afterwards they and autograd are restored."""
     import torch
 
     from nndiag.capture.untouched import seeded
@@ -717,7 +719,7 @@ def _hold_to_form(fn: object, variance: object) -> None:
 
 
 def _called(fn: Any) -> str:
-    """``kaiming_normal_(mode='fan_out')``, where an address would be in its repr."""
+    """``kaiming_normal_(mode='fan_out')``: a name without an address."""
     if isinstance(fn, functools.partial):
         given = [*map(repr, fn.args), *(f"{name}={value!r}" for name, value in fn.keywords.items())]
         return f"{_called(fn.func)}({', '.join(given)})"

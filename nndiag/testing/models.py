@@ -33,22 +33,22 @@ def parametrize_with_checks(
 ) -> pytest.MarkDecorator:
     """A test for each model and rule, over ``def test_models(check): check()``.
 
-    ``test_models[unet-dead-relu]`` fails where that rule finds something in that model. All tests
-    of a model share one check of it. A finding that another rule's explains is that one's failure:
-    its own test is an xfail that says so.
+    ``test_models[unet-dead-relu]`` fails if that rule finds something in that model. All tests of a
+    model share one check. A finding that another rule's finding explains fails the test of that
+    other rule; its own test is an xfail that names the cause.
 
     Args:
-        models: names and models, or functions without arguments that build them (with all
-            randomness at ``seed``, and put back afterwards). Where batches differ, such a function
-            returns what ``nndiag.check`` takes: ``(model, batch)`` or longer.
-        batch, target, loss_fn: as :func:`nndiag.check` takes them; a function without arguments as
-            ``batch`` makes it.
-        expected: findings that are known and meant, with the reason, for all models,
+        models: models by name, or functions without arguments that build them. Such a function
+            runs with all randomness at ``seed``, which is restored afterwards. It may return
+            ``(model, batch)`` or more of the arguments of ``nndiag.check``, if batches differ.
+        batch, target, loss_fn: as :func:`nndiag.check` takes them; ``batch`` may be a function
+            without arguments that makes it.
+        expected: known, intended findings, with the reason, for all models,
             ``{"dead-relu": "sparse gate by design"}``, or for one,
-            ``{"unet": {"dead-relu": "..."}}``. Their tests are strict xfails, however grave the
-            finding is: once it is gone, its test fails until it is taken out here.
+            ``{"unet": {"dead-relu": "..."}}``. Their tests are strict xfails at any severity:
+            once the finding is gone, its test fails until it is removed here.
         select, ignore: which rules have tests.
-        thresholds, seed: as :func:`nndiag.check` takes them; over markers and settings.
+        thresholds, seed: as :func:`nndiag.check` takes them; they go before markers and settings.
 
     Raises:
         SettingsError, UnknownRuleError: an unknown rule, model or threshold; no model; no reason.
@@ -75,10 +75,10 @@ def parametrize_with_checks(
 
 
 def _reasons(expected: object, models: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """By model and rule's name."""
-    found: dict[str, dict[str, str]] = {name: {} for name in models}
+    """The reasons of the expected findings, by model and rule."""
+    reasons: dict[str, dict[str, str]] = {name: {} for name in models}
     if expected is None:
-        return found
+        return reasons
     for key, value in known.mapping(expected, "expected").items():
         if isinstance(value, Mapping):
             if key not in models:
@@ -86,17 +86,17 @@ def _reasons(expected: object, models: Mapping[str, Any]) -> dict[str, dict[str,
                     f"expected[{key!r}]: there is no such model.{did_you_mean(key, models)} "
                     f"Legal are: {', '.join(models)}."
                 )
-            whose, meant = [key], known.checked(value, f"expected[{key!r}]")
+            names, intended = [key], known.checked(value, f"expected[{key!r}]")
         else:
-            whose, meant = list(models), known.checked({key: value}, "expected")
-        for word, reason in meant.items():
-            for name in whose:
-                found[name] |= dict.fromkeys(judge.chosen([word]), reason)
-    return found
+            names, intended = list(models), known.checked({key: value}, "expected")
+        for word, reason in intended.items():
+            for name in names:
+                reasons[name] |= dict.fromkeys(judge.chosen([word]), reason)
+    return reasons
 
 
 class _Subject:
-    """A model, checked when the first of its tests asks."""
+    """A model, checked when its first test runs."""
 
     def __init__(
         self,
@@ -108,39 +108,39 @@ class _Subject:
         rules: Collection[str],
     ) -> None:
         self.name, self.rules, self.thresholds = name, rules, thresholds or {}
-        self.pages: dict[Report, Path] = {}  # where each was kept
+        self.pages: dict[Report, Path] = {}  # the path of each saved report
         self._model, self._arguments, self._seed = model, arguments, seed
-        # By seed and most batches: one check of each, and why there is none.
+        # By seed and max_batches: the report of the one check, or why it failed.
         self._reports: dict[tuple[int, int], Report] = {}
         self._failures: dict[tuple[int, int], tuple[str, str]] = {}
         self._judged: dict[str, Report] = {}
 
-    def report(self, found: Settings, test: str) -> Report:
-        """The one check of it, judged by what is in force for a test.
+    def report(self, current: Settings, test: str) -> Report:
+        """The report of the model, judged with the settings of a test.
 
-        By all rules: those that a test does not ask for may be the cause of what it does.
+        All rules judge it: a rule that the test leaves out may give the cause of its finding.
         """
         __tracebackhide__ = True
-        seed = found.seed if self._seed is None else self._seed
-        run = (seed, found.max_batches)
+        seed = current.seed if self._seed is None else self._seed
+        run = (seed, current.max_batches)
         if run in self._failures:
             where, what = self._failures[run]
-            pytest.fail(f"{self.name} could not be checked; see {where}: {what}", pytrace=False)
+            pytest.fail(f"{self.name} could not be checked, see {where}: {what}", pytrace=False)
         if run not in self._reports:
             try:
                 self._reports[run] = self._checked(*run)
             except Exception as error:
                 self._failures[run] = (test, f"{type(error).__name__}: {error}")
                 raise
-        thresholds = {**found.thresholds, **settings.flatten(self.thresholds)}
-        key = repr((run, found.ignore, sorted(thresholds.items())))
+        thresholds = {**current.thresholds, **settings.flatten(self.thresholds)}
+        key = repr((run, current.ignore, sorted(thresholds.items())))
         if key not in self._judged:
             report = self._reports[run]
-            self._judged[key] = report.judge(ignore=found.ignore, thresholds=thresholds)
+            self._judged[key] = report.judge(ignore=current.ignore, thresholds=thresholds)
         return self._judged[key]
 
     def _checked(self, seed: int, max_batches: int) -> Report:
-        __tracebackhide__ = True  # what building raises is the user's
+        __tracebackhide__ = True  # an error while building is the user's
         from torch import nn
 
         from nndiag import api
@@ -153,8 +153,8 @@ class _Subject:
             if isinstance(model, tuple) and model:
                 if arguments[0] is not None:
                     raise SettingsError(
-                        f"models[{self.name!r}] makes a batch of its own, and batch= gives "
-                        "another. Keep one."
+                        f"models[{self.name!r}] returns a batch, and batch= gives another. "
+                        "Keep one."
                     )
                 model, *own = model
                 arguments = (*own, *arguments[len(own) :])
@@ -169,9 +169,9 @@ class _Subject:
 
 
 class ModelCheck:
-    """``check()``: fails the test where a rule finds something in a model."""
+    """``check()``: fails the test if a rule finds something in a model."""
 
-    item: pytest.Item | None = None  # the test; None where the plugin is switched off
+    item: pytest.Item | None = None  # the test; None if the plugin is switched off
 
     def __init__(self, subject: _Subject, rule_name: str, reason: str) -> None:
         self._subject, self.rule, self._reason = subject, rule_name, reason
@@ -181,10 +181,10 @@ class ModelCheck:
         return f"<check of {self.rule} in {self._subject.name}>"
 
     def __call__(self) -> Report:
-        """The report of the model, where this rule finds nothing that fails.
+        """The report of the model, if this rule finds nothing that fails the test.
 
         Raises:
-            FindingsError: it does; as a report of these findings.
+            FindingsError: with a report of the findings that fail it.
         """
         __tracebackhide__ = True
         try:
@@ -195,19 +195,19 @@ class ModelCheck:
     def _check(self) -> Report:
         __tracebackhide__ = True
         item, subject = self.item, self._subject
-        found = settings.load() if item is None else session.settings_for(item)
-        tested = judge.chosen(found.select, found.ignore).keys() & subject.rules
+        current = settings.load() if item is None else session.settings_for(item)
+        tested = judge.chosen(current.select, current.ignore).keys() & subject.rules
         if self.rule not in tested:
-            # Tests are made when they are collected; a marker's rules are known only here.
+            # Tests are created at collection; a marker's rules are known only when the test runs.
             pytest.skip("not selected by option, marker or settings")
-        report = subject.report(found, "its first test" if item is None else item.nodeid)
+        report = subject.report(current, "its first test" if item is None else item.nodeid)
         [outcome] = [o for o in report.outcomes if o.rule == self.rule]
         if outcome.status == "skipped":
-            # Not a pass: the rule had nothing to judge by, and says what was missing.
+            # Not a pass: the rule could not run, and says what it needs.
             pytest.skip(outcome.reason)
-        verdict = self._verdict(report, found, tested)
+        verdict = self._verdict(report, current, tested)
         if item is not None:
-            self._tell(item, verdict, outcome.status == "crashed")
+            self._record(item, verdict, outcome.status == "crashed")
         if outcome.status == "crashed":
             home = rules.discover()[self.rule].__name__
             whose = "nndiag" if home.startswith("nndiag.") else home
@@ -218,25 +218,25 @@ class ModelCheck:
             )
         verdict.raise_if_failed()
         if causes := [f.root for f in report.findings if f.rule == self.rule and f.cause]:
-            told = dict.fromkeys(f"{f.rule} at {f.layer}" for f in causes)
+            named = dict.fromkeys(f"{f.rule} at {f.layer}" for f in causes)
             if any(f.severity != "note" for f in causes):
                 # Not a pass: the finding is there. Not a failure: its cause fails its own test.
-                pytest.xfail(f"explained by {next(iter(told))}")
+                pytest.xfail(f"explained by {next(iter(named))}")
         return report
 
-    def _verdict(self, report: Report, found: Settings, tested: Collection[str]) -> known.Verdict:
-        if self._reason:  # as grave as it may be
+    def _verdict(self, report: Report, current: Settings, tested: Collection[str]) -> known.Verdict:
+        if self._reason:  # expected, at any severity
             expected = tuple(f for f in report.findings if f.rule == self.rule)
             return known.Verdict(report, expected, (), {})
-        if found.fail_on == "never":
+        if current.fail_on == "never":
             return known.Verdict(report, (), (), {})
-        grave = report.at_least(found.fail_on)
-        # One that a failing test of another rule tells of is told once.
-        others = {f.rule for f in grave} & set(tested) - {self.rule}
-        mine = tuple(f for f in grave if f.rule == self.rule and f.root.rule not in others)
+        severe = report.at_least(current.fail_on)
+        # A finding explained by another tested rule fails that rule's test only.
+        others = {f.rule for f in severe} & set(tested) - {self.rule}
+        mine = tuple(f for f in severe if f.rule == self.rule and f.root.rule not in others)
         return known.Verdict(report, mine, (), {})
 
-    def _tell(self, item: pytest.Item, verdict: known.Verdict, crashed: bool) -> None:
+    def _record(self, item: pytest.Item, verdict: known.Verdict, crashed: bool) -> None:
         subject, report = self._subject, verdict.report
         head, bracket, given = session.title_of(item).rpartition("[")
         title = f"{head}{bracket}{given.replace(f'{subject.name}-{self.rule}', subject.name, 1)}"
@@ -247,4 +247,4 @@ class ModelCheck:
             kept = session.keep(report, item.config, session.file_name(title), failed)
             if kept is not None:
                 subject.pages[report] = kept
-        session.tell(item, title, verdict, failed, subject.pages.get(report))
+        session.record(item, title, verdict, failed, subject.pages.get(report))

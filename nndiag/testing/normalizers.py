@@ -1,8 +1,8 @@
-"""What a normalisation layer has to satisfy, before a network is built on it.
+"""The properties of a normalisation layer, checked before a network is built on it.
 
-Of a fresh module: its affine weight is 1 and its bias 0, so what comes out is what was normalised.
-``check_normalizer(lambda: MyNorm(16))`` is the whole check, ``parametrize_normalizers`` a test for
-each property.
+A fresh module is checked: its affine weight is 1 and its bias 0, so its output is the normalised
+input. ``check_normalizer(lambda: MyNorm(16))`` checks all, ``parametrize_normalizers`` makes a test
+for each property.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from nndiag.errors import ModelError, SettingsError, did_you_mean
-from nndiag.testing.battery import Battery, NotApplicable, battery, must, parametrized, told
+from nndiag.testing.battery import Battery, NotApplicable, battery, must, one_line, parametrized
 
 if TYPE_CHECKING:
     import pytest
@@ -51,7 +51,7 @@ Value = TypeVar("Value")
 
 SHAPE = (64, 16)
 LARGEST_EPS = 1e-3
-"""Keras' default, a hundred times torch's; with more, the variance is visibly not 1."""
+"""Keras' default, a hundred times torch's. With a larger eps the variance is visibly not 1."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Normalizer:
                 f"factory is {type(self.factory).__name__}: give a function that builds a fresh "
                 "normaliser, such as lambda: nn.LayerNorm(16)."
             )
-        # Two values come out as 1 and -1, of whatever normaliser.
+        # Two values become 1 and -1 in any normaliser.
         if len(self.shape) < 2 or self.shape[0] < 3 or self.shape[1] < 2 or min(self.shape) < 1:
             raise SettingsError(
                 f"shape is {self.shape}. Samples come first, at least 3, and channels second, at "
@@ -79,10 +79,10 @@ class Normalizer:
         """A fresh one in training mode; in float64 unless another dtype is given."""
         import torch
 
-        made = self.factory()
-        if not isinstance(made, torch.nn.Module):
-            raise ModelError(f"the factory gives {type(made).__name__}, not a torch.nn.Module.")
-        return made.to(dtype or torch.float64).train()
+        module = self.factory()
+        if not isinstance(module, torch.nn.Module):
+            raise ModelError(f"the factory gives {type(module).__name__}, not a torch.nn.Module.")
+        return module.to(dtype or torch.float64).train()
 
 
 # -- what it is looked at with ----------------------------------------------------------------
@@ -98,7 +98,7 @@ def _undisturbed(law: Callable[[Normalizer], Value]) -> Callable[[Normalizer], V
         from nndiag.capture.untouched import seeded
 
         with seeded(0), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a verdict does not depend on the caller's filters
+            warnings.simplefilter("ignore")  # the result must not depend on the caller's filters
             return law(block)
 
     return seeded_law
@@ -116,7 +116,7 @@ def _drawn(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 
 def _through(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The output; a module that raises breaks the law it was called for."""
+    """The output. If the module raises, the law that called it fails."""
     import torch
 
     from nndiag.batch import describe
@@ -126,10 +126,13 @@ def _through(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     except Exception as error:
         mode = "training" if module.training else "eval"
         raise AssertionError(
-            f"given {describe(x)} in {mode} mode it raises {told(error)}"
+            f"given {describe(x)} in {mode} mode it raises {one_line(error)}"
         ) from error
     same = isinstance(y, torch.Tensor) and y.shape == x.shape
-    must(same, f"it gives {describe(y)} for {describe(x)}: the shape is to be the same")
+    must(
+        same,
+        f"its output is {describe(y)} for an input of {describe(x)}: the shape must not change",
+    )
     return y  # type: ignore[no-any-return]
 
 
@@ -177,7 +180,7 @@ class _Over:
 
 
 def _candidates(shape: tuple[int, ...]) -> Iterator[_Over]:
-    """The finest first: who forgets the scale of each channel forgets that of each sample, too."""
+    """The finest units first: a norm without each channel's scale lacks each sample's, too."""
     channels = shape[1]
     for parts in range(channels, 0, -1):
         if channels % parts == 0 and math.prod(shape[1:]) > parts:
@@ -186,11 +189,11 @@ def _candidates(shape: tuple[int, ...]) -> Iterator[_Over]:
     yield _Over("batch", 1)
 
 
-def _found(block: Normalizer) -> _Over | None:
+def _normalized_over(block: Normalizer) -> _Over | None:
     """The finest units whose scale does not matter.
 
-    Not: those whose output has mean 0 and variance 1. What comes out wrong would be told as
-    "normalises nothing", and not as what is wrong with it.
+    The test is not "output of mean 0 and variance 1": a wrong norm would then seem to normalise
+    nothing, and the report would not say what is wrong with it.
     """
     module, x = block.module(), 100 * _drawn(block.shape)  # so that no eps matters
     y = _through(module, x).detach()
@@ -207,14 +210,14 @@ def _found(block: Normalizer) -> _Over | None:
 
 
 def _known(block: Normalizer) -> _Over:
-    found = _found(block)
-    if found is None:
-        raise NotApplicable("it normalises over no axes that are known")
-    return found
+    over = _normalized_over(block)
+    if over is None:
+        raise NotApplicable("it normalises over no known set of axes")
+    return over
 
 
 def _memory(module: nn.Module) -> tuple[nn.Module, torch.Tensor, torch.Tensor] | None:
-    """The part with running statistics, and these."""
+    """The submodule with running statistics, and their mean and variance."""
     for part in module.modules():
         mean, variance = getattr(part, "running_mean", None), getattr(part, "running_var", None)
         if mean is not None and variance is not None:
@@ -237,7 +240,7 @@ def _changed(module: nn.Module, before: Mapping[str, torch.Tensor]) -> list[str]
 
 
 def _trained(block: Normalizer, dtype: torch.dtype | None = None) -> nn.Module:
-    """In eval mode, after three batches that are unlike what is drawn otherwise."""
+    """In eval mode, after three batches that differ from the other inputs."""
     module = block.module(dtype)
     for step in range(1, 4):
         x = _drawn(block.shape, seed=step) * step - 1
@@ -246,7 +249,7 @@ def _trained(block: Normalizer, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def _remembers(block: Normalizer) -> bool:
-    """Whether a batch leaves anything behind but a count."""
+    """Whether a batch changes any state except a counter."""
     module = block.module()
     before = _buffers(module)
     _through(module, _drawn(block.shape))
@@ -267,11 +270,11 @@ def axes(block: Normalizer) -> Axes:
     a sample's channel over positions (Ulyanov et al. 2016); "rms": a sample to mean square 1, its
     mean left in (Zhang & Sennrich 2019).
     """
-    found = _found(block)
+    over = _normalized_over(block)
     names = ", ".join(dict.fromkeys(over.name for over in _candidates(block.shape)))
-    if found is None:
-        raise AssertionError(f"the scale of its input comes through, whichever of {names} it is")
-    return found.name
+    if over is None:
+        raise AssertionError(f"it does not remove the scale of its input over any of {names}")
+    return over.name
 
 
 @_undisturbed
@@ -279,10 +282,10 @@ def mean_zero(block: Normalizer) -> None:
     """In training the mean of what is normalised together is 0."""
     over = _known(block)
     if over.name == "rms":
-        raise NotApplicable("it normalises the mean square, and leaves the mean in")
+        raise NotApplicable("it normalises the mean square and keeps the mean")
     most = _most(over.units(_through(block.module(), _drawn(block.shape))).mean(1))
-    # Some normalise in float32 whatever comes in: that is for `gradient` to tell.
-    must(most <= 1e-5, f"a mean over each {over.name} is {most:.3g} off 0, allowed is 1e-05")
+    # Some normalise in float32 for any input dtype: `gradient` reports that.
+    must(most <= 1e-5, f"a mean over each {over.name} is {most:.3g}, allowed are -1e-05 to 1e-05")
 
 
 @_undisturbed
@@ -296,14 +299,14 @@ def variance_one(block: Normalizer) -> None:
     # A little below 0, for those that compute in float32 whatever comes in.
     must(
         -1e-4 <= float(eps[worst]) <= 1.01 * LARGEST_EPS,
-        f"a variance over each {over.name} of {before[worst]:.3g} comes out as {after[worst]:.4g}, "
+        f"a variance over each {over.name} of {before[worst]:.3g} becomes {after[worst]:.4g}, "
         f"as if eps were {eps[worst]:.3g}: allowed are 0 to {LARGEST_EPS:g}",
     )
 
 
 @_undisturbed
 def large_mean(block: Normalizer) -> None:
-    """In float32, values of mean 1000 and deviation 1 come out with deviation 1, to 1 %."""
+    """In float32, values of mean 1000 and deviation 1 keep deviation 1, to 1 %."""
     import torch
 
     over = _known(block)
@@ -315,14 +318,14 @@ def large_mean(block: Normalizer) -> None:
     worst = float(deviation[(deviation - 1).abs().argmax()])
     must(
         _most(deviation - 1) <= 0.01,
-        f"its deviation is {worst:.4g}, allowed are 0.99 to 1.01: E[x²] - E[x]² has no digits left "
-        "where the mean is large",
+        f"its deviation is {worst:.4g}, allowed are 0.99 to 1.01: E[x²] - E[x]² loses all digits "
+        "if the mean is large",
     )
 
 
 @_undisturbed
 def constant_input(block: Normalizer) -> None:
-    """What is constant comes out finite, and so do its gradients."""
+    """A constant input gives finite outputs and gradients."""
     import torch
 
     for value in (0.0, 3.0):
@@ -331,18 +334,18 @@ def constant_input(block: Normalizer) -> None:
         y = _through(module, x)
         _finite(y, f"the output for inputs of {value:g} throughout")
         if not y.requires_grad:
-            continue  # that is for `gradient` to tell
+            continue  # `gradient` reports that
         targets = [x, *(p for p in module.parameters() if p.requires_grad)]
-        found = torch.autograd.grad((y * _drawn(block.shape).float()).sum(), targets,
+        grads = torch.autograd.grad((y * _drawn(block.shape).float()).sum(), targets,
                                     allow_unused=True)  # fmt: skip
-        for grad in found:
+        for grad in grads:
             if grad is not None:
                 _finite(grad, f"a gradient for inputs of {value:g} throughout")
 
 
 @_undisturbed
 def dtype_kept(block: Normalizer) -> None:
-    """Out comes the dtype that goes in, finite and of its size, for inputs of 1e-3 to 1e3."""
+    """The output keeps the dtype, is finite and of the right size, for inputs of 1e-3 to 1e3."""
     import torch
 
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -352,8 +355,8 @@ def dtype_kept(block: Normalizer) -> None:
             of = f"of {dtype} inputs of scale {scale:g}"
             must(y.dtype == dtype, f"the output {of} is {y.dtype}, allowed is {dtype}")
             _finite(y, f"the output {of}")
-            # What overflows to infinity in the denominator comes out as 0, which is finite. Not of
-            # small inputs: an eps may depend on the dtype.
+            # A denominator that overflows to infinity gives 0, which is finite. Small inputs are
+            # left out: an eps may depend on the dtype.
             exact = _through(block.module(), x.double()).detach().square().mean().sqrt()
             ratio = float(y.double().square().mean().sqrt() / exact) if exact else 1.0
             must(
@@ -365,7 +368,7 @@ def dtype_kept(block: Normalizer) -> None:
 
 @_undisturbed
 def deterministic(block: Normalizer) -> None:
-    """The same batch comes out the same, in training and in eval mode."""
+    """The same batch gives the same output, in training and in eval mode."""
     import torch
 
     module, x = block.module(), _drawn(block.shape)
@@ -386,8 +389,8 @@ def deterministic(block: Normalizer) -> None:
 def running_statistics(block: Normalizer) -> None:
     """Running statistics move to each batch's mean and unbiased variance by ``momentum``.
 
-    ``r = (1 - momentum) r + momentum * batch``, as torch counts momentum; with ``momentum=None``
-    they are the plain average of all batches.
+    ``r = (1 - momentum) r + momentum * batch``, as torch defines momentum. With ``momentum=None``
+    they are the average over all batches.
     """
     module = block.module()
     memory = _memory(module)
@@ -395,7 +398,9 @@ def running_statistics(block: Normalizer) -> None:
         raise NotApplicable("it has no running_mean and running_var")
     over = _known(block)
     if over.name not in ("batch", "channel"):
-        raise NotApplicable(f"over each {over.name} there is no convention what to remember")
+        raise NotApplicable(
+            f"for norms over each {over.name}, running statistics have no convention"
+        )
     expected = [kept.detach().clone().flatten() for kept in memory[1:]]
     for step in range(1, 5):
         x = _drawn(block.shape, seed=step) * step - 1
@@ -404,22 +409,25 @@ def running_statistics(block: Normalizer) -> None:
         momentum = getattr(part, "momentum", 0.1)
         rate = 1 / step if momentum is None else momentum
         for k, (name, batch) in enumerate(_of_batch(over, x).items()):
-            must(not kept[k].requires_grad, f"{name} hangs on the graph of a batch: detach it")
+            must(
+                not kept[k].requires_grad,
+                f"{name} requires a gradient and keeps the graph of a batch: detach it",
+            )
             expected[k] = (1 - rate) * expected[k] + rate * batch
-            found = kept[k].detach().flatten()
-            same = found.shape == batch.shape
-            must(same, f"{name} has {len(found)} values, not {len(batch)}")
-            off = _most((found - expected[k]) / (1 + expected[k].abs()))
+            running = kept[k].detach().flatten()
+            same = running.shape == batch.shape
+            must(same, f"{name} has {len(running)} values, not {len(batch)}")
+            off = _most((running - expected[k]) / (1 + expected[k].abs()))
             must(
                 off <= 1e-6,
                 f"after batch {step}, {name} is off by {off:.3g}, allowed is 1e-06; with "
-                f"momentum={momentum} and the unbiased variance it would be {expected[k][0]:.6g} "
-                f"in the first channel, and is {found[0]:.6g}",
+                f"momentum={momentum} and the unbiased variance it should be {expected[k][0]:.6g} "
+                f"in the first channel, but is {running[0]:.6g}",
             )
 
 
 def _of_batch(over: _Over, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What to remember: of instance norm, the average over the samples of theirs."""
+    """The statistics of a batch; for instance norm, averaged over its samples."""
     units = over.units(x)
     mean, variance = units.mean(1), units.var(1, correction=1)
     if over.name == "channel":
@@ -429,9 +437,9 @@ def _of_batch(over: _Over, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @_undisturbed
 def evaluation_is_affine(block: Normalizer) -> None:
-    """In eval mode it is an affine map of each sample by its running statistics, and keeps these.
+    """In eval mode it is an affine map by its running statistics, and does not change them.
 
-    Without running statistics eval mode is as training.
+    Without running statistics, eval mode equals training mode.
     """
     module = _trained(block)
     x, other = _drawn(block.shape), _drawn(block.shape, seed=7)
@@ -440,7 +448,11 @@ def evaluation_is_affine(block: Normalizer) -> None:
     changed = _changed(module, before)
     must(not changed, f"in eval mode a batch changed {', '.join(changed)}")
     if not _remembers(block):
-        _close(y, _through(block.module(), x), "without running statistics, eval is not training:")
+        _close(
+            y,
+            _through(block.module(), x),
+            "without running statistics, eval differs from training:",
+        )
         return
     for share in (0.3, 1.7):
         between = _through(module, share * x + (1 - share) * other)
@@ -452,9 +464,9 @@ def evaluation_is_affine(block: Normalizer) -> None:
 
 
 def _remembered(block: Normalizer, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-    """That the affine map is that of the running statistics."""
+    """Check that the affine map uses the running statistics."""
     memory = _memory(module)
-    if memory is None or memory[1].numel() != block.shape[1] or _found(block) is None:
+    if memory is None or memory[1].numel() != block.shape[1] or _normalized_over(block) is None:
         return
     mean, variance = (m.detach().reshape(1, -1, *(1 for _ in x.shape[2:])) for m in memory[1:])
     eps = getattr(memory[0], "eps", None)
@@ -485,7 +497,7 @@ def batch_of_one(block: Normalizer) -> Literal["works", "raises"]:
 
 @_undisturbed
 def evaluation_of_one(block: Normalizer) -> None:
-    """A single sample comes out finite in eval mode."""
+    """A single sample gives finite output in eval mode."""
     import torch
 
     module = _trained(block, torch.float32)
@@ -501,14 +513,14 @@ _ALLOWED = 1e-4
 def _layer(block: Normalizer) -> tuple[torch.Tensor, torch.Tensor]:
     """An input, and weights of a linear layer or convolution (of size 1) before the normaliser.
 
-    So large that no unit of its output has a variance that an eps could matter to.
+    So large that an eps is negligible beside the variance of every unit of its output.
     """
     import torch
 
     x = _drawn(block.shape)
     channels = block.shape[1]
     weight = torch.randn(channels, channels, dtype=torch.float64) / math.sqrt(channels)
-    over = _found(block) or _Over("sample", 1)
+    over = _normalized_over(block) or _Over("sample", 1)
     return x, weight * _LEAST / over.variance(_applied(weight, x)).min().sqrt()
 
 
@@ -518,26 +530,26 @@ def _applied(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 @_undisturbed
 def scale_invariant(block: Normalizer) -> None:
-    """The scale of the weights before it does not matter: Ioffe & Szegedy 2015 section 3.3."""
+    """The scale of the weights before it has no effect (Ioffe & Szegedy 2015, section 3.3)."""
     x, weight = _layer(block)
     module = block.module()
     expected = _through(module, _applied(weight, x))
     for scale in (2.0, 1e3):
-        found = _through(module, _applied(scale * weight, x))
-        _close(found, expected, f"weights {scale:g} times as large change its output:", _ALLOWED)
+        output = _through(module, _applied(scale * weight, x))
+        _close(output, expected, f"weights {scale:g} times as large change its output:", _ALLOWED)
 
 
 @_undisturbed
 def gradient_scales_inversely(block: Normalizer) -> None:
-    """Weights before it that are a times as large have 1/a of the gradient (the same section)."""
-    found = _found(block)
-    if found is not None and found.units(_drawn(block.shape)).shape[1] <= 2:
-        raise NotApplicable("two values come out as 1 and -1 whatever they are: no gradient")
+    """Weights before it that are a times as large get 1/a of the gradient (same section)."""
+    over = _normalized_over(block)
+    if over is not None and over.units(_drawn(block.shape)).shape[1] <= 2:
+        raise NotApplicable("any two values become 1 and -1, so that there is no gradient")
     x, weight = _layer(block)
     expected = _weight_gradient(block, x, weight)
     for scale in (2.0, 1e3):
         grad = scale * _weight_gradient(block, x, scale * weight)
-        what = f"with weights {scale:g} times as large their gradient is not 1/{scale:g} of it:"
+        what = f"weights {scale:g} times as large do not get 1/{scale:g} of the gradient:"
         _close(grad, expected, what, _ALLOWED)
 
 
@@ -551,7 +563,7 @@ def _weight_gradient(block: Normalizer, x: torch.Tensor, weight: torch.Tensor) -
         loss = (y * _drawn(block.shape, seed=5)).sum()
         [grad] = torch.autograd.grad(loss, [weight], allow_unused=True)
     if grad is None:
-        raise AssertionError("no gradient comes through to the layer before it")
+        raise AssertionError("no gradient reaches the layer before it")
     return grad
 
 
@@ -567,7 +579,7 @@ def gradient(block: Normalizer) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.copy_(torch.randn_like(p))
-    over, x = _found(block), _drawn(block.shape)
+    over, x = _normalized_over(block), _drawn(block.shape)
     x = 0.5 + over.standardised(x) if over else x
     for name, value in {"its input": x, **dict(module.named_parameters())}.items():
         _same_slope(module, x, name, value.detach())

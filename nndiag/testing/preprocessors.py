@@ -1,8 +1,8 @@
-"""What a step before the network has to satisfy: a scaler, a whitening, an imputer.
+"""The properties of a preprocessing step before the network: a scaler, a whitening, an imputer.
 
-scikit-learn's convention, whoever wrote it: ``fit(X)``, ``transform(X)`` and, where there is one,
-``inverse_transform(X)``, of arrays ``[n, features]``. Most of it is one demand: that nothing but
-the training data is learnt from.
+A step follows scikit-learn's convention: ``fit(X)``, ``transform(X)`` and optionally
+``inverse_transform(X)``, for arrays ``[n, features]``. Most properties ask one thing: it must learn
+from the training data alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from nndiag.errors import SettingsError
-from nndiag.testing.battery import Battery, NotApplicable, battery, must, parametrized, told
+from nndiag.testing.battery import Battery, NotApplicable, battery, must, one_line, parametrized
 
 if TYPE_CHECKING:
     import pytest
@@ -54,7 +54,7 @@ ROWS, FEATURES = 200, 5
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """How to build one that is not fitted yet."""
+    """A preprocessing step; ``factory`` builds one that is not fitted yet."""
 
     factory: Callable[[], Any]
 
@@ -67,23 +67,23 @@ class Preprocessor:
             )
 
     def fresh(self) -> Any:
-        made = self.factory()
-        missing = [name for name in ("fit", "transform") if not hasattr(made, name)]
+        step = self.factory()
+        missing = [name for name in ("fit", "transform") if not hasattr(step, name)]
         if missing:
             raise SettingsError(
-                f"the factory gives {type(made).__name__}, which has no {' and no '.join(missing)}."
+                f"the factory gives {type(step).__name__}, which has no {' and no '.join(missing)}."
             )
-        return made
+        return step
 
     def fitted(self, x: NDArray[np.float64], *, seed: int = 0, again: Any = None) -> Any:
         """A fresh one (or ``again`` that one), fitted to a copy.
 
-        With the generators at a seed: only `deterministic` is to fail of what draws.
+        The generators are seeded, so that a random step fails in `deterministic` alone.
         """
-        made = self.fresh() if again is None else again
+        step = self.fresh() if again is None else again
         with _seeded(seed):
-            _called(made, "fit", x.copy())
-        return made
+            _call(step, "fit", x.copy())
+        return step
 
 
 # -- what it is looked at with ----------------------------------------------------------------
@@ -95,7 +95,7 @@ def _undisturbed(law: Callable[[Preprocessor], Value]) -> Callable[[Preprocessor
     @functools.wraps(law)
     def seeded_law(block: Preprocessor) -> Value:
         with _seeded(), np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a verdict does not depend on the caller's filters
+            warnings.simplefilter("ignore")  # the result must not depend on the caller's filters
             return law(block)
 
     return seeded_law
@@ -103,7 +103,7 @@ def _undisturbed(law: Callable[[Preprocessor], Value]) -> Callable[[Preprocessor
 
 @contextlib.contextmanager
 def _seeded(seed: int = 0) -> Iterator[None]:
-    """Not nndiag.capture's: that one needs torch, and nothing here does."""
+    """Seed the generators. Not nndiag.capture's function, which needs torch."""
     before, drawn = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -115,9 +115,9 @@ def _seeded(seed: int = 0) -> Iterator[None]:
 
 
 def _rows(seed: int, rows: int = ROWS) -> NDArray[np.float64]:
-    """Features that are correlated, with means and scales of their own, and not normal.
+    """Correlated features with different means and scales, not normally distributed.
 
-    Of a normal distribution there are no independent components to be found.
+    A normal distribution has no unique independent components.
     """
     generator = np.random.default_rng(seed)
     mixed = generator.laplace(size=(rows, FEATURES)) @ _mixing()
@@ -128,26 +128,28 @@ def _mixing() -> NDArray[np.float64]:
     return np.eye(FEATURES) + 0.5 * np.eye(FEATURES, k=1) + 0.3 * np.eye(FEATURES, k=-2)
 
 
-def _called(made: Any, method: str, x: NDArray[np.float64]) -> Any:
-    """What a method gives; one that raises breaks the law it was called for."""
+def _call(step: Any, method: str, x: NDArray[np.float64]) -> Any:
+    """The result of a method. If it raises, the law that called it fails."""
     try:
-        return getattr(made, method)(x)
+        return getattr(step, method)(x)
     except Exception as error:
-        raise AssertionError(f"{method} of an array {x.shape} raises {told(error)}") from error
+        raise AssertionError(f"{method} of an array {x.shape} raises {one_line(error)}") from error
 
 
-def _dense(found: Any) -> NDArray[np.float64]:
-    """A sparse matrix or a data frame as what it holds."""
-    found = found.toarray() if hasattr(found, "toarray") else found
-    return np.asarray(found, dtype=np.float64)
+def _dense(output: Any) -> NDArray[np.float64]:
+    """A sparse matrix or a data frame as an array."""
+    output = output.toarray() if hasattr(output, "toarray") else output
+    return np.asarray(output, dtype=np.float64)
 
 
-def _transformed(made: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of a copy, so that only one property fails of what changes its input."""
-    found = _dense(_called(made, "transform", x.copy()))
-    must(found.ndim == 2, f"transform gives {found.ndim} axes, allowed are 2: rows and features")
-    must(len(found) == len(x), f"transform gives {len(found)} rows for {len(x)}")
-    return found
+def _transformed(step: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Transform a copy, so that a step that changes its input fails in one property only."""
+    output = _dense(_call(step, "transform", x.copy()))
+    must(
+        output.ndim == 2, f"transform returns {output.ndim} axes, allowed are 2: rows and features"
+    )
+    must(len(output) == len(x), f"transform returns {len(output)} rows for {len(x)}")
+    return output
 
 
 def _same(a: NDArray[np.float64], b: NDArray[np.float64], what: str, allowed: float = 1e-9) -> None:
@@ -157,12 +159,14 @@ def _same(a: NDArray[np.float64], b: NDArray[np.float64], what: str, allowed: fl
     both = np.isnan(a) & np.isnan(b)
     off = float(np.where(both, 0, np.abs(a - b) / size).max())
     # Not off > allowed: NaN is not the same as a number.
-    must(off <= allowed, f"{what}: off by {off:.3g} of a column's largest, allowed is {allowed:g}")
+    must(
+        off <= allowed, f"{what}: by {off:.3g} of a column's largest value, allowed is {allowed:g}"
+    )
 
 
-def _finite(found: NDArray[np.float64], what: str) -> None:
-    bad = int((~np.isfinite(found)).sum())
-    must(bad == 0, f"{what}: {bad} of {found.size} values are NaN or infinite, allowed are 0")
+def _finite(output: NDArray[np.float64], what: str) -> None:
+    bad = int((~np.isfinite(output)).sum())
+    must(bad == 0, f"{what}: {bad} of {output.size} values are NaN or infinite, allowed are 0")
 
 
 # -- what it learns from ----------------------------------------------------------------------
@@ -170,23 +174,23 @@ def _finite(found: NDArray[np.float64], what: str) -> None:
 
 @_undisturbed
 def fitted_on_training_data_only(block: Preprocessor) -> None:
-    """A row is transformed by what was fitted, whatever is transformed beside it or before it."""
-    made, test = block.fitted(_rows(0)), _rows(1, 50)
-    alike = _transformed(made, test)
+    """A row is transformed the same, whatever rows are transformed with it or before it."""
+    step, test = block.fitted(_rows(0)), _rows(1, 50)
+    alike = _transformed(step, test)
     others = test * 7 + 5
     others[::2] = test[::2]
-    beside = _transformed(made, others)
-    _same(_transformed(made, test), alike, "rows come out otherwise after others were transformed")
-    _same(beside[::2], alike[::2], "a row comes out otherwise beside other rows")
+    beside = _transformed(step, others)
+    _same(_transformed(step, test), alike, "rows change after other rows were transformed")
+    _same(beside[::2], alike[::2], "a row changes with the rows beside it")
 
 
 @_undisturbed
 def refit_forgets(block: Preprocessor) -> None:
-    """Fitted a second time, it is as if it had never been fitted before."""
+    """A second fit leaves no trace of the first."""
     first, second, test = _rows(0) * 3 + 1, _rows(2, 150), _rows(1, 50)
-    made = block.fitted(second, again=block.fitted(first))
+    step = block.fitted(second, again=block.fitted(first))
     fresh = _transformed(block.fitted(second), test)
-    _same(_transformed(made, test), fresh, "what it was fitted to before comes through")
+    _same(_transformed(step, test), fresh, "the first fit changes the output after the second")
 
 
 @_undisturbed
@@ -195,17 +199,19 @@ def row_order(block: Preprocessor) -> None:
     x, test = _rows(0), _rows(1, 50)
     expected = _transformed(block.fitted(x), test)
     for order in (np.arange(ROWS)[::-1], np.random.default_rng(3).permutation(ROWS)):
-        found = _transformed(block.fitted(x[order]), test)
-        _same(found, expected, "fitted to the same rows in another order it differs", 1e-6)
+        output = _transformed(block.fitted(x[order]), test)
+        _same(
+            output, expected, "fitted to the same rows in another order, its output differs", 1e-6
+        )
 
 
 @_undisturbed
 def deterministic(block: Preprocessor) -> None:
-    """Fitted to the same data it gives the same, whatever the random generators are at."""
+    """Two fits to the same data give the same output, at any state of the random generators."""
     x, test = _rows(0), _rows(1, 50)
-    made = block.fitted(x)
-    first = _transformed(made, test)
-    _same(_transformed(made, test), first, "two transforms of the same rows differ")
+    step = block.fitted(x)
+    first = _transformed(step, test)
+    _same(_transformed(step, test), first, "two transforms of the same rows differ")
     other = _transformed(block.fitted(x, seed=1), test)
     _same(other, first, "two fits to the same rows differ")
 
@@ -213,10 +219,10 @@ def deterministic(block: Preprocessor) -> None:
 @_undisturbed
 def input_untouched(block: Preprocessor) -> None:
     """Neither fitting nor transforming changes the array it is given."""
-    made = block.fresh()
+    step = block.fresh()
     for method, seed in (("fit", 0), ("transform", 0), ("transform", 1)):
         given = _rows(seed)
-        _called(made, method, given)
+        _call(step, method, given)
         changed = int((given != _rows(seed)).sum())
         must(changed == 0, f"{method} changed {changed} of {given.size} values of its input")
 
@@ -226,55 +232,58 @@ def input_untouched(block: Preprocessor) -> None:
 
 @_undisturbed
 def new_data_of_one_row(block: Preprocessor) -> None:
-    """A single new row can be transformed, and comes out finite."""
-    found = _transformed(block.fitted(_rows(0)), _rows(1, 1))
-    _finite(found, "a single row")
+    """A single new row can be transformed, and its output is finite."""
+    output = _transformed(block.fitted(_rows(0)), _rows(1, 1))
+    _finite(output, "a single row")
 
 
 @_undisturbed
 def wrong_number_of_features(block: Preprocessor) -> None:
     """Rows with fewer or more features than it was fitted to raise."""
-    made, x = block.fitted(_rows(0)), _rows(1, 50)
+    step, x = block.fitted(_rows(0)), _rows(1, 50)
     # A single feature is the one that numpy broadcasts.
     for given in (x[:, :1], x[:, :-1], np.hstack([x, x[:, :1]])):
         try:
-            made.transform(given.copy())
+            step.transform(given.copy())
         except Exception:  # of whatever type
             continue
         raise AssertionError(
-            f"fitted to {FEATURES} features it takes {given.shape[1]} without a word: it has to "
-            "raise"
+            f"fitted to {FEATURES} features, it accepts {given.shape[1]} without an error: it must "
+            "raise one"
         )
 
 
 @_undisturbed
 def constant_features(block: Preprocessor) -> None:
-    """Features that are constant over the training data come out finite."""
+    """Features that are constant over the training data give finite output."""
     for value in (0.0, 3.0, 0.1):  # the mean of many 0.1 is not 0.1: the deviation is not quite 0
         x, test = _rows(0), _rows(1, 50)
         x[:, 1] = test[:, 1] = value
-        made = block.fitted(x)
+        step = block.fitted(x)
         test[0, 1] += 1  # and once not constant any more
         for given in (x, test):
-            _finite(_transformed(made, given), f"rows with a feature of {value:g} throughout")
+            _finite(_transformed(step, given), f"rows with a feature of {value:g} throughout")
 
 
 @_undisturbed
 def missing_values(block: Preprocessor) -> Literal["raises", "kept", "filled"]:
-    """What is missing (NaN) raises, stays missing there and nowhere else, or is filled."""
+    """Missing values (NaN) raise, stay missing there and nowhere else, or are filled."""
     x = _rows(0)
     x[np.random.default_rng(4).random(x.shape) < 0.1] = np.nan
-    made = block.fresh()
+    step = block.fresh()
     try:
-        made.fit(x.copy())
-        found = _dense(made.transform(x.copy()))
+        step.fit(x.copy())
+        output = _dense(step.transform(x.copy()))
     except Exception:  # of whatever type
         return "raises"
-    missing, spread = int(np.isnan(x).sum()), int(np.isnan(found).sum())
+    missing, spread = int(np.isnan(x).sum()), int(np.isnan(output).sum())
     if spread == 0:
         return "filled"
-    kept = found.shape == x.shape and bool((np.isnan(found) == np.isnan(x)).all())
-    must(kept, f"{missing} values of {x.size} are missing, and {spread} of {found.size} come out")
+    kept = output.shape == x.shape and bool((np.isnan(output) == np.isnan(x)).all())
+    must(
+        kept,
+        f"{missing} of {x.size} input values are missing, but {spread} of {output.size} outputs",
+    )
     return "kept"
 
 
@@ -283,43 +292,43 @@ def missing_values(block: Preprocessor) -> Literal["raises", "kept", "filled"]:
 
 @_undisturbed
 def inverse(block: Preprocessor) -> None:
-    """``inverse_transform`` gives back what went in."""
+    """``inverse_transform`` restores the input."""
     x = _rows(0)
-    made = block.fitted(x)
-    if not hasattr(made, "inverse_transform"):
+    step = block.fitted(x)
+    if not hasattr(step, "inverse_transform"):
         raise NotApplicable("it has no inverse_transform")
-    back = _dense(_called(made, "inverse_transform", _transformed(made, x)))
-    _same(back, x, "what comes back is not what went in", 1e-6)
+    back = _dense(_call(step, "inverse_transform", _transformed(step, x)))
+    _same(back, x, "inverse_transform does not restore the input", 1e-6)
 
 
 def _training(block: Preprocessor) -> NDArray[np.float64]:
     x = _rows(0)
-    found = _transformed(block.fitted(x), x)
-    _finite(found, "the training data")
-    return found
+    output = _transformed(block.fitted(x), x)
+    _finite(output, "the training data")
+    return output
 
 
-def _covariance(found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """By n: of 200 rows, it is 0.5 % off that by n - 1, and either is called unit variance."""
-    return np.atleast_2d(np.cov(found, rowvar=False, ddof=0))
+def _covariance(output: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divided by n. With 200 rows n - 1 gives 0.5 % more; both count as unit variance."""
+    return np.atleast_2d(np.cov(output, rowvar=False, ddof=0))
 
 
 @_undisturbed
 def centred(block: Preprocessor) -> bool:
-    """The training data come out with mean 0 (1e-6 of a deviation)."""
-    found = _training(block)
-    return bool((np.abs(found.mean(0)) <= 1e-6 * np.maximum(found.std(0), 1e-12)).all())
+    """The transformed training data have mean 0 (to 1e-6 of a deviation)."""
+    output = _training(block)
+    return bool((np.abs(output.mean(0)) <= 1e-6 * np.maximum(output.std(0), 1e-12)).all())
 
 
 @_undisturbed
 def unit_variance(block: Preprocessor) -> bool:
-    """The training data come out with variance 1 in each feature (1 %)."""
+    """The transformed training data have variance 1 in each feature (to 1 %)."""
     return bool((np.abs(np.diag(_covariance(_training(block))) - 1) <= 0.01).all())
 
 
 @_undisturbed
 def decorrelated(block: Preprocessor) -> bool:
-    """The training data come out with a diagonal covariance (correlations of 1e-6)."""
+    """The transformed training data have a diagonal covariance (correlations below 1e-6)."""
     covariance = _covariance(_training(block))
     deviation = np.sqrt(np.maximum(np.diag(covariance), 1e-24))
     correlation = covariance / np.outer(deviation, deviation)
@@ -328,7 +337,7 @@ def decorrelated(block: Preprocessor) -> bool:
 
 @_undisturbed
 def white(block: Preprocessor) -> bool:
-    """The training data come out with the identity as covariance (1 %)."""
+    """The transformed training data have the identity as covariance (to 1 %)."""
     covariance = _covariance(_training(block))
     return bool((np.abs(covariance - np.eye(len(covariance))) <= 0.01).all())
 
@@ -360,12 +369,12 @@ def check_preprocessor(
     declared: Mapping[str, str] | None = None,
     expect: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What was measured of a preprocessor: whether it centres, whitens, takes missing values.
+    """Check a preprocessor, and measure whether it centres, whitens and accepts missing values.
 
     Args:
-        factory: Builds one that is not fitted yet.
-        declared: Properties that do not hold, and why: of an inverse, what is lost.
-        expect: What has been promised, such as ``{"centred": True}``.
+        factory: Builds a preprocessor that is not fitted yet.
+        declared: Properties that do not hold, and why.
+        expect: Traits that it must have, such as ``{"centred": True}``.
 
     Raises:
         FindingsError: laws that do not hold, or traits that are not as expected.
@@ -382,5 +391,5 @@ def parametrize_preprocessors(
     expect: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pytest.MarkDecorator:
     """A test for each preprocessor and property, over ``def test_steps(check): check()``."""
-    blocks = {name: functools.partial(Preprocessor, made) for name, made in factories.items()}
+    blocks = {name: functools.partial(Preprocessor, factory) for name, factory in factories.items()}
     return parametrized(PREPROCESSOR, blocks, declared, expect)

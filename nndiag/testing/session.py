@@ -1,4 +1,4 @@
-"""What a pytest session asks of nndiag: the options, over pytest's ini, over ``[tool.nndiag]``."""
+"""Settings of a pytest session (options, then ini, then ``[tool.nndiag]``), and its diagnoses."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ __all__ = [
     "file_name",
     "keep",
     "of_the_user",
+    "record",
+    "record_baseline",
     "settings_for",
     "settings_of",
-    "tell",
-    "tell_baseline",
     "title_of",
 ]
 
 MARKER = "nndiag"
 DIAGNOSES = pytest.StashKey[list[dict[str, Any]]]()
-"""What a test's models were found to have, until its report takes that along."""
+"""The diagnoses of a test's models, until its report takes them."""
 _MARKED = ("select", "ignore", "thresholds", "fail_on", "seed")
 _NAMES = ("report", "format", "fail_on", "select", "ignore", "baseline")
 _SETTINGS = pytest.StashKey[Settings]()
@@ -58,22 +58,22 @@ BASELINES = "nndiag-baselines"
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a session tells of one model that a test looked at."""
+    """One checked model or baseline, as pytest's summary shows it."""
 
-    title: str  # of the report: the test's name, or the model's
+    title: str  # the test's name, or the model's
     verdict: str
     failed: bool
-    leading: str = ""  # the rule of the gravest finding that failed it
+    leading: str = ""  # the rule of the most severe finding that failed it
     line: str = ""  # that finding
-    page: str = ""  # where its report is, or its baseline
-    written: bool = False  # a baseline
+    page: str = ""  # the path of its report or baseline
+    written: bool = False  # whether a baseline was written
 
 
 def settings_of(config: pytest.Config) -> Settings:
-    """What is in force in this session, before any marker.
+    """The settings of this session, without markers.
 
     Raises:
-        NNDiagError: an option, an ini value or a setting that is wrong.
+        NNDiagError: an option, an ini value or a setting is wrong.
     """
     if _SETTINGS not in config.stash:
         config.stash[_SETTINGS] = _settings(config)
@@ -81,13 +81,13 @@ def settings_of(config: pytest.Config) -> Settings:
 
 
 def _settings(config: pytest.Config) -> Settings:
-    found = settings.load(here=config.rootpath)
+    current = settings.load(here=config.rootpath)
     for given, home, named in (
         (_ini(config), config.rootpath, "pytest's ini nndiag_{}"),
         (_options(config), config.invocation_params.dir, "--nndiag-{}"),
     ):
-        found = _over(found, given, home, named)
-    return found
+        current = _over(current, given, home, named)
+    return current
 
 
 def _ini(config: pytest.Config) -> dict[str, Any]:
@@ -97,18 +97,18 @@ def _ini(config: pytest.Config) -> dict[str, Any]:
 
 def _options(config: pytest.Config) -> dict[str, Any]:
     given = {name: config.getoption(f"nndiag_{name}", None) for name in _NAMES}
-    # An empty one is what an unset variable makes of it: nothing was asked for.
+    # An empty option comes from an unset shell variable and counts as not given.
     return {name: value for name, value in given.items() if value}
 
 
-def _over(found: Settings, given: Mapping[str, Any], home: Path, named: str) -> Settings:
+def _over(current: Settings, given: Mapping[str, Any], home: Path, named: str) -> Settings:
     given = {name: _split(v) if isinstance(v, list) else v for name, v in given.items()}
     given = {name: value for name, value in given.items() if value != []}
     for name in ("select", "ignore"):
         judge.chosen(given.get(name))
     _legal(given, named)
     given |= {name: home / given[name] for name in ("report", "baseline") if name in given}
-    return found.override(**given)
+    return current.override(**given)
 
 
 def _legal(given: Mapping[str, Any], named: str) -> None:
@@ -118,7 +118,7 @@ def _legal(given: Mapping[str, Any], named: str) -> None:
             if value not in legal:
                 where = named.format(name.replace("_", "-") if named.startswith("--") else name)
                 raise SettingsError(
-                    f"{where}: there is no {value!r}. Legal are: {', '.join(legal)}."
+                    f"{where}: {value!r} is not legal. Legal are: {', '.join(legal)}."
                 )
 
 
@@ -127,80 +127,81 @@ def _split(words: Iterable[str]) -> list[str]:
 
 
 def settings_for(item: pytest.Item) -> Settings:
-    """What is in force for one test: the markers nearest to it first, over the session's.
+    """The settings of one test: its markers (the nearest first) go before the session's settings.
 
-    An option of the command line still says more than a marker.
+    Options of the command line go before markers.
 
     Raises:
-        NNDiagError: a marker that is wrong.
+        NNDiagError: a marker is wrong.
     """
-    found = settings_of(item.config)
+    current = settings_of(item.config)
     for mark in reversed(list(item.iter_markers(MARKER))):  # the farthest first
         if mark.args or not mark.kwargs.keys() <= set(_MARKED):
             raise SettingsError(
-                f"@pytest.mark.nndiag takes {', '.join(f'{key}=' for key in _MARKED)}; "
-                f"given were {', '.join([*map(repr, mark.args), *map(repr, mark.kwargs)])}."
+                f"@pytest.mark.nndiag takes {', '.join(f'{key}=' for key in _MARKED)}, but "
+                f"got {', '.join([*map(repr, mark.args), *map(repr, mark.kwargs)])}."
             )
         _legal(mark.kwargs, "@pytest.mark.nndiag({}=)")
-        found = found.override(**mark.kwargs)
+        current = current.override(**mark.kwargs)
         judge.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
         judge.effective_thresholds(mark.kwargs.get("thresholds"))
     chosen = {
         k: v for k, v in _options(item.config).items() if k in ("select", "ignore", "fail_on")
     }
-    return _over(found, chosen, Path(), "--nndiag-{}")
+    return _over(current, chosen, Path(), "--nndiag-{}")
 
 
-def as_config(found: Settings) -> dict[str, Any]:
-    """For ``check(config=)``: exactly these, whatever the working directory holds."""
-    told = asdict(found)
+def as_config(current: Settings) -> dict[str, Any]:
+    """The argument ``config`` of a check with exactly these settings."""
+    values = asdict(current)
     keys = ("select", "ignore", "seed", "thresholds", "max_batches")
-    return {key.replace("_", "-"): told[key] for key in keys if told[key] is not None}
+    return {key.replace("_", "-"): values[key] for key in keys if values[key] is not None}
 
 
 def keep(report: Report, config: pytest.Config, name: str, failed: bool) -> Path | None:
-    """Save a report; where no folder is named, a failed one's page beside pytest's cache.
+    """Save a report and return its page. Without a folder, a failed one goes into pytest's cache.
 
     Raises:
-        OutputError: the folder that was asked for cannot be written to.
+        OutputError: the named folder cannot be written to.
     """
     from nndiag.render import formats
 
-    found = settings_of(config)
-    if found.report is not None:
-        made = formats.save(report, found.report, found.format or FORMATS, name)
+    current = settings_of(config)
+    if current.report is not None:
+        paths = formats.save(report, current.report, current.format or FORMATS, name)
     elif failed and (cache := getattr(config, "cache", None)) is not None:
         try:
-            made = formats.save(report, Path(cache.mkdir("nndiag")), ("html",), name)
-        except OSError:  # an OutputError is one, too; nobody asked for it
+            paths = formats.save(report, Path(cache.mkdir("nndiag")), ("html",), name)
+        except OSError:  # also OutputError: nobody asked for this page
             return None
     else:
         return None
-    pages = [path for path in made if path.suffix == ".html"] or made
+    pages = [path for path in paths if path.suffix == ".html"] or paths
     return pages[0]
 
 
-def tell(
+def record(
     item: pytest.Item,
     title: str,
     verdict: Verdict,
     failed: bool,
     kept: Path | None,
 ) -> None:
-    """Tell the session's summary and JUnit of a model that a test looked at."""
+    """Record a checked model for the session's summary and for JUnit."""
     report, leading = verdict.report, next(iter(verdict.findings), None)
     line = ""
     if leading is not None:
         line = f"{leading.severity}[{leading.code}] {leading.rule} at {leading.layer}"
     for name, reason in verdict.missing.items():
-        line = line or f"{name} was expected ({reason}) and is gone"
+        line = line or f"{name} was expected ({reason}) but not found"
     page = "" if kept is None else str(kept)
-    said = report.verdict
-    told = Diagnosis(title, said, failed, leading.rule if leading and failed else "", line, page)
-    item.stash.setdefault(DIAGNOSES, []).append(asdict(told))
+    sentence = report.verdict
+    rule = leading.rule if leading and failed else ""
+    diagnosis = Diagnosis(title, sentence, failed, rule, line, page)
+    item.stash.setdefault(DIAGNOSES, []).append(asdict(diagnosis))
     for key, value in (
         ("model", report.snapshot.model),
-        ("verdict", said),
+        ("verdict", sentence),
         ("findings", " ".join(dict.fromkeys(f.rule for f in verdict.findings))),
         ("report", page),
     ):
@@ -209,32 +210,32 @@ def tell(
 
 
 def of_the_user(error: NNDiagError) -> BaseException | None:
-    """What is behind an error, where the user's code raised it; no frame of ours is shown."""
+    """The user's own exception behind an error, if any; nndiag's frames are not shown."""
     raised_by_them = isinstance(error, (BatchError, CaptureError, LossError))
     return error.__cause__ if raised_by_them else None
 
 
 def baselines(config: pytest.Config) -> Path:
-    """The folder of the baselines: beside the tests' configuration, if none is named."""
+    """The folder of the baselines; by default beside pytest's configuration."""
     return settings_of(config).baseline or config.rootpath / BASELINES
 
 
-def tell_baseline(
+def record_baseline(
     item: pytest.Item, title: str, path: Path, failed: str = "", written: bool = False
 ) -> None:
-    """Tell the session's summary of a baseline that was met, written, or is not met."""
-    told = Diagnosis(title, "", bool(failed), line=failed, page=str(path), written=written)
-    item.stash.setdefault(DIAGNOSES, []).append(asdict(told))
+    """Record a baseline that was met, missed or written, for the session's summary."""
+    diagnosis = Diagnosis(title, "", bool(failed), line=failed, page=str(path), written=written)
+    item.stash.setdefault(DIAGNOSES, []).append(asdict(diagnosis))
 
 
 def title_of(item: pytest.Item) -> str:
-    """Its node's id, without what pytest-xdist adds for a group."""
+    """The test's node id, without the suffix that pytest-xdist adds for a group."""
     groups = sorted({str(m.args[0]) for m in item.iter_markers("xdist_group") if m.args})
     return item.nodeid.removesuffix(f"@{'_'.join(groups)}") if groups else item.nodeid
 
 
 def command(item: pytest.Item, option: str) -> str:
-    """What runs this test again, from where pytest was called."""
+    """The command that runs this test again, from where pytest was called."""
     path, colons, rest = title_of(item).partition("::")
     here = item.config.invocation_params.dir
     with contextlib.suppress(ValueError):  # another drive
@@ -246,9 +247,9 @@ _SIMPLE = re.compile(r"([\w/]+)\.py((?:::\w+)+)((?:\[\w+\])*)", re.ASCII)
 
 
 def file_name(title: str) -> str:
-    """A file's name for a test's: what every system takes, and another one for another title.
+    """A file name for a test, legal on every system and different for every title.
 
-    (But for titles that differ in their case alone, on a system that does not tell it apart.)
+    Titles that differ in case alone share a file where the file system ignores case.
     """
     plain = re.sub(r":+", ".", title.replace(".py::", "::").replace("/", "-"))
     plain = re.sub(r"[^A-Za-z0-9_.]+", "-", plain).strip("-.") or "test"

@@ -79,7 +79,7 @@ def test_second_moments_are_those_of_theory(name):
 
 
 def test_what_is_no_elementwise_function_has_to_be_declared():
-    with pytest.raises(errors.FindingsError, match=r"elementwise: the input at .* moves"):
+    with pytest.raises(errors.FindingsError, match=r"elementwise: the input at .* changes"):
         check_activation(lambda: nn.Softmax(-1))
 
     found = check_activation(lambda: nn.Softmax(-1), declared={"elementwise": "a softmax"})
@@ -87,7 +87,7 @@ def test_what_is_no_elementwise_function_has_to_be_declared():
 
 
 def test_what_is_declared_and_holds_is_a_failure():
-    with pytest.raises(errors.FindingsError, match="elementwise: it holds, though"):
+    with pytest.raises(errors.FindingsError, match="elementwise: it holds, but is declared not to"):
         check_activation(nn.ReLU, declared={"elementwise": "who knows"})
 
 
@@ -153,7 +153,7 @@ def test_what_breaks_a_law_fails(name):
     result = ACTIVATION.result(name, Activation(BROKEN[name]), {}, {})
 
     assert result.status == "fails"
-    assert result.told
+    assert result.reason
 
 
 def test_every_law_has_a_broken_activation():
@@ -208,7 +208,7 @@ def test_a_nan_that_is_hidden_is_told():
         ),
         ({"declared": {"monotone": ""}}, "Write why it does not hold"),
         ({"expect": {"bound": True}}, r"Did you mean 'bound(s|ed)'"),
-        ({"expect": [1]}, r"expect is \[1\]: give a mapping"),
+        ({"expect": [1]}, r"expect is \[1\]: give a dict of properties"),
     ],
 )  # fmt: skip
 def test_a_wrong_declaration_is_one_clear_error(options, message):
@@ -222,7 +222,7 @@ def test_a_trait_that_is_not_as_expected_fails_and_says_both():
 
     assert str(caught.value).splitlines()[:2] == [
         "Sigmoid: 1 of 23 properties of an activation does not hold",
-        "  max-slope: it is 0.25, expected was 1.0",
+        "  max-slope: it is 0.25, expected 1.0",
     ]
 
 
@@ -261,7 +261,7 @@ def test_each_property_is_a_test(pytester):
             "*test_activations[[]odd-elementwise[]] XFAIL*a softmax*",
             "*test_activations[[]odd-max-slope[]] SKIPPED*",
             "E*FindingsError: mine: 1 of 1 properties *",
-            "E*zeros: it is 0.5, expected was 0.9",
+            "E*zeros: it is 0.5, expected 0.9",
         ]
     )
     assert "nndiag/testing" not in result.stdout.str()

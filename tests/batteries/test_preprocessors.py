@@ -25,7 +25,7 @@ def result_of(name, factory):
 
 def failures(factory):
     results = PREPROCESSOR.results(Preprocessor(factory), {}, {})
-    return {r.name: r.told for r in results if r.status == "fails"}
+    return {r.name: r.reason for r in results if r.status == "fails"}
 
 
 # --- scikit-learn's ------------------------------------------------------------------------------
@@ -238,29 +238,33 @@ class Infinite(Sound):
 
 
 BROKEN = [
-    (FitsInTransform, "fitted-on-training-data-only", "otherwise beside other rows: off by"),
-    (StandardisesByTheTestBatch, "fitted-on-training-data-only", "beside other rows"),
-    (LearnsFromWhatItTransforms, "fitted-on-training-data-only", "after others were transformed"),
-    (LeavesOutRows, "fitted-on-training-data-only", r"transform gives \d+ rows for 50"),
-    (FitsOnce, "refit-forgets", "what it was fitted to before comes through: off by"),
-    (AveragesItsFits, "refit-forgets", "what it was fitted to before comes through"),
+    (FitsInTransform, "fitted-on-training-data-only", "a row changes with the rows beside it: by"),
+    (StandardisesByTheTestBatch, "fitted-on-training-data-only", "changes with the rows beside it"),
+    (LearnsFromWhatItTransforms, "fitted-on-training-data-only", "after other rows were trans"),
+    (LeavesOutRows, "fitted-on-training-data-only", r"transform returns \d+ rows for 50"),
+    (FitsOnce, "refit-forgets", "the first fit changes the output after the second: by"),
+    (AveragesItsFits, "refit-forgets", "the first fit changes the output after the second"),
     (FitsInPlace, "input-untouched", "fit changed 1000 of 1000 values of its input"),
     (TransformsInPlace, "input-untouched", "transform changed 1000 of 1000 values"),
-    (ForgetsTheMeanOnTheWayBack, "inverse", "what comes back is not what went in: off by"),
+    (ForgetsTheMeanOnTheWayBack, "inverse", "inverse_transform does not restore the input: by"),
     (RaisesOnTheWayBack, "inverse", r"inverse_transform of an array \(200, 5\) raises NotImpl"),
     (DividesByZero, "constant-features", "a feature of 0 throughout: 200 of 1000 values are NaN"),
-    (SpreadsTheMissing, "missing-values", "values of 1000 are missing, and 1000 of 1000 come out"),
+    (
+        SpreadsTheMissing,
+        "missing-values",
+        "of 1000 input values are missing, but 1000 of 1000 outputs",
+    ),
     (Infinite, "centred", "the training data: 1000 of 1000 values are NaN or infinite"),
     (Infinite, "unit-variance", "the training data: 1000 of 1000 values"),
     (Infinite, "decorrelated", "the training data: 1000 of 1000 values"),
     (Infinite, "white", "the training data: 1000 of 1000 values"),
-    (Drawn, "deterministic", "two fits to the same rows differ: off by"),
+    (Drawn, "deterministic", "two fits to the same rows differ: by"),
     (DrawnAnewInTransform, "deterministic", "two transforms of the same rows differ"),
-    (ByTheFirstRows, "row-order", "the same rows in another order it differs"),
-    (SqueezesASingleRow, "new-data-of-one-row", "transform gives 1 axes, allowed are 2"),
+    (ByTheFirstRows, "row-order", "the same rows in another order, its output differs"),
+    (SqueezesASingleRow, "new-data-of-one-row", "transform returns 1 axes, allowed are 2"),
     (NaNForASingleRow, "new-data-of-one-row", "a single row: 5 of 5 values are NaN"),
-    (Broadcasts, "wrong-number-of-features", "fitted to 5 features it takes 1 without a word"),
-    (CutsOff, "wrong-number-of-features", "fitted to 5 features it takes 6 without a word"),
+    (Broadcasts, "wrong-number-of-features", "fitted to 5 features, it accepts 1 without an error"),
+    (CutsOff, "wrong-number-of-features", "fitted to 5 features, it accepts 6 without an error"),
 ]
 
 
@@ -351,7 +355,7 @@ def test_sparse_output_is_looked_at_as_what_it_holds():
 
 
 def test_a_trait_that_is_not_as_expected_fails():
-    with pytest.raises(FindingsError, match="white: it is False, expected was True"):
+    with pytest.raises(FindingsError, match="white: it is False, expected True"):
         check_preprocessor(preprocessing.StandardScaler, expect={"white": True})
 
 

@@ -336,7 +336,7 @@ def test_the_command_says_whether_anything_differs(saved, form):
 
     assert (same.exit_code, other.exit_code) == (0, 1)
     assert "The same" in same.stdout
-    assert "Not the same" in other.stdout
+    assert "Different:" in other.stdout
 
 
 def test_the_command_writes_a_file_and_says_the_verdict(saved):
@@ -349,7 +349,7 @@ def test_the_command_writes_a_file_and_says_the_verdict(saved):
     )  # fmt: skip
 
     assert done.exit_code == 1
-    assert "Not the same" in done.stdout
+    assert "Different:" in done.stdout
     assert out.read_text().startswith("<!doctype html>")
 
 

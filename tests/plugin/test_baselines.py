@@ -216,7 +216,7 @@ class Cut(nn.Module):
 def test_a_gradient_that_is_gone_or_new_is_a_change(cut):
     base = baseline.make(lambda: Cut(cut), batch(), loss_fn=F.cross_entropy)
     found = moved(base, lambda: Cut(not cut), batch())
-    told = "a gradient reaches first, where none did" if cut else "no gradient reaches first any"
+    told = "a gradient reaches first; before, none did" if cut else "no gradient reaches first any"
 
     assert found[0].kind == "structure"
     assert any(d.text.startswith(told) for d in found)
@@ -242,7 +242,7 @@ def test_a_model_that_makes_nan_has_no_baseline():
             model[0].weight[0, 0] = math.nan
         return model
 
-    with pytest.raises(errors.FindingsError, match="holds NaN or infinity, or is not there"):
+    with pytest.raises(errors.FindingsError, match="holds NaN or infinity, or is missing"):
         baseline.make(build, batch(), loss_fn=F.cross_entropy)
 
 
@@ -263,7 +263,7 @@ def test_a_few_values_are_held_where_they_never_change(seeds):
         if d.name == "2.bias"
     ]
 
-    assert found.text == "2.bias was all zero, and has a scale of 0.1"
+    assert found.text == "2.bias was all zero; its scale is 0.1"
 
 
 def test_a_batch_of_very_few_is_held_as_it_is():

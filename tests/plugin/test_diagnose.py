@@ -44,8 +44,8 @@ def test_the_summary_tells_what_failed_where_its_page_is_and_what_to_do_next(
         ".pytest_cache/d/nndiag/test_it.test_sick.html",
     ]
     assert lines[-2:] == [
-        "Read what that means, and when it is no fault: nndiag rule vanishing-gradient",
-        "Keep all reports: pytest --nndiag-report=DIR",
+        "What it means, and when it is no fault: nndiag rule vanishing-gradient",
+        "To keep all reports: pytest --nndiag-report=DIR",
     ]
     assert (pytester.path / lines[3].strip()).read_text("utf-8").startswith("<!doctype html>")
 
@@ -85,7 +85,7 @@ def test_a_meant_finding_that_is_gone_fails(inner, section):
             "E*dead-relu was expected (a sparse gate by design), but the model has no*",
         ]
     )
-    assert "    dead-relu was expected (a sparse gate by design) and is gone" in section(result)
+    assert "    dead-relu was expected (a sparse gate by design) but not found" in section(result)
 
 
 @pytest.mark.parametrize(

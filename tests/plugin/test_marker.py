@@ -66,10 +66,10 @@ def test_it_judges_parametrized_models(inner):
             "'ND2'",
             "@pytest.mark.nndiag takes select=, ignore=, thresholds=, fail_on=, seed=;",
         ),
-        ("selct='ND2'", "given were 'selct'"),
+        ("selct='ND2'", "but got 'selct'"),
         ("select='dead'", "no rule is called 'dead'"),
         ("thresholds={'dead-relu.shar': 1}", "dead-relu has no threshold 'shar'. Did you mean"),
-        ("fail_on='note'", "@pytest.mark.nndiag(fail_on=): there is no 'note'. Legal are: error"),
+        ("fail_on='note'", "@pytest.mark.nndiag(fail_on=): 'note' is not legal. Legal are: error"),
     ],
 )
 def test_a_wrong_one_is_an_error_of_its_tests(inner, marker, message):

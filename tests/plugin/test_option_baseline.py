@@ -15,14 +15,12 @@ def test_without_a_baseline_the_test_fails_and_says_how_to_make_one(inner, secti
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "E*there is no baseline */nndiag-baselines/test_it.test_net.json yet. Make it, *: "
+            "E*there is no baseline */nndiag-baselines/test_it.test_net.json yet. Write it, *: "
             "pytest --nndiag-update-baseline test_it.py::test_net"
         ]
     )
     assert "nndiag/testing" not in result.stdout.str()
-    assert section(result)[-1] == (
-        "Write the baselines that are meant anew: pytest --nndiag-update-baseline"
-    )
+    assert section(result)[-1] == ("To accept an intended change: pytest --nndiag-update-baseline")
     assert not (pytester.path / "nndiag-baselines").exists()
 
 
@@ -46,7 +44,7 @@ def test_a_change_fails_and_says_what_moved_and_what_to_do_if_it_is_meant(inner,
         [
             "E*differences from *test_it.test_net.json, beyond what other seeds explain",
             "E*parameter: 2.weight: its scale was * over 8 seeds), is *: × *",
-            "E*If that is meant: pytest --nndiag-update-baseline *",
+            "E*If that is intended: pytest --nndiag-update-baseline *",
         ]
     )
     lines = section(result)
@@ -94,7 +92,7 @@ def test_a_file_that_is_no_baseline_is_an_error(inner, pytester, text):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("well(), batch", "ModelError: a baseline was given Sequential. Give a function"),
+        ("well(), batch", "ModelError: diagnose.baseline got Sequential. Give a function"),
         ("lambda: 3, batch", "ModelError: build() gave int"),
         ("well, batch, seeds=3", "SettingsError: seeds = 3: a baseline needs 5 or more"),
     ],
@@ -124,7 +122,7 @@ def test_a_name_that_a_test_uses_twice_is_an_error(inner, call):
     result = inner(f"def test_it(diagnose):\n    {call}\n    {call}\n", "--nndiag-update-baseline")
 
     result.assert_outcomes(failed=1)
-    assert "SettingsError: name='a' is that of an earlier" in result.stdout.str()
+    assert "SettingsError: name='a' names an earlier" in result.stdout.str()
 
 
 def test_the_command_it_tells_works_from_where_pytest_was_called(inner, pytester, monkeypatch):

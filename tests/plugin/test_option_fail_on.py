@@ -56,5 +56,5 @@ def test_an_unknown_one_in_ini_names_it(inner, pytester):
 
     result.assert_outcomes(failed=1)
     assert (
-        "pytest's ini nndiag_fail_on: there is no 'note'. Legal are: error," in result.stdout.str()
+        "pytest's ini nndiag_fail_on: 'note' is not legal. Legal are: error," in result.stdout.str()
     )

@@ -11,7 +11,7 @@ def test_it_is_made_kept_and_met(inner, section, pytester):
 
     result.assert_outcomes(passed=1)
     assert section(result) == [
-        "1 baseline written. Look, and commit:",
+        "1 baseline written. Review and commit:",
         "  nndiag-baselines/test_it.test_net.json",
     ]
     result = inner(held())

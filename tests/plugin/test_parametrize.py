@@ -169,7 +169,7 @@ def test_a_known_finding_that_is_gone_fails(inner, section):
 
     assert outcomes(result)["ok-dead-relu"] == "FAILED"
     result.stdout.fnmatch_lines(["[[]XPASS(strict)[]] once it was"])
-    assert "    dead-relu was expected (once it was) and is gone" in section(result)
+    assert "    dead-relu was expected (once it was) but not found" in section(result)
 
 
 def test_the_tests_of_a_model_are_a_group_for_xdist(inner):
@@ -232,7 +232,7 @@ def test_a_model_that_cannot_be_built_says_why_once_and_where_for_the_others(inn
     result.stdout.fnmatch_lines(
         [
             "E*ValueError: no weights at hand",
-            "bad could not be checked; see test_it.py::test_models[[]bad-saturation[]]: "
+            "bad could not be checked, see test_it.py::test_models[[]bad-saturation[]]: "
             "ValueError: no weights at hand",
         ]
     )
@@ -285,7 +285,8 @@ def test_no_models_are_an_error_at_once(arguments, error, message):
         ({"select": "dead"}, errors.UnknownRuleError, "no rule is called 'dead'"),
         ({"thresholds": {"dead-relu.shar": 1}}, errors.UnknownRuleError, "no threshold 'shar'"),
         ({"expected": {"dead": "x"}}, errors.UnknownRuleError, "no rule is called 'dead'"),
-        ({"expected": {"dead-relu": " "}}, errors.SettingsError, "Write why the finding is meant"),
+        ({"expected": {"dead-relu": " "}}, errors.SettingsError,
+         "Write why the finding is intended"),
         ({"expected": {"unte": {"dead-relu": "x"}}}, errors.SettingsError,
          "there is no such model. Did you mean 'unet'? Legal are: unet."),
         ({"expected": ["dead-relu"]}, errors.SettingsError, "expected is ['dead-relu']"),
@@ -308,7 +309,7 @@ def test_a_batch_given_twice_is_an_error_of_its_tests(inner):
     result = inner(models("{'it': lambda: (well(), batch())}, batch, select='dead-relu'"))
 
     result.assert_outcomes(failed=1)
-    assert "models['it'] makes a batch of its own, and batch= gives another" in result.stdout.str()
+    assert "models['it'] returns a batch, and batch= gives another" in result.stdout.str()
 
 
 def test_collecting_builds_nothing_and_loads_no_torch(pytester):

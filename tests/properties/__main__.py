@@ -34,7 +34,7 @@ def rows() -> Iterator[dict[str, Any]]:
             value = "" if r.value is None else _cell(r.value)
             yield {
                 "kind": kind.battery.kind, "block": name, "property": r.name, "status": r.status,
-                "value": value, "told": r.told,
+                "value": value, "reason": r.reason,
             }  # fmt: skip
 
 

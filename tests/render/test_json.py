@@ -99,7 +99,7 @@ def test_a_cause_that_is_equal_but_not_the_same_object_is_found():
 def test_a_cause_outside_the_list_is_refused_rather_than_lost():
     report = samples.sick()
 
-    with pytest.raises(ReportError, match=r"saturation at encoder\.2 explains a finding but"):
+    with pytest.raises(ReportError, match=r"saturation at encoder\.2 explains a finding, but"):
         saved.render(replace(report, findings=report.findings[-1:]))
 
 
@@ -137,7 +137,7 @@ def test_a_wrong_field_is_refused_by_reader_and_schema_alike(change, path):
     tree = json.loads(saved.render(samples.sick()))
     change(tree["report"])
 
-    with pytest.raises(ReportError, match=rf"r\.json is no sound report: .*\b{path}"):
+    with pytest.raises(ReportError, match=rf"r\.json is not a valid report: .*\b{path}"):
         saved.read(Report, json.dumps(tree), "r.json")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(tree, json.loads(schema.published()))

@@ -62,10 +62,10 @@ every_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
     [
         ("repaired", "Repaired: 8 findings are gone, none is left."),
         ("better", "Better: 7 findings are gone, 1 warning is left."),
-        ("safe", "Nothing was tried: 1 error and 7 warnings are left."),
-        ("hopeless", "Nothing helped: 1 error and 7 warnings are left."),
+        ("safe", "No fix was tried: 1 error and 7 warnings are left."),
+        ("hopeless", "No fix helped: 1 error and 7 warnings are left."),
         ("healthy", "Nothing to fix."),
-        ("empty", "Nothing was judged, so there is nothing to fix."),
+        ("empty", "No rule could run, so nothing can be fixed."),
     ],
 )
 def test_the_verdict_is_one_sentence(name, told):
@@ -88,7 +88,7 @@ def only(*rules, severity="warning"):
          "Repaired: 1 finding is gone, only 1 note is left."),
         (only("dead-relu", severity="error"), only("dead-relu"),
          "Better: 1 error before, 1 warning now."),
-        (only("dead-relu"), only("dead-relu"), "Better: 1 warning as before, but milder."),
+        (only("dead-relu"), only("dead-relu"), "Better: still 1 warning, but less pronounced."),
         (only("dead-relu", "saturation", "init-scale"), only("dead-relu"),
          "Better: 2 findings are gone, 1 warning is left."),
     ],
@@ -103,12 +103,12 @@ def test_no_cure_and_no_health_is_claimed_where_a_rule_crashed():
 
     after = repairs.repair(only("dead-relu"), blind, repairs.step())
     assert repair.verdict(after) == (
-        "Better: 1 finding is gone, but 1 rule crashed, so this is not the whole story."
+        "Better: 1 finding is gone, but 1 rule crashed, so its findings are missing."
     )
     assert "green" not in str(repair._style(after))
     assert 'class="verdict fine"' not in repair.fragment(after)
     assert repair.verdict(repairs.repair(blind, blind)) == (
-        "Nothing to fix was found, but 1 rule crashed, so this is not the whole story."
+        "Nothing to fix was found, but 1 rule crashed, so its findings are missing."
     )
 
 
@@ -116,7 +116,7 @@ def test_no_cure_and_no_health_is_claimed_where_a_rule_crashed():
 def test_what_safe_left_out_is_counted_and_the_way_to_it_named(form):
     told = form(repairs.safe())
 
-    assert '3 fixes were not tried: allow="all" (--allow all) would try them.' in told
+    assert '3 fixes were not tried. allow="all" (--allow all) tries them.' in told
     assert "3 not tried" in told
     assert "not tried" not in form(repairs.repaired())
 
@@ -137,7 +137,7 @@ def test_a_fix_that_trains_worse_is_not_praised(form):
     worse = Trial(better.seeds, better.after, better.before)
     made = replace(repairs.repaired(), trial=worse)
 
-    assert "But in a training trial it did worse than before." in form(made)
+    assert "But in the training trial, the repaired model trained worse." in form(made)
     assert "Worse beyond chance" in form(made)
     assert 'class="verdict fine"' not in repair.fragment(made)
 
@@ -167,10 +167,10 @@ def test_each_format_tells_the_same(form):
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "page"])
 def test_what_is_left_is_named(form):
-    _, told = FORMATS[form](repairs.better()).rsplit("What is left", 1)
+    _, told = FORMATS[form](repairs.better()).rsplit("Findings left", 1)
 
     assert "110 of 256 units were zero on all 128 samples" in told
-    assert "What is left" not in FORMATS["terminal"](repairs.repaired())
+    assert "Findings left" not in FORMATS["terminal"](repairs.repaired())
 
 
 @every_format
@@ -181,8 +181,8 @@ def test_where_nothing_was_done_there_is_no_patch(form):
 
 
 def test_the_order_is_the_readers():
-    parts = ["Repaired", "before", "after", "layer", "Steps taken", "Not taken", "Training trial",
-             "Patch", "On the held-out batch"]  # fmt: skip
+    parts = ["Repaired", "before", "after", "layer", "Steps taken", "Fixes not taken",
+             "Training trial", "Patch", "Held-out batch"]  # fmt: skip
     text = on_terminal(repairs.repaired())
 
     places = [re.search(rf"^{part}", text, re.M).start() for part in parts]
@@ -192,7 +192,7 @@ def test_the_order_is_the_readers():
 def test_the_patch_in_a_terminal_and_in_a_comment_is_python_and_the_repairs_own():
     made = repairs.repaired()
     for text in (
-        on_terminal(made).split("parameters\n  that it was given.\n\n")[1].split("\nnote:")[0],
+        on_terminal(made).split("that it was created with.\n\n")[1].split("\nnote:")[0],
         repair.markdown(made).split("```python\n")[1].split("```")[0],
     ):
         assert ast.dump(ast.parse(text)) == ast.dump(ast.parse(made.patch))
@@ -299,11 +299,14 @@ def made_trial(before, after, steps=40):
     [
         (repairs.trained_better(), "Better beyond chance: "),
         (repairs.tie(), "No difference beyond chance: "),
-        (made_trial((0.5,), (0.01,)), "One run each proves nothing: "),
+        (made_trial((0.5,), (0.01,)), "Undecided (one run each): "),
         (made_trial((0.5, 0.6), (0.5, 0.6)), "No difference: "),
         (made_trial((0.5, 0.5), (0.1, 0.1)), "Better: "),
         (made_trial((0.1, 0.1), (0.5, 0.5)), "Worse: "),
-        (made_trial((0.500, 0.510, 0.490), (0.499, 0.509, 0.489)), "No difference that matters: "),
+        (
+            made_trial((0.500, 0.510, 0.490), (0.499, 0.509, 0.489)),
+            "Too small a difference to matter: ",
+        ),
     ],
 )
 def test_the_trials_verdict_in_words(trial, told):
@@ -320,7 +323,7 @@ def test_the_final_losses_are_their_mean_and_range_over_the_seeds():
     assert "over 3 seeds, p < 0.001" in losses.verdict(trial)
     assert "p = " in losses.verdict(repairs.tie())
     alike = losses.verdict(made_trial((0.5, 0.5), (0.1, 0.1)))
-    assert alike.endswith("over 2 seeds, the same from each: nothing in these runs is random.")
+    assert alike.endswith("over 2 seeds, all with the same result: nothing here is random.")
 
 
 def test_runs_that_diverged_are_counted_and_kept_out_of_the_mean():
