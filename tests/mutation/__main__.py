@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
-import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +26,6 @@ ROOT = HERE.parents[1]
 OUTPUT = ROOT / "reports" / "mutation"
 OTHERS = ("causes.py", "judge.py", "stats.py", "theory.py")
 COLUMNS = ("module", "line", "operator", "was", "now", "outcome", "reason")
-MINE: list[Path] = []  # in a worker: the copy of the tree that it may change
 
 Row = dict[str, str]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,6 +38,7 @@ def main(
     only: Annotated[str, typer.Option(help="Modules whose path has this in it.")] = "",
     survivors: Annotated[bool, typer.Option(help="Run again what survived last time.")] = False,
     processes: int = os.cpu_count() or 1,
+    minutes: Annotated[float, typer.Option(help="Start no mutant after so many.")] = 60.0,
     output: Annotated[Path, typer.Option(help="Where the table and the page are.")] = OUTPUT,
 ) -> None:
     rules = sorted((ROOT / "nndiag" / "rules").glob("*.py"))
@@ -52,44 +48,13 @@ def main(
     known = {_key(row): row for row in _read(table)} if survivors else {}
     due = [m for m in mutants if not known or known.get(m.key, {}).get("outcome") == "survived"]
     output.mkdir(parents=True, exist_ok=True)
-    for mutant, outcome in _run(due, processes):
+    for mutant, outcome in run.outcomes(ROOT, due, processes, minutes):
         known[mutant.key] = _row(mutant, outcome)
         print(
             f"{outcome}: {mutant.module}:{mutant.line}: {mutant.was}  ->  {mutant.now}", flush=True
         )
         _write(table, [known[m.key] for m in mutants if m.key in known])
     _page(output, [known[m.key] for m in mutants if m.key in known], seed)
-
-
-def _run(mutants: list[Mutant], processes: int) -> Iterator[tuple[Mutant, str]]:
-    """A module's mutants wait until its tests are known to pass without them."""
-    run.import_first()
-    context = multiprocessing.get_context("fork")
-    with run.copies(ROOT, processes) as copies:
-        free: Queue[Path] = context.Queue()
-        for copy in copies:
-            free.put(copy)
-        with ProcessPoolExecutor(processes, context, _claim, (free,)) as pool:
-            modules = dict.fromkeys(m.module for m in mutants)
-            healthy = {module: pool.submit(_passes, module) for module in modules}
-            for module, passing in healthy.items():
-                if not passing.result():
-                    raise typer.BadParameter(f"the tests of {module} fail as they are")
-            running: dict[Future[str], Mutant] = {pool.submit(_outcome, m): m for m in mutants}
-            for done in as_completed(running):
-                yield running[done], done.result()
-
-
-def _claim(free: Queue[Path]) -> None:
-    MINE.append(free.get())
-
-
-def _passes(module: str) -> bool:
-    return run.passes(MINE[0], module)
-
-
-def _outcome(mutant: Mutant) -> str:
-    return run.outcome(MINE[0], mutant)
 
 
 def _key(row: Row) -> tuple[str, str, str]:
