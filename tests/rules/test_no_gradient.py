@@ -495,3 +495,75 @@ def test_a_zero_token_does_not_excuse_what_lies_before_a_learned_scale():
     rep = nndiag.check(Net(), torch.randn(64, 8), select="no-gradient", config=False)
 
     assert "body.weight" in {f.layer for f in rep.findings if f.severity == "warning"}
+
+
+def equal_head(body, classes=4):
+    """A head of equal weights; powers of two, so that what cancels is exactly zero."""
+    head = nn.Linear(32, classes)
+    nn.init.constant_(head.weight, 0.125)
+    nn.init.zeros_(head.bias)
+    return nn.Sequential(*body, head)
+
+
+def test_before_a_head_whose_rows_start_equal_it_is_zero_by_construction():
+    torch.manual_seed(0)
+    model = equal_head(mlp()[:-1])
+    x, y = torch.randn(64, 16), torch.randint(0, 4, (64,))
+
+    assert check(model, x, y).findings == ()
+    assert len(oracle(model, x, y)[1]) == 8  # all but the head's own
+
+
+def test_a_head_of_one_row_is_equal_to_no_other_and_excuses_nothing():
+    torch.manual_seed(0)
+    model = equal_head(mlp(1)[:-1], classes=1)
+    nn.init.constant_(model[0].bias, -100.0)
+    rep = check(model, torch.randn(64, 16), torch.randn(64, 1), loss_fn=F.mse_loss)
+
+    assert alarms(rep) == dict.fromkeys(["0.weight", "0.bias", "2.weight"], "warning")
+
+
+def test_a_head_whose_rows_differ_excuses_nothing():
+    torch.manual_seed(0)
+    model = mlp(1)
+    nn.init.constant_(model[0].bias, -100.0)
+
+    assert "0.weight" in alarms(check(model, torch.randn(64, 16), labels(64)))
+
+
+def test_equal_rows_side_by_side_in_the_middle_are_no_head_and_excuse_nothing():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(16, 32), nn.Linear(32, 10)
+            self.left, self.right = nn.Linear(32, 32), nn.Linear(32, 32)
+            nn.init.constant_(self.body.bias, -100.0)
+            nn.init.constant_(self.left.weight, 0.1)
+            nn.init.constant_(self.right.weight, 0.1)
+
+        def forward(self, x):
+            h = torch.relu(self.body(x))
+            return self.head(torch.tanh(self.left(h)) + torch.tanh(self.right(h)))
+
+    torch.manual_seed(0)
+    assert "body.weight" in alarms(check(Net(), torch.randn(64, 16), labels(64)))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_what_only_training_calls_is_a_note_in_evaluation_mode_and_no_fault_in_training(mode):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.aux = mlp(2), nn.Linear(10, 10)
+
+        def forward(self, x):
+            out = self.body(x)
+            return out + self.aux(out) if self.training else out
+
+    torch.manual_seed(0)
+    rep = check(Net().train(mode == "train"), torch.randn(64, 16), labels(64))
+
+    assert rep.ok
+    found = {f.layer: f.severity for f in rep.findings}
+    assert found == ({} if mode == "train" else {"aux.weight": "note", "aux.bias": "note"})
+    assert all("in evaluation mode" in f.message for f in rep.findings)

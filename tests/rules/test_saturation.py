@@ -733,3 +733,27 @@ class TestHealth:
         assert own(report) == []
         assert ("saturation", "/tanh") in [(u.rule, u.layer) for u in report.unjudged]
         assert [f.rule for f in report.findings if f.severity != "note"] == ["non-finite"]
+
+
+class Sum(nn.Module):
+    """Two layers whose outputs are added before a tanh."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.a(x) + self.b(x)))
+
+
+@pytest.mark.parametrize("shifted", [(), ("a",), ("b",), ("a", "b")])
+def test_biases_are_set_to_zero_where_those_of_any_layer_before_it_are_large(shifted):
+    torch.manual_seed(0)
+    model = Sum()
+    for name in shifted:
+        nn.init.constant_(getattr(model, name).bias, 9.0)
+    if not shifted:  # saturated by its weights
+        nn.init.normal_(model.a.weight, std=20.0)
+    [found] = alone(model, torch.randn(256, 16))
+
+    assert ("reset-bias" in [fix.kind for fix in found.fixes]) == bool(shifted)

@@ -432,3 +432,44 @@ def test_units_with_different_gradients_differ_however_small_those_are(scale):
     )
 
     assert [(f.layer, f.severity) for f in report.findings] == [("2", "warning")]
+
+
+class Plus(nn.Module):
+    def forward(self, x):
+        return x + 1.0
+
+
+def test_a_layer_whose_output_has_a_constant_added_is_no_end_of_a_branch():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32, bias=False), Plus(), nn.Linear(32, 10)
+    )
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[4].weight)  # no gradient comes back in the first step
+
+    assert findings(model, *data()) == [("2", "error")]
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(8, 12, 3), nn.ConvTranspose2d(8, 4, 3)], ids=["conv", "transposed"]
+)
+def test_a_convolution_of_one_group_with_constant_kernels_works_as_one_unit(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), copy.deepcopy(layer), nn.Tanh(),
+                          nn.Flatten(), nn.LazyLinear(10))  # fmt: skip
+    nn.init.constant_(model[2].weight, 0.05)
+    x, y = torch.randn(32, 3, 8, 8), torch.randint(0, 10, (32,))
+    model(x)
+
+    assert findings(model, x, y) == [("2", "warning")]
+
+
+def test_groups_with_constant_kernels_see_different_inputs_and_are_a_note():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3, groups=4), nn.Tanh(),
+                          nn.Flatten(), nn.LazyLinear(10))  # fmt: skip
+    nn.init.constant_(model[2].weight, 0.05)
+    x, y = torch.randn(32, 3, 8, 8), torch.randint(0, 10, (32,))
+    model(x)
+
+    assert findings(model, x, y) == [("2", "note")]
