@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from nndiag.compare import Comparison
 
+__all__ = ["NotJudged", "Report"]
+
 
 _DID_NOT_RUN: tuple[Literal["crashed", "skipped"], ...] = ("crashed", "skipped")
 

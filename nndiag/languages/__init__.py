@@ -10,6 +10,8 @@ import importlib.resources
 import sys
 from typing import Any
 
+__all__ = ["CHINESE", "ENGLISH", "LANGUAGES", "parsed", "words"]
+
 LANGUAGES = ENGLISH, CHINESE = "en", "zh"
 
 

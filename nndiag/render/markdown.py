@@ -14,6 +14,8 @@ from nndiag.stats import Snapshot
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = ["LONGEST", "MOST_BYTES", "escape", "fitting", "render"]
+
 MOST_BYTES = 60_000
 """Comments end at 65,536 characters on GitHub; a template around this one needs some too."""
 

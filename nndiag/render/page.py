@@ -20,6 +20,8 @@ from nndiag.render import story
 from nndiag.rule import Rule, Threshold
 from nndiag.rules import discover
 
+__all__ = ["HEADINGS", "examples", "page", "pages", "sections", "title", "title_of"]
+
 HEADINGS = ("What it does", "Why it matters", "When it is no fault")
 """Those that each rule's docstring has, in this order."""
 

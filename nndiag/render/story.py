@@ -22,6 +22,39 @@ from nndiag.stats import Snapshot
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = [
+    "CHANGES",
+    "MOST_FIXES",
+    "NAMES_SHOWN",
+    "NO_LOSS",
+    "Block",
+    "Gap",
+    "Yardstick",
+    "blocks",
+    "brief",
+    "consequences",
+    "count",
+    "counts",
+    "evidence",
+    "expectation",
+    "gaps",
+    "in_project",
+    "ledger",
+    "lines_of_code",
+    "noted",
+    "number",
+    "plural",
+    "printable",
+    "rule_of",
+    "shape",
+    "siblings",
+    "subject",
+    "tally",
+    "whereabouts",
+    "words",
+    "yardstick",
+]
+
 NAMES_SHOWN = 4
 MOST_FIXES = 3
 """Of one finding, where there is little room; the page and the data have all."""

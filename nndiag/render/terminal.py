@@ -20,6 +20,18 @@ from nndiag.stats import Snapshot
 if TYPE_CHECKING:
     from nndiag.report import Report
 
+__all__ = [
+    "MOST_CODE",
+    "PIPE_WIDTH",
+    "SHOW_NOTES",
+    "STYLES",
+    "Hanging",
+    "excerpt",
+    "fitting_width",
+    "plain",
+    "render",
+]
+
 STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 PIPE_WIDTH = 100
 MOST_CODE = 8

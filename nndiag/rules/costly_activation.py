@@ -42,6 +42,8 @@ from nndiag import flow, ops
 from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Layer, Snapshot
 
+__all__ = ["MEASURED", "RULE", "check"]
+
 MEASURED = "reports/benchmarks/activation-cost.csv"
 
 RULE = Rule(

@@ -56,6 +56,8 @@ from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Snapshot
 
+__all__ = ["RULE", "check"]
+
 RULE = Rule(
     code="ND501",
     name="covariate-shift",

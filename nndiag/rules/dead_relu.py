@@ -59,6 +59,8 @@ from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot
 
+__all__ = ["RATE", "RULE", "check"]
+
 RATE = advice(
     "Lower the learning rate, or warm it up.",
     "A step that is too large throws units off the data; one that is off gets no gradient and does "

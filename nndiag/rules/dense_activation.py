@@ -39,6 +39,8 @@ from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Snapshot
 
+__all__ = ["RULE", "check"]
+
 RULE = Rule(
     code="ND104",
     name="dense-activation",

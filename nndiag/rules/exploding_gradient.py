@@ -55,6 +55,8 @@ from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds
 from nndiag.stats import Snapshot
 
+__all__ = ["RULE", "check"]
+
 RULE = Rule(
     code="ND202",
     name="exploding-gradient",

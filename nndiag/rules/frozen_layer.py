@@ -45,6 +45,8 @@ from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Layer, Snapshot
 
+__all__ = ["RULE", "check"]
+
 RULE = Rule(
     code="ND204",
     name="frozen-layer",

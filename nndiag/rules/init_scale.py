@@ -68,6 +68,8 @@ from nndiag.numbers import number
 from nndiag.rule import SEVERITIES, Finding, Rule, Severity, Threshold, Thresholds
 from nndiag.stats import Layer, Snapshot
 
+__all__ = ["ALIKE", "LARGEST", "RULE", "Z", "check"]
+
 RULE = Rule(
     code="ND301",
     name="init-scale",

@@ -56,6 +56,8 @@ from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Rule, Severity, Thresholds
 from nndiag.stats import Layer, Parameter, Snapshot
 
+__all__ = ["RULE", "check"]
+
 RULE = Rule(
     code="ND203",
     name="no-gradient",

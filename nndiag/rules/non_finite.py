@@ -48,6 +48,8 @@ from nndiag.fixes.fix import Fix, advice
 from nndiag.rule import Finding, Rule, Thresholds
 from nndiag.stats import Layer, Parameter, Snapshot, TensorStats
 
+__all__ = ["BACKWARD", "CLEAN", "LARGEST", "MASKED", "RELOAD", "RULE", "STOPPED", "check"]
+
 LARGEST = {"float16": 65_504.0, "bfloat16": 3.39e38, "float32": 3.40e38, "float64": 1.80e308}
 
 CLEAN = (

@@ -56,6 +56,8 @@ from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Rule, Threshold, Thresholds
 from nndiag.stats import Layer, Snapshot
 
+__all__ = ["RULE", "check"]
+
 RULE = Rule(
     code="ND102",
     name="non-zero-centered",

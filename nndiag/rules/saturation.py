@@ -61,6 +61,8 @@ from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot
 
+__all__ = ["CANDIDATES", "RULE", "SOFTMAX_FIXES", "check"]
+
 CANDIDATES = ("candidate", "hidden")
 
 SOFTMAX_FIXES = (

@@ -55,6 +55,8 @@ from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot, TensorStats
 
+__all__ = ["RULE", "SAME", "check"]
+
 # Samples that differ by less are equal: in float64 the mean of equal values is off by rounding.
 SAME = 1e-12
 

@@ -54,6 +54,8 @@ from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds
 from nndiag.stats import Layer, Parameter, Snapshot
 
+__all__ = ["RULE", "check"]
+
 RULE = Rule(
     code="ND302",
     name="symmetry",

@@ -61,6 +61,8 @@ from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds, Unjudged
 from nndiag.stats import Snapshot
 
+__all__ = ["ANOTHER_WAY", "LOSS_SCALE", "RULE", "SMALLEST", "check"]
+
 # IEEE 754-2019, table 3.5 (bfloat16 by its 8 bits of exponent and 7 of fraction).
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
 LOSS_SCALE = advice(
