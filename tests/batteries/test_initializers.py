@@ -266,7 +266,7 @@ def own():
 BROKEN = [
     ("finite", box_muller, r"weights of b?f16\[.* are NaN or infinite"),
     ("finite", refuses_half, r"on f16\[128, 128\] it raises RuntimeError: not in half precision"),
-    ("dtype-kept", float_for_all, r"dtype of f64\[128, 128\] was torch.float64, and is torch.float32"),
+    ("dtype-kept", float_for_all, r"of f64\[128, 128\] was torch.float64, and is torch.float32"),
     ("dtype-kept", lambda t: init.normal_(t).requires_grad_(), "requires_grad of .* is True"),
     ("in-place", torch.randn_like, "it returns another tensor, f32"),
     ("in-place", all_but_the_first, r"128 of 16384 weights of f32\[128, 128\] are NaN, as all"),
