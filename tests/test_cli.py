@@ -614,7 +614,7 @@ class TestInGithub:
         status, _, err = run(*CHECK)
 
         assert status == 1
-        assert "GITHUB_STEP_SUMMARY cannot be written to" in err
+        assert "GITHUB_STEP_SUMMARY cannot be written: " in err
 
     def test_elsewhere_there_are_none(self, run, stub, monkeypatch, project):
         monkeypatch.setenv("GITHUB_ACTIONS", "false")
@@ -662,7 +662,7 @@ class TestFix:
         status, _, err = run(*self.FIX, "--output", "out")
 
         assert status == 2
-        assert f"{dear} exists already" in err
+        assert f"{dear} already exists. Nothing was written." in err
         assert "--force" in err
         assert [path.name for path in Path("out").iterdir()] == [dear.name]
         assert dear.read_text() == "dear"

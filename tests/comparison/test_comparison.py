@@ -335,7 +335,7 @@ def test_the_command_says_whether_anything_differs(saved, form):
     )
 
     assert (same.exit_code, other.exit_code) == (0, 1)
-    assert "The same" in same.stdout
+    assert "No difference beyond chance." in same.stdout
     assert "Different:" in other.stdout
 
 

@@ -389,7 +389,7 @@ def test_a_repair_is_saved_whole_and_overwrites_nothing_unasked(tmp_path):
     assert same(fresh, found.model)
 
     (tmp_path / "repair.pt").write_text("dear")
-    with pytest.raises(OutputError, match=r"repair\.pt, .* exists already"):
+    with pytest.raises(OutputError, match=r"repair\.pt, .* already exists"):
         found.save(tmp_path)
     assert (tmp_path / "repair.pt").read_text() == "dear"
     found.save(tmp_path, force=True)

@@ -64,7 +64,7 @@ def test_it_judges_parametrized_models(inner):
     [
         (
             "'ND2'",
-            "@pytest.mark.nndiag takes select=, ignore=, thresholds=, fail_on=, seed=;",
+            "@pytest.mark.nndiag takes select=, ignore=, thresholds=, fail_on=, seed=,",
         ),
         ("selct='ND2'", "but got 'selct'"),
         ("select='dead'", "no rule is called 'dead'"),
