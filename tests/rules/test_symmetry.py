@@ -434,15 +434,15 @@ def test_units_with_different_gradients_differ_however_small_those_are(scale):
     assert [(f.layer, f.severity) for f in report.findings] == [("2", "warning")]
 
 
-class Plus(nn.Module):
+class Doubled(nn.Module):
     def forward(self, x):
-        return x + 1.0
+        return x + x
 
 
-def test_a_layer_whose_output_has_a_constant_added_is_no_end_of_a_branch():
+def test_a_layer_whose_output_is_added_to_itself_is_no_end_of_a_branch():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32, bias=False), Plus(), nn.Linear(32, 10)
+        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32, bias=False), Doubled(), nn.Linear(32, 10)
     )
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[4].weight)  # no gradient comes back in the first step
