@@ -74,9 +74,10 @@ peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs t
 	$(RUN) pip install --quiet --no-deps torcheck==1.0.1
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.peers
 
+# What survived, or was not run yet: make mutants RESUME=1
 mutants: $(READY) ## change the rules a little, see whether a test fails; remakes reports/mutation (long)
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[mutation]"
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) mutation
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) mutation $(if $(RESUME),--resume)
 
 docs: $(READY) ## build the documentation; build/docs/html/index.html
 	$(VENV)/bin/python docs/build.py

@@ -473,3 +473,13 @@ def test_groups_with_constant_kernels_see_different_inputs_and_are_a_note():
     model(x)
 
     assert findings(model, x, y) == [("2", "note")]
+
+
+def test_two_units_are_enough_to_be_equal():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 2), nn.Tanh(), nn.Linear(2, 10))
+    for layer in (model[0], model[2]):
+        nn.init.constant_(layer.weight, 0.1)
+        nn.init.zeros_(layer.bias)
+
+    assert findings(model, *data()) == [("0", "error")]
