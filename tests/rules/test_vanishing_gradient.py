@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import nndiag
 from nndiag import gradient_flow, judge
-from nndiag.rules import vanishing_gradient
 from nndiag.numbers import number
+from nndiag.rules import vanishing_gradient
 
 NAME = "vanishing-gradient"
 BOTH = [NAME, "exploding-gradient"]
