@@ -24,7 +24,7 @@ else:
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OUTPUT = ROOT / "reports" / "mutation"
-OTHERS = ("causes.py", "judge.py", "stats.py", "theory.py")
+OTHERS = ("causes.py", "stats.py", "theory.py")
 COLUMNS = ("module", "line", "operator", "was", "now", "outcome", "reason")
 
 Row = dict[str, str]
