@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
 COST = $(VENV)/bin/python tests/cost.py $(MAKE) --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint quick exhaustive baselines benchmarks calibration comparison findings gallery peers properties repairs docs docs-links dist clean
+.PHONY: help setup demo test test-all lint quick exhaustive baselines benchmarks calibration comparison findings gallery mutants peers properties repairs docs docs-links dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -73,6 +73,11 @@ peers: $(READY) ## judge a small corpus by nndiag and by other tools (installs t
 # Its metadata ask for torch < 2; it runs on today's.
 	$(RUN) pip install --quiet --no-deps torcheck==1.0.1
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.peers
+
+# What survived, or was not run yet: make mutants RESUME=1
+mutants: $(READY) ## change the rules a little, see whether a test fails; remakes reports/mutation (long)
+	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[mutation]"
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) mutation $(if $(RESUME),--resume)
 
 docs: $(READY) ## build the documentation; build/docs/html/index.html
 	$(VENV)/bin/python docs/build.py

@@ -289,3 +289,11 @@ def test_a_layer_seen_in_two_batches_says_what_was_unseen_in_either():
     assert merged.calls == 2
     assert merged.output.count == 8
     assert merged.grad is None
+
+
+def test_the_mean_cosine_is_that_over_all_pairs():
+    vectors = np.random.default_rng(0).normal(0.5, 1, (7, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = (vectors @ vectors.T)[~np.eye(7, dtype=bool)]
+
+    assert DirectionStats(7, vectors.sum(0)).mean_cosine == pytest.approx(pairs.mean())

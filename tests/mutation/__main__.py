@@ -24,7 +24,7 @@ else:
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OUTPUT = ROOT / "reports" / "mutation"
-OTHERS = ("causes.py", "judge.py", "stats.py", "theory.py")
+OTHERS = ("causes.py", "stats.py", "theory.py")
 COLUMNS = ("module", "line", "operator", "was", "now", "outcome", "reason")
 
 Row = dict[str, str]
@@ -36,7 +36,9 @@ def main(
     count: int = 150,
     seed: int = 0,
     only: Annotated[str, typer.Option(help="Modules whose path has this in it.")] = "",
-    survivors: Annotated[bool, typer.Option(help="Run again what survived last time.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Keep what the table has; run what survived or is missing.")
+    ] = False,
     processes: int = os.cpu_count() or 1,
     minutes: Annotated[float, typer.Option(help="Start no mutant after so many.")] = 60.0,
     output: Annotated[Path, typer.Option(help="Where the table and the page are.")] = OUTPUT,
@@ -45,8 +47,8 @@ def main(
     modules = [name for name in (*(f"rules/{p.name}" for p in rules), *OTHERS) if only in name]
     mutants = draw.sample(ROOT / "nndiag", modules, count, seed)
     table = output / "mutants.csv"
-    known = {_key(row): row for row in _read(table)} if survivors else {}
-    due = [m for m in mutants if not known or known.get(m.key, {}).get("outcome") == "survived"]
+    known = {_key(row): row for row in _read(table)} if resume else {}
+    due = [m for m in mutants if known.get(m.key, {}).get("outcome", "survived") == "survived"]
     output.mkdir(parents=True, exist_ok=True)
     for mutant, outcome in run.outcomes(ROOT, due, processes, minutes):
         known[mutant.key] = _row(mutant, outcome)
@@ -54,7 +56,7 @@ def main(
             f"{outcome}: {mutant.module}:{mutant.line}: {mutant.was}  ->  {mutant.now}", flush=True
         )
         _write(table, [known[m.key] for m in mutants if m.key in known])
-    _page(output, [known[m.key] for m in mutants if m.key in known], seed)
+    _page(output, [known[m.key] for m in mutants if m.key in known], len(mutants), seed)
 
 
 def _key(row: Row) -> tuple[str, str, str]:
@@ -83,7 +85,7 @@ def _write(table: Path, rows: list[Row]) -> None:
         writer.writerows(rows)
 
 
-def _page(output: Path, rows: list[Row], seed: int) -> None:
+def _page(output: Path, rows: list[Row], drawn: int, seed: int) -> None:
     reasons = _equivalent()
     for row in rows:
         if row["outcome"] == "survived" and _key(row) in reasons:
@@ -97,6 +99,7 @@ def _page(output: Path, rows: list[Row], seed: int) -> None:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     text = environment.from_string((HERE / "README.md.j2").read_text()).render(
         run=len(rows),
+        drawn=drawn,
         modules=len(counts),
         seed=seed,
         version=importlib.metadata.version("cosmic-ray"),

@@ -38,8 +38,6 @@ def tests_of(module: str) -> tuple[str, ...]:
         return ("tests/test_outside_rules.py",)
     if module.startswith("rules/"):
         return f"tests/rules/test_{stem}.py", EVERY
-    if module == "judge.py":
-        return "tests/test_judging.py", "tests/test_settings.py"
     return (f"tests/test_{stem}.py",)
 
 

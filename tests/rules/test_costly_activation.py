@@ -94,3 +94,12 @@ def test_it_never_makes_a_report_not_ok():
     report = nndiag.check(through(nn.Mish()), torch.randn(64, 16), config=False)
     assert NAME in {f.rule for f in report.findings}
     assert report.ok
+
+
+def test_what_was_not_measured_counts_as_relu_does():
+    assert ops.named("threshold").cost is None
+    model, x = through(nn.Threshold(0.1, 0.0)), torch.randn(64, 16)
+
+    assert alone(model, x) == ()
+    [found] = alone(model, x, thresholds={"costly-activation.times_relu": 1.0})
+    assert found.evidence["times_relu"] == 1.0

@@ -549,3 +549,14 @@ class TestCauses:
         assert [f.rule for f in report.findings if f.severity == "error"] == ["non-finite"]
         unjudged = {u.layer: u.reason for u in report.unjudged if u.rule == "dead-relu"}
         assert unjudged["3"] == "its outputs are not finite"
+
+
+def test_after_batch_norm_units_are_off_on_all_samples_by_no_chance_however_alike_those_are():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4))
+    nn.init.constant_(model[1].bias[:36], -50.0)
+    [found] = own(check(model, 10 + torch.randn(256, 20) / 10))
+
+    assert found.severity == "warning"
+    assert found.evidence["dead_units"] == 36
+    assert found.evidence["healthy_bound"] < 5

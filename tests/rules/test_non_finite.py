@@ -427,3 +427,12 @@ class TestOfASickNetworkNothingFalseIsSaid:
     def test_a_healthy_network_has_none(self):
         torch.manual_seed(0)
         assert check(mlp(), torch.randn(64, 16), labels(), select=NAME).findings == ()
+
+
+def test_of_a_single_layer_that_is_not_finite_no_others_are_told():
+    torch.manual_seed(0)
+    [found] = check(
+        nn.Sequential(*mlp(), Apply(torch.log)), torch.randn(64, 16), select=NAME
+    ).findings
+
+    assert "more layer" not in found.message

@@ -757,3 +757,10 @@ def test_biases_are_set_to_zero_where_those_of_any_layer_before_it_are_large(shi
     [found] = alone(model, torch.randn(256, 16))
 
     assert ("reset-bias" in [fix.kind for fix in found.fixes]) == bool(shifted)
+
+
+def test_the_fixes_of_a_recurrent_layer_can_be_run():
+    torch.manual_seed(0)
+    [found] = alone(Recurrent("LSTM", 100.0), torch.randn(16, 7, 8))
+
+    assert "redraw" in [fix.kind for fix in found.fixes if fix.runnable]

@@ -434,15 +434,15 @@ def test_units_with_different_gradients_differ_however_small_those_are(scale):
     assert [(f.layer, f.severity) for f in report.findings] == [("2", "warning")]
 
 
-class Plus(nn.Module):
+class Doubled(nn.Module):
     def forward(self, x):
-        return x + 1.0
+        return x + x
 
 
-def test_a_layer_whose_output_has_a_constant_added_is_no_end_of_a_branch():
+def test_a_layer_whose_output_is_added_to_itself_is_no_end_of_a_branch():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32, bias=False), Plus(), nn.Linear(32, 10)
+        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32, bias=False), Doubled(), nn.Linear(32, 10)
     )
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[4].weight)  # no gradient comes back in the first step
@@ -473,3 +473,13 @@ def test_groups_with_constant_kernels_see_different_inputs_and_are_a_note():
     model(x)
 
     assert findings(model, x, y) == [("2", "note")]
+
+
+def test_two_units_are_enough_to_be_equal():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 2), nn.Tanh(), nn.Linear(2, 10))
+    for layer in (model[0], model[2]):
+        nn.init.constant_(layer.weight, 0.1)
+        nn.init.zeros_(layer.bias)
+
+    assert findings(model, *data()) == [("0", "error")]

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import nndiag
 from nndiag import gradient_flow, judge
 from nndiag.numbers import number
+from nndiag.rules import vanishing_gradient
 
 NAME = "vanishing-gradient"
 BOTH = [NAME, "exploding-gradient"]
@@ -720,3 +721,10 @@ class TestHealth:
         assert [f.rule for f in rooted(report)] == ["non-finite"]
         assert own(report) == []
         assert np.isfinite([f.evidence.get("total", 0.0) for f in report.findings]).all()
+
+
+@pytest.mark.parametrize("name", vanishing_gradient.SMALLEST)
+def test_the_smallest_number_of_a_type_is_torchs(name):
+    type_ = torch.finfo(getattr(torch, name))
+
+    assert vanishing_gradient.SMALLEST[name] == type_.smallest_normal * type_.eps
