@@ -60,7 +60,8 @@ def outcomes(
         shutil.copytree(root, copy, ignore=NOT_COPIED)
         files = list(dict.fromkeys(file for mutant in mutants for file in tests_of(mutant.module)))
         workers = [
-            context.Process(target=_work, args=(copy, files, due, done)) for _ in range(processes)
+            context.Process(target=_work, args=(copy, files, due, done), daemon=True)
+            for _ in range(processes)
         ]
         for worker in workers:
             worker.start()
