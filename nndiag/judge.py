@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
+from nndiag import rules
 from nndiag.causes import explain
 from nndiag.errors import SettingsError, UnknownRuleError, did_you_mean
 from nndiag.rule import ABOUT, SEVERITIES, Finding, Outcome, Rule, Thresholds, Unjudged
-from nndiag.rules import discover, not_loaded
 from nndiag.stats import Snapshot
 
 __all__ = ["NOT_SELECTED", "Judgement", "chosen", "effective_thresholds", "judge", "needed", "rank"]
@@ -33,7 +33,7 @@ def chosen(
     Raises:
         UnknownRuleError: a word that names no rule, with the nearest one that does.
     """
-    known = discover()
+    known = rules.discover()
     picked = _selected_names(select, ignore)
     return {name: module for name, module in known.items() if name in picked}
 
@@ -42,8 +42,8 @@ def _selected_names(
     select: Iterable[str] | str | None, ignore: Iterable[str] | str | None
 ) -> frozenset[str]:
     """The names of what is selected, also of rules that could not be loaded."""
-    codes = {name: module.RULE.code for name, module in discover().items()}
-    codes |= dict.fromkeys(not_loaded(), "")
+    codes = {name: module.RULE.code for name, module in rules.discover().items()}
+    codes |= dict.fromkeys(rules.not_loaded(), "")
     picked = _matching(select, codes) if select is not None else set(codes)
     return frozenset(picked - (_matching(ignore, codes) if ignore is not None else set()))
 
@@ -78,7 +78,7 @@ def effective_thresholds(
         UnknownRuleError: no such rule or no such threshold.
         SettingsError: a value that is no number or outside the threshold's range.
     """
-    known = discover()
+    known = rules.discover()
     values = {name: {k: t.value for k, t in m.RULE.thresholds.items()} for name, m in known.items()}
     flat: dict[str, object] = {}
     for key, given in (overrides or {}).items():
@@ -142,7 +142,7 @@ def judge(
     outcomes: list[Outcome] = []
     unjudged: list[Unjudged] = []
     nonfinite = sum(layer.output.nonfinite > 0 for layer in snapshot.layers)
-    for name, module in discover().items():
+    for name, module in rules.discover().items():
         rule: Rule = module.RULE
         if name not in modules:
             outcomes.append(Outcome(name, rule.code, "skipped", NOT_SELECTED))
@@ -171,7 +171,7 @@ def judge(
             continue
         findings += own
         outcomes.append(Outcome(name, rule.code, "found" if own else "passed"))
-    for name, reason in not_loaded().items():
+    for name, reason in rules.not_loaded().items():
         if name in selected:
             outcomes.append(Outcome(name, "", "crashed", reason))
         else:
@@ -202,6 +202,6 @@ def _line_of(error: BaseException) -> str:
 
 def rank(finding: Finding) -> tuple[int, int]:
     """By severity, then input, parameters, activations, gradients, training."""
-    module = discover().get(finding.rule)
+    module = rules.discover().get(finding.rule)
     about = ABOUT.index(module.RULE.about) if module is not None else len(ABOUT)
     return SEVERITIES.index(finding.severity), about

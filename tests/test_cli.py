@@ -134,7 +134,7 @@ class TestExit:
         status, out, _ = run(*CHECK)
 
         assert status == 0
-        assert "Nothing found: all 6 rules passed" in out
+        assert "No problem found in the network (6 rules)." in out
 
     @pytest.mark.parametrize(
         ("kept", "fail_on", "status"),

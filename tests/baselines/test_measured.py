@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from baselines import __main__ as command
 from baselines import runs
 
-README = command.HERE.parents[1] / "README.md"
+EVIDENCE = command.HERE.parents[1] / "docs" / "evidence.md"
 
 
 def test_a_network_is_held_against_its_baseline_changed_and_not():
@@ -53,10 +53,10 @@ def test_other_versions_are_noted_once(tmp_path, monkeypatch, held):
     assert table[["runs", "failed"]].values.tolist() == [[1, 0]]
 
 
-def test_the_readme_tells_what_was_measured():
+def test_the_documentation_tells_what_was_measured():
     rows = pd.read_csv(command.OUTPUT / "runs.csv", keep_default_na=False)
     alike, changed = rows[rows.change == "none"], rows[rows.change != "none"]
-    told = " ".join(README.read_text("utf-8").split())
+    told = " ".join(EVIDENCE.read_text("utf-8").split())
 
-    assert f"of {len(alike):,} runs in which nothing was changed {int((~alike.met).sum())}" in told
+    assert f"Of {len(alike):,} runs in which nothing was changed {int((~alike.met).sum())}" in told
     assert f"{int((~changed.met).sum())} of {len(changed)} changes were seen" in told

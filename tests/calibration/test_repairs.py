@@ -77,13 +77,13 @@ def test_the_page_says_what_the_table_says(tmp_path: Path):
     assert pd.read_csv(tmp_path / "repairs.csv")["case"].tolist() == list(table["case"])
 
 
-def test_the_readme_tells_what_the_table_holds():
+def test_the_documentation_tells_what_the_table_holds():
     table = repairs.read(repairs.FOLDER)
-    told = " ".join((repairs.FOLDER.parents[1] / "README.md").read_text("utf-8").split())
+    told = " ".join((repairs.FOLDER.parents[1] / "docs" / "evidence.md").read_text("utf-8").split())
     found = repaired.summary(table)
     assert found["worse"] == found["trained_worse"] == 0
 
-    assert f"of {found['cases']} labelled faults" in told
+    assert f"Of {found['cases']} labelled faults" in told
     assert f"left {found['repaired']} without the finding" in told
     assert f"{found['better']} of those trained better" in told
     assert (

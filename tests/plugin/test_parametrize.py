@@ -254,7 +254,7 @@ def test_what_a_rule_cannot_judge_is_skipped(inner):
 
 def test_a_rule_that_crashes_fails_its_test_whatever_was_expected(inner):
     result = inner(
-        "from nndiag import rule\n"
+        "from nndiag import rules\n"
         "@pytest.fixture(autouse=True)\n"
         "def broken(monkeypatch):\n"
         "    def check(*_):\n        raise ZeroDivisionError('by zero')\n"

@@ -81,14 +81,12 @@ RULES = {
 
 def use_sample_rules(monkeypatch) -> None:
     """The rules above instead of nndiag's own, which change."""
-    import nndiag.judge
     import nndiag.render.page
     import nndiag.render.sarif
     import nndiag.render.story
     import nndiag.rules
 
     for module in (
-        nndiag.judge,
         nndiag.rules,
         nndiag.render.page,
         nndiag.render.story,

@@ -417,7 +417,7 @@ def test_without_scripts_all_of_a_repair_can_be_read(page):
     told = opened.locator("body").inner_text()
     for step in repair.taken:
         assert step.fix.what in told
-    assert "scripts are off" in told
+    assert "The pictures need scripts, which are off." in told
     assert repair.patch.strip() in opened.locator("#patch pre").inner_text()
     assert opened.locator("#trial tbody tr").count() == 2
     assert not opened.locator(".figure").first.is_visible()
