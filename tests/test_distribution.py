@@ -100,6 +100,5 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.xfail(reason="the gallery is still part of the package", strict=True)
 def test_the_wheel_holds_no_gallery(wheel):
     assert [name for name in wheel if "gallery" in name] == []

@@ -67,8 +67,11 @@ class Repair(Document):
     allow: Allow
     seed: int
     held_out: tuple[Report, Report] | None = None
+    """The reports before and after on the held-out batch; None without one."""
     trial: Trial | None = None
+    """Losses and verdict of the training trial; None if none was run."""
     notes: tuple[str, ...] = ()
+    """What else to know: whether the model counted as trained, and which optimiser to make anew."""
 
     @property
     def ok(self) -> bool:
@@ -77,10 +80,12 @@ class Repair(Document):
 
     @property
     def taken(self) -> tuple[Step, ...]:
+        """The steps that were kept, in order."""
         return tuple(step for step in self.steps if step.taken)
 
     @property
     def refused(self) -> tuple[Step, ...]:
+        """The steps that were not kept or not tried, each with its reason."""
         return tuple(step for step in self.steps if not step.taken)
 
     @property
