@@ -251,7 +251,9 @@ def test_a_share_of_few_rows_is_what_chance_makes_of_it(measured, rows, borderli
     """Half of ten rows against a fifth: of so few, chance moves a share by more than that."""
     more = {} if rows is None else {"rows": rows}
     with_value = measured(
-        Threshold(0.5, "derived: by hand", high=1), lambda value, limit: value >= limit, **more
+        Threshold(0.5, "derived: by hand", high=1, unit="share"),
+        lambda value, limit: value >= limit,
+        **more,
     )
 
     for value in (0.5, 0.6):
