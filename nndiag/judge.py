@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 from nndiag import rules
@@ -169,7 +169,7 @@ def judge(
             reason = f"{nonfinite} of {len(snapshot.layers)} layers hold NaN or infinity"
             outcomes.append(Outcome(name, rule.code, "skipped", reason))
             continue
-        findings += own
+        findings += map(_at_a_line_of_the_users, own)
         outcomes.append(Outcome(name, rule.code, "found" if own else "passed"))
     for name, reason in rules.not_loaded().items():
         if name in selected:
@@ -205,3 +205,13 @@ def rank(finding: Finding) -> tuple[int, int]:
     module = rules.discover().get(finding.rule)
     about = ABOUT.index(module.RULE.about) if module is not None else len(ABOUT)
     return SEVERITIES.index(finding.severity), about
+
+
+_INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
+
+
+def _at_a_line_of_the_users(finding: Finding) -> Finding:
+    """A note does not point into an installed library: there is nothing to change there."""
+    if finding.severity == "note" and _INSTALLED.search(finding.location or ""):
+        return replace(finding, location=None)
+    return finding
