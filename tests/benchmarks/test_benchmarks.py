@@ -105,6 +105,7 @@ def test_the_exponent_of_a_power_law_is_its_power(power):
     assert linearity.exponent(size, 7 * size**power) == pytest.approx((power,) * 3)
 
 
+@pytest.mark.exhaustive
 def test_judging_is_held_against_the_bare_steps_beside_it():
     rows = judging.compare(rounds=1, seconds=0.0, depths=(2, 4))
 

@@ -170,6 +170,7 @@ def test_nothing_false_is_said(judged):
     assert false[["case", "first_rule", "first_layer", "false_alarms"]].values.tolist() == []
 
 
+@pytest.mark.exhaustive
 def test_what_is_said_of_each_is_what_is_written_down(checked):
     """Of all cases: test_findings.py."""
     was = findings.read()

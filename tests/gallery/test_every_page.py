@@ -124,6 +124,7 @@ def test_judging_and_tabling_leave_the_tables_alone(page):
         pd.testing.assert_frame_equal(frame, before[key])
 
 
+@pytest.mark.one_in(3)
 @every_page
 def test_the_figure_is_drawn_from_the_tables(page):
     drawn = figures.svg(page, read(GALLERY / page.name))

@@ -92,6 +92,7 @@ def made():
     return {make: None for make in REPORTS}
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("make", REPORTS, ids=lambda make: make.__name__)
 def test_each_renders_in_every_format(made, make, name):
@@ -109,6 +110,7 @@ def test_each_renders_in_every_format(made, make, name):
         assert text.count("\n") <= 60
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("make", REPORTS, ids=lambda make: make.__name__)
 def test_each_is_read_back_as_it_was_saved(made, make):
     report = made[make] = made[make] or make()
