@@ -124,6 +124,7 @@ def test_the_peak_is_what_a_step_holds_at_once():
         with pytest.raises((OSError, AttributeError)):
             memory.peak_of(step)
         return
+    step()  # the first call in a process also loads torch's code for it
     assert memory.peak_of(step) == pytest.approx(64, abs=2)
 
 
