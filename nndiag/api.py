@@ -23,6 +23,7 @@ def check(
     target: Any = None,
     loss_fn: Callable[..., Any] | None = None,
     *,
+    optimizer: Any = None,
     select: Iterable[str] | str | None = None,
     ignore: Iterable[str] | str | None = None,
     thresholds: Mapping[str, float | Mapping[str, float]] | None = None,
@@ -43,6 +44,9 @@ def check(
         target: the target, where the batch does not hold it.
         loss_fn: ``loss_fn(output, target)`` giving a scalar. Without it the output's own ``loss``
             is used, or a scalar output, or a fixed random direction; the report says which.
+        optimizer: the optimiser of the training, a list of them, or a function that makes one from
+            ``model.parameters()``. Its own step is tried and undone, its state too. Without it the
+            rules about the optimiser do not run.
         select, ignore: rules by name, code, or beginning of a code (``"ND2"``).
         thresholds: ``{"dead-relu.share": 0.5}`` or ``{"dead-relu": {"share": 0.5}}``.
         config: a pyproject.toml or a mapping with nndiag's settings; None looks for the nearest
@@ -70,6 +74,7 @@ def check(
             stream,
             needs=judge.needed(modules),
             loss=LossMaker(loss_fn, chosen.seed),
+            optimizer=optimizer,
             seed=chosen.seed,
             max_batches=chosen.max_batches,
             tick=lambda layer: progress.update(None, None, layer),

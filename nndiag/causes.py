@@ -136,6 +136,10 @@ class _Places:
                 if never.isdisjoint(modules):
                     homes = (around[m] for m in modules if m in around)
                     self._nodes[parameter.name] = next(homes, 0 if modules else EVERYWHERE)
+        for call in snapshot.experiment.calls:  # where the values that it reads come from
+            self._nodes.setdefault(call.name, graph.bits(call.nodes) or EVERYWHERE)
+        for name in snapshot.experiment.targets:
+            self._nodes.setdefault(name, EVERYWHERE)
         input_nodes = graph.bits(i for i, node in enumerate(snapshot.nodes) if node.op == "input")
         for name in snapshot.inputs:
             self._nodes[name] = self._nodes.get(name, 0) | input_nodes
@@ -162,7 +166,7 @@ class _Places:
         return related | self._always
 
     def _at(self, name: str) -> int:
-        """The nodes of a name; ``(model)`` and ``(loss)`` lie everywhere."""
+        """The nodes of a name; ``(model)``, ``(loss)`` and ``(optimizer)`` lie everywhere."""
         return self._nodes.get(name, EVERYWHERE if name.startswith("(") else 0)
 
     def _never_ran(self, name: str) -> int:

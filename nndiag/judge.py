@@ -186,6 +186,10 @@ _ABOUT_VALUES = ("activations", "gradients")
 def _cannot_run(rule: Rule, snapshot: Snapshot) -> str:
     if "gradients" in rule.needs and not snapshot.has_gradients:
         return f"needs gradients: {snapshot.no_gradients_because or 'none were computed'}"
+    if "loss" in rule.needs and not snapshot.has_loss:
+        return "needs the loss: pass target= and loss_fn="
+    if "optimizer" in rule.needs and snapshot.experiment.optimizer is None:
+        return f"needs the optimizer: {snapshot.experiment.no_optimizer_because}"
     if "step" in rule.needs and not snapshot.has_step:
         return f"needs a virtual update: {snapshot.no_step_because or 'none was made'}"
     return ""

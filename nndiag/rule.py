@@ -32,7 +32,7 @@ __all__ = [
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-ABOUT = ("input", "parameters", "activations", "gradients", "training")
+ABOUT = ("input", "loss", "parameters", "activations", "gradients", "training")
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,15 @@ class Unjudged:
 class Rule:
     """The fixed part of a rule.
 
-    ``needs``: what it cannot judge without ("outputs", "gradients", "step" for a virtual update);
-    without it the rule is skipped and the report says why. ``uses``: what it judges better with.
+    ``needs``: what it cannot judge without: "outputs", "gradients", "step" (a virtual update),
+    "loss" (the caller's loss or the model's own), "optimizer". Without it the rule is skipped and
+    the report says why. ``uses``: what it judges better with.
     """
 
     code: str
     name: str
     severity: Severity
-    about: Literal["input", "parameters", "activations", "gradients", "training"]
+    about: Literal["input", "loss", "parameters", "activations", "gradients", "training"]
     needs: tuple[str, ...] = ("outputs",)
     uses: tuple[str, ...] = ()
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)

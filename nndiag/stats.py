@@ -19,6 +19,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
+from nndiag.experiment import Experiment
+
 __all__ = [
     "BoolArray",
     "DirectionStats",
@@ -489,6 +491,12 @@ class Snapshot:
     lists: tuple[str, ...] = ()  # modules that only hold others: ModuleList, ModuleDict
     not_observed: tuple[str, ...] = ()
     environment: Environment | None = None
+    experiment: Experiment = field(default_factory=Experiment)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether there is a real loss: the caller's, or one that the model computes."""
+        return self.loss.kind in ("loss_fn", "output.loss") or bool(self.experiment.calls)
 
     @functools.cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:

@@ -7,6 +7,7 @@ fails, the model still runs as it would without nndiag.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import wraps
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from nndiag.capture.lineage import (
     reshaped,
     viewed,
 )
+from nndiag.capture.losses import SeenLossCall
+from nndiag.capture.made import by_activation, by_softmax, carried, softmax_options
 from nndiag.capture.paths import Paths, measurable
 from nndiag.capture.rows import Row
 from nndiag.capture.weights import running_statistics, spatial
@@ -35,15 +38,19 @@ from nndiag.stats import Weight
 __all__ = [
     "HANDLERS",
     "HEADS",
+    "IN_LOSS",
     "QUIET",
     "Handler",
     "Recording",
     "activation",
+    "activation_in_loss",
     "affine",
     "attention",
     "inside_leaf",
     "join",
+    "join_in_loss",
     "keeps_axes",
+    "loss",
     "norm",
     "of_values",
     "recurrent",
@@ -90,6 +97,12 @@ class Recording(Protocol):
     def batches_tracked(self) -> float:
         """How many batches the running BatchNorm has counted; NaN if it does not count."""
 
+    def loss_call(self, call: Call) -> SeenLossCall:
+        """Look at the operands of a call that the loss makes."""
+
+    def finish_loss_call(self, seen: SeenLossCall, result: Any) -> None:
+        """After the call: record it."""
+
     def finish(self, row: Row, result: Any, trails: list[Trail], axes: Axes, why: str) -> None:
         """After the call: set the trails of its outputs, and measure them for its row."""
 
@@ -124,8 +137,10 @@ def activation(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
         rec.measure_flat(row, z, act.flat, trail.axes)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
+    made = by_activation(call.op, shaping, row.name, rec.paths.made.get(z))
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
+    rec.paths.made[result] = made
 
 
 @of_values
@@ -134,9 +149,11 @@ def softmax(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, No
     row = rec.row(call.op)
     dim = call.bound.get("dim")
     dim = -1 if dim is None else dim
+    row.options = softmax_options(z, dim, trail.axes)
     rec.measure_optional(row, "its rows", lambda: (opaque.one_hot_rows(call.op, z, dim), ""))
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
+    rec.paths.made[result] = by_softmax(call.op, row.name, row.options)
 
 
 def weighted(rec: Recording, call: Call) -> Generator[None, Any, None]:
@@ -251,6 +268,8 @@ def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
             yield from affine(rec, call, x, weight, None)
             return
     parents = [(trail, x.shape) for x in tensors if (trail := paths.trail_of(x)) is not None]
+    known = [x for x in tensors if paths.trails[x] is not None]
+    made = carried(call, paths.made.get(known[0])) if len(known) == 1 else None
     result = yield
     outputs = tensors[:1] if call.op == "setitem" else list(tensors_in(result))
     if not parents:
@@ -263,6 +282,8 @@ def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
     for out in outputs:
         axes = _joined_axes(call, parents, out)
         why = "" if axes.unit is not None else next(iter(_reasons(parents)), UNKNOWN)
+        if len(parents) == 1:
+            paths.made[out] = made
         if len(parents) == 1 and moved:  # only shifted or scaled by a constant: no node
             paths.trails[out] = Trail(nodes[0], axes, why)
             continue
@@ -298,6 +319,24 @@ def _joined_axes(call: Call, parents: list[tuple[Trail, torch.Size]], out: torch
     return Axes(None, None, samples)
 
 
+# Of the calls that keep the trail, those after which the values' bounds are not known.
+_OTHER_VALUES = ("masked_fill", "tril", "triu", "nan_to_num")
+
+
+def _carry(rec: Recording, x: torch.Tensor, outputs: list[torch.Tensor], call: Call) -> None:
+    """What is known of a tensor's values is known of its views and casts."""
+    paths = rec.paths
+    made = paths.made.get(x)
+    if made is not None and call.op == "neg":
+        made = carried(call, made)
+    whole = paths.direct.get(x) is True and call.op not in ("neg", "roll", "flip")
+    for out in outputs:
+        if made is not None:
+            paths.made[out] = made
+        if whole and out.numel() == x.numel():
+            paths.direct[out] = True
+
+
 def same_values(rec: Recording, call: Call) -> Generator[None, Any, None]:
     """Copies, casts and moves to another device: the result keeps the trail."""
     paths = rec.paths
@@ -308,6 +347,8 @@ def same_values(rec: Recording, call: Call) -> Generator[None, Any, None]:
     trail = paths.trail_of(x)
     if trail is not None and result.shape == x.shape:
         paths.trails[result] = trail
+        if call.op not in _OTHER_VALUES:
+            _carry(rec, x, [result], call)
     elif trail is None:
         paths.record_weight_source([result], [x])
 
@@ -323,6 +364,7 @@ def reshape(rec: Recording, call: Call) -> Generator[None, Any, None]:
         paths.give_unknown_trail(result, "?view", [trail])
     else:
         paths.trails[result] = reshaped(trail, before, result.shape)
+        _carry(rec, x, [result], call)
 
 
 def view(rec: Recording, call: Call) -> Generator[None, Any, None]:
@@ -343,6 +385,7 @@ def view(rec: Recording, call: Call) -> Generator[None, Any, None]:
         trails = [lost] * len(outputs)
     for out, moved in zip(outputs, trails, strict=True):
         paths.trails[out] = _repeated(rec, call, moved, before, out)
+    _carry(rec, x, outputs, call)
 
 
 def _repeated(
@@ -386,6 +429,59 @@ def unknown(rec: Recording, call: Call) -> Generator[None, Any, None]:
         paths.give_unknown_trail(out, f"?{call.op}", parents)
 
 
+def loss(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    """One of torch's losses, in the model's forward or in the caller's loss."""
+    seen = rec.loss_call(call)
+    result = yield
+    rec.finish_loss_call(seen, result)
+    parents = [t for t in map(rec.paths.trail_of, call.tensors) if t is not None]
+    for out in tensors_in(result):
+        rec.paths.give_unknown_trail(out, call.op, parents)
+
+
+def activation_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    """An activation or softmax that the loss applies: no layer of the network."""
+    x, paths = call.input, rec.paths
+    trail = paths.source(x) if measurable(x) else None
+    shaping = options(call) if call.category == "activation" else {}
+    if trail is None or shaping is None:
+        yield from join(rec, call)
+        return
+    seen = rec.loss_call(call)
+    if call.category == "softmax":
+        dim = call.bound.get("dim")
+        seen.options = softmax_options(x, -1 if dim is None else dim, trail.axes)
+        made = by_softmax(call.op, seen.name, seen.options)
+    else:
+        seen.options = shaping
+        made = by_activation(call.op, shaping, seen.name, paths.made.get(x))
+    result = yield
+    rec.finish_loss_call(seen, result)
+    paths.trails[result] = Trail(paths.node(call.op, [trail.node]), trail.axes, trail.why_no_units)
+    paths.made[result] = made
+
+
+def join_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]:
+    """Arithmetic in the loss: recorded where its result is larger than each of its operands."""
+    sizes = [x.numel() for x in call.tensors]
+    seen = rec.loss_call(call) if len(sizes) > 1 and call.op in ops.ELEMENTWISE else None
+    joining = join(rec, call)
+    next(joining)
+    result = yield
+    if seen is not None and result.numel() > max(sizes):
+        rec.finish_loss_call(seen, result)
+    with contextlib.suppress(StopIteration):
+        joining.send(result)
+
+
+IN_LOSS: Mapping[str, Handler] = {
+    "activation": activation_in_loss,
+    "softmax": activation_in_loss,
+    "join": join_in_loss,
+}
+"""Other handlers for calls that the loss makes itself, outside every module of the model."""
+
+
 def inside_leaf(rec: Recording, call: Call) -> Generator[None, Any, None]:
     """A call inside a torch.nn layer: only tensors computed from parameters are recorded."""
     paths = rec.paths
@@ -410,7 +506,7 @@ HANDLERS: Mapping[str, Handler] = {
     "reshape": reshape,
     "view": view,
     "reduce": reduce,
-    "loss": unknown,
+    "loss": loss,
     "module": unknown,
     "": unknown,
 }

@@ -15,8 +15,8 @@ __all__ = ["Kind", "location", "raised_at"]
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PACKAGE = os.path.dirname(_HERE.rstrip(os.sep)) + os.sep
-# Where a check enters the model: frames above these did not call the layer.
-_ENTRIES = (_HERE + "watch.py", _PACKAGE + "api.py")
+# Where a check enters the model or the loss: frames above these did not make the call.
+_ENTRIES = (_HERE + "watch.py", _PACKAGE + "api.py", _PACKAGE + "loss.py")
 # Not the whole package: its demo holds models of its own.
 _OURS = (_HERE, _PACKAGE + "batch.py", _PACKAGE + "measure.py", _PACKAGE + "fixes" + os.sep)
 

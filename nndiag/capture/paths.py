@@ -10,10 +10,13 @@ from torch import nn
 
 from nndiag.batch import has_samples
 from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails
+from nndiag.experiment import INPUT, OUTPUT, TARGET, Made
 from nndiag.layout import Axes
 from nndiag.stats import Node
 
 __all__ = ["Paths", "measurable", "why_not_measurable"]
+
+_SOURCES = (INPUT, TARGET, OUTPUT)
 
 
 def measurable(tensor: Any) -> bool:
@@ -50,13 +53,25 @@ class Paths:
         self.trails = Trails()
         self.samples = 1
         self.axis = self.axis_found = axis
+        self.made: TensorMap[Made | None] = TensorMap()
+        self.direct: TensorMap[bool] = TensorMap()  # whole outputs and targets, at most viewed
+        self._origins: list[int] = []  # for each node its sources, as bits
         self._weight_sources: TensorMap[str] = TensorMap()
         for name, parameter in parameters.items():
             self._weight_sources[parameter] = name
 
     def node(self, op: str, inputs: list[int], row: int = -1, parameter: str = "") -> int:
+        origins = 1 << _SOURCES.index(op) if op in _SOURCES and not inputs else 0
+        for source in inputs:
+            origins |= self._origins[source]
         self.nodes.append(Node(op, tuple(inputs), row, parameter))
+        self._origins.append(origins)
         return len(self.nodes) - 1
+
+    def sources(self, node: int) -> tuple[str, ...]:
+        """What a node depends on: INPUT, TARGET, OUTPUT; INPUT only where not through an output."""
+        names = tuple(name for k, name in enumerate(_SOURCES) if self._origins[node] >> k & 1)
+        return tuple(n for n in names if n != INPUT) if OUTPUT in names else names
 
     def give_unknown_trail(self, tensor: torch.Tensor, op: str, sources: list[Trail]) -> None:
         """Set the trail of the output of a call that is not understood."""
@@ -110,6 +125,20 @@ class Paths:
         axes = Axes(unit, batch, samples)
         self.trails[tensor] = Trail(self.node("input", []), axes)
         return axes
+
+    def start_target(self, tensor: torch.Tensor) -> None:
+        """Set the trail of a tensor of the target."""
+        there = has_samples(tensor, 0) and tensor.size(0) == self.samples
+        axes = Axes(None, 0 if there else None, self.samples)
+        self.trails[tensor] = Trail(self.node(TARGET, []), axes)
+        self.direct[tensor] = True
+
+    def mark_output(self, tensor: torch.Tensor) -> None:
+        """From here on this tensor is an output of the network: what is made of it, is the loss."""
+        trail = self.trail_of(tensor)
+        if trail is not None:
+            self._origins[trail.node] |= 1 << _SOURCES.index(OUTPUT)
+            self.direct[tensor] = True
 
     def parameter(self, tensor: torch.Tensor) -> str | None:
         """The name of the parameter that a tensor is, or is computed from."""

@@ -5,6 +5,7 @@ for gradients. Nothing is kept alive but small vectors of numbers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import sys
 import threading
@@ -20,8 +21,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
 from nndiag.batch import tensors_in
+from nndiag.capture import losses
 from nndiag.capture.calls import Call, understood
-from nndiag.capture.handlers import HANDLERS, QUIET, inside_leaf
+from nndiag.capture.handlers import HANDLERS, IN_LOSS, QUIET, inside_leaf
 from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, whole
 from nndiag.capture.locate import location
 from nndiag.capture.modules import (
@@ -34,6 +36,7 @@ from nndiag.capture.modules import (
 from nndiag.capture.paths import Paths, measurable, why_not_measurable
 from nndiag.capture.rows import Row, layer_of
 from nndiag.capture.weights import RunningStatistics, use_of
+from nndiag.experiment import LossCall
 from nndiag.layout import Axes, Pending
 from nndiag.measure import Meter
 from nndiag.stats import Layer, Node, TensorStats, Weight
@@ -41,6 +44,7 @@ from nndiag.stats import Layer, Node, TensorStats, Weight
 __all__ = ["FROZEN", "GRADIENTS_OFF", "NONE_CAME", "NONE_CAME_TO_VIEW", "ROOT", "Recorder", "Scope"]
 
 ROOT = "(root)"
+_NO_MODULE = nn.Module()
 GRADIENTS_OFF = "gradient not observed: it ran where gradients are off (no_grad, or a checkpoint)"
 FROZEN = "gradient not observed: nothing before it is trainable"
 NONE_CAME = "gradient not observed: none reached it"
@@ -120,6 +124,10 @@ class Recorder(TorchFunctionMode):
         self.called: set[nn.Module] = set()
         self.finished: set[nn.Module] = set()
         self.used: set[str] = set()
+        self.loss_calls: list[LossCall] = []
+        self.network_nodes = 0  # nodes of the network; those behind them belong to the loss
+        self._loss_began = -1  # the first node of the loss; -1: the model runs
+        self._loss_scope: Scope | None = None
         self.failed: tuple[BaseException, Scope] | None = None  # error, innermost module it left
         self._calls: Counter[nn.Module] = Counter()
         self._stack: list[Scope] = []
@@ -147,6 +155,19 @@ class Recorder(TorchFunctionMode):
             undo.callback(self._stack.clear)
             with self:
                 yield
+
+    @contextlib.contextmanager
+    def watching_loss(self, output: Any, target: Any) -> Iterator[None]:
+        """Context in which the caller's loss is recorded, after the forward."""
+        for x in tensors_in(output):
+            self.paths.mark_output(x)
+        self._loss_began = len(self.paths.nodes)
+        for x in tensors_in(target):
+            if self.paths.trails[x] is None:
+                self.paths.start_target(x)
+        self._loss_scope = Scope(_NO_MODULE, "loss", sys.exc_info()[1])
+        with self.watching():
+            yield
 
     @contextlib.contextmanager
     def backward(self) -> Iterator[None]:
@@ -306,6 +327,8 @@ class Recorder(TorchFunctionMode):
                 if name is not None:
                     self.used.add(name)
             handler = inside_leaf if scope is not None and scope.muted else HANDLERS[category]
+            if scope is None and self._loss_scope is not None:
+                handler = IN_LOSS.get(category, handler)
             started = handler(self, call)
             next(started)
             handling = started
@@ -321,13 +344,25 @@ class Recorder(TorchFunctionMode):
         if scope is not None and scope.leaf and scope.row is not None:
             scope.row.op = op
             return scope.row
-        name, count = "", 1
-        if scope is not None:
-            name, count = scope.name, scope.counts.get(op, 0) + 1
-            scope.counts[op] = count
-        row = self._new_row(f"{name}/{op}" + (f"#{count}" if count > 1 else ""), "function")
+        row = self._new_row(self._call_name(op), "function")
         row.op = op
         return row
+
+    def _call_name(self, op: str) -> str:
+        """The name of this call: the k-th of its op in the module, or in the loss."""
+        scope = self._stack[-1] if self._stack else self._loss_scope
+        if scope is None:
+            return f"/{op}"
+        scope.counts[op] = count = scope.counts.get(op, 0) + 1
+        return f"{scope.name}/{op}" + (f"#{count}" if count > 1 else "")
+
+    def loss_call(self, call: Call) -> losses.SeenLossCall:
+        name = self._call_name(call.op)
+        return losses.seen(call, name, location(), self.paths)
+
+    def finish_loss_call(self, seen: losses.SeenLossCall, result: Any) -> None:
+        if len(self.loss_calls) < losses.MOST_CALLS and not self.only_inputs:
+            self.loss_calls.append(seen.done(result))
 
     def _new_row(self, name: str, kind: str) -> Row:
         row = Row(len(self.rows), name, kind, None if self.only_inputs else location())
@@ -458,6 +493,7 @@ class Recorder(TorchFunctionMode):
     def layers(self) -> list[Layer]:
         """All rows as plain data; waits for the device once."""
         self.numbers = self.meter.collect()
+        self._separate_loss()
         measured = [row for row in self.rows if row.output is not None]
         position = {row.index: at for at, row in enumerate(measured)}
         for at, node in enumerate(self.paths.nodes):
@@ -473,6 +509,38 @@ class Recorder(TorchFunctionMode):
             if running is not None:
                 self.running_statistics[row.name] = running
         return layers
+
+    def _separate_loss(self) -> None:
+        """Take the loss's nodes off the network's, but for those that a layer run in it needs."""
+        began, nodes = self._loss_began, self.paths.nodes
+        if began < 0:
+            return
+        kept = set(range(began))
+        for row in self.rows:
+            queue = [row.node] if row.node >= began else []
+            while queue:
+                node = queue.pop()
+                if node not in kept:
+                    kept.add(node)
+                    queue += nodes[node].inputs
+        for at, call in enumerate(self.loss_calls):
+            reads = losses.nearest(call.nodes, nodes, kept)
+            self.loss_calls[at] = dataclasses.replace(call, nodes=reads)
+        if len(kept) > began:
+            new = {node: at for at, node in enumerate(sorted(kept))}
+            for row in self.rows:
+                row.node = new.get(row.node, row.node)
+            self.loss_calls = [
+                dataclasses.replace(call, nodes=tuple(new[n] for n in call.nodes))
+                for call in self.loss_calls
+            ]
+            self.paths.nodes = [
+                dataclasses.replace(nodes[n], inputs=tuple(new[i] for i in nodes[n].inputs))
+                for n in sorted(kept)
+            ]
+        else:
+            del nodes[began:]
+        self._loss_began = -1
 
 
 def _failure_text(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
 from nndiag.capture.forward import forward
 from nndiag.capture.lineage import next_function
+from nndiag.capture.losses import experiment
 from nndiag.capture.modules import is_script, is_torch_leaf
 from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.recorder import Recorder
@@ -25,6 +27,7 @@ from nndiag.capture.step import shifts, step
 from nndiag.capture.untouched import SavedState, untouched
 from nndiag.capture.weights import RunningStatistics
 from nndiag.errors import LossError, ModelError
+from nndiag.experiment import Experiment
 from nndiag.loss import LossMaker
 from nndiag.stats import (
     Layer,
@@ -90,6 +93,7 @@ class _CheckState:
     running_statistics: dict[str, RunningStatistics] = field(default_factory=dict)
     no_step: str = ""
     device: str = ""
+    experiment: Experiment = field(default_factory=Experiment)
 
     def recorder(self, *, gradients: bool, tick: Tick, only_inputs: bool = False) -> Recorder:
         return Recorder(
@@ -108,6 +112,7 @@ def watch(
     *,
     needs: frozenset[str],
     loss: LossMaker,
+    optimizer: Any = None,
     seed: int | None,
     max_batches: int,
     tick: Tick = lambda _: None,
@@ -152,7 +157,7 @@ def _record_batch(
     saved: SavedState,
     tick: Tick,
 ) -> None:
-    gradients = bool(needs & {"gradients", "step"})
+    gradients = bool(needs & {"gradients", "step", "loss", "optimizer"})
     first = run.batches == 0
     if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
         saved.start()
@@ -170,12 +175,14 @@ def _record_batch(
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
-        value = _loss(output, batch, loss, run) if gradients else None
+        value = _loss(output, batch, loss, run, recorder) if gradients else None
         del output  # free what only the loss needed before the backward runs
         reached = value is not None and _backward(value, recorder, run)
         del value
         recorder.gradients = reached
         layers = recorder.layers()
+        if first:
+            run.experiment = experiment(batch, recorder.loss_calls)
     finally:
         recorder.close()
     if reached or first:
@@ -206,11 +213,17 @@ def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
     return tuple(dict.fromkeys(t.node for t in trails if t is not None))
 
 
-def _loss(output: Any, batch: Batch, loss: LossMaker, run: _CheckState) -> torch.Tensor | None:
+def _loss(
+    output: Any, batch: Batch, loss: LossMaker, run: _CheckState, recorder: Recorder
+) -> torch.Tensor | None:
     if not any(p.requires_grad for p in run.model_parameters.values()):
         run.no_gradients = "no parameter of the model requires a gradient"
         return None
-    kind, value = loss(output, Batch(target=detached(batch.target)))
+    target = detached(batch.target)
+    with contextlib.ExitStack() as traced:
+        if loss.loss_fn is not None:
+            traced.enter_context(recorder.watching_loss(output, target))
+        kind, value = loss(output, Batch(target=target))
     if not value.requires_grad:
         raise LossError(
             f"the loss ({kind}) is not connected to the model: no gradient would reach any "
@@ -302,6 +315,7 @@ def _snapshot(
         lists=tuple(name for module, name in run.names.items() if isinstance(module, _LISTS)),
         not_observed=tuple(observed),
         environment=environment(model, run.device or "cpu", seed),
+        experiment=run.experiment,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from nndiag.experiment import LossCall
 from nndiag.rule import Finding
 from nndiag.stats import Layer, Parameter, Snapshot
 
@@ -81,7 +82,7 @@ COUNTS = ("units", "samples", "dead_units", "nonfinite", "grad_nonfinite", "dupl
 
 
 def layers(snapshot: Snapshot) -> list[Row]:
-    return [_layer(layer) for layer in snapshot.layers]
+    return [*map(_layer, snapshot.layers), *map(_loss_call, snapshot.experiment.calls)]
 
 
 def parameters(snapshot: Snapshot) -> list[Row]:
@@ -132,6 +133,19 @@ def _layer(layer: Layer) -> Row:
         "grad_rms": grad.rms if grad is not None else math.nan,
         "grad_nonfinite": grad.nonfinite if grad is not None else None,
         "location": layer.location,
+    }
+
+
+def _loss_call(call: LossCall) -> Row:
+    """A call in the loss: its values are not measured as a layer's are."""
+    row: Row = dict.fromkeys(LAYERS, math.nan) | dict.fromkeys(COUNTS)
+    return {name: row[name] for name in LAYERS} | {
+        "layer": call.name,
+        "kind": "function",
+        "op": call.op,
+        "shape": str(tuple(call.shape)),
+        "mean": call.value,
+        "location": call.location,
     }
 
 

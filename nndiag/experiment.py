@@ -1,0 +1,151 @@
+"""Plain numbers about what surrounds a network: its loss, targets, data and optimiser. No torch.
+
+``Snapshot.experiment`` holds them, for rules that judge more than the layers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+__all__ = [
+    "INPUT",
+    "OUTPUT",
+    "TARGET",
+    "Experiment",
+    "LossCall",
+    "Made",
+    "Operand",
+    "Optimizer",
+    "Values",
+]
+
+INPUT, TARGET, OUTPUT = "input", "target", "output"
+"""What an operand depends on. A value that depends on the model's output is no "input" any more."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is known of a tensor's values: which activation made them, and their bounds.
+
+    ``op`` and ``layer`` name the activation, at its row in the report or its call in the loss.
+    ``low`` and ``high`` bound the values as they are now, after what came behind it. ``after`` are
+    the operations that changed them since, in order: "log", "mul", "gather", …. ``over`` says for a
+    softmax what its axis runs over: "samples", "units", "one" (an axis of a single element), or ""
+    where that is not known.
+    """
+
+    op: str
+    layer: str
+    low: float = -math.inf
+    high: float = math.inf
+    over: str = ""
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Values:
+    """Numbers about all values of a small tensor, such as a target.
+
+    Moments, extremes and the median are over finite values. ``whole``: every value is a whole
+    number. ``distinct``: how many different values there are, at most ``MOST_DISTINCT`` + 1.
+    ``counts``: how often each occurs, where they are whole numbers and not more than that.
+
+    The rest is about rows along the class axis, of a tensor with more than one value a row.
+    ``summing``: share of rows that are probabilities (no value below zero, sum 1 to within 1e-4).
+    ``normalized``: share of rows that are log-probabilities (logsumexp 0 to within 1e-3).
+    ``several``: share of rows with more than one value above 0.5. ``column_means``,
+    ``column_variances``: of each column, over samples and positions.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    nonfinite: int
+    mean: float = math.nan
+    std: float = math.nan
+    min: float = math.nan
+    max: float = math.nan
+    median: float = math.nan
+    whole: bool = False
+    distinct: int = 0
+    counts: dict[int, int] = field(default_factory=dict)
+    summing: float = math.nan
+    normalized: float = math.nan
+    several: float = math.nan
+    column_means: tuple[float, ...] = ()
+    column_variances: tuple[float, ...] = ()
+
+    MOST_DISTINCT = 1000
+
+    @property
+    def rms(self) -> float:
+        return math.hypot(self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a call in the loss reads.
+
+    ``sources``: what it depends on, of INPUT, TARGET and OUTPUT; empty for a constant and for a
+    parameter. ``direct``: it is a whole output or target, at most viewed or cast. ``batch``: the
+    axis that runs over samples, where that is known. ``values`` are known for operands of torch's
+    own losses.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    sources: tuple[str, ...] = ()
+    direct: bool = False
+    batch: int | None = None
+    made: Made | None = None
+    values: Values | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """One call in the computation of the loss.
+
+    Recorded are torch's losses, activations, and elementwise calls whose result is larger than each
+    of their operands. ``name`` is "loss/cross_entropy" in ``loss_fn``, and the usual name of a
+    call where the model's forward makes it. ``nodes``: the nodes of the network that it reads.
+    ``operands``: its tensors, in the order of the arguments; of a loss the first is the output and
+    the second the target. ``options``: its other arguments, as numbers ("reduction": 0 none, 1
+    mean, 2 sum). ``value``: the mean of its result.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    operands: tuple[Operand, ...] = ()
+    nodes: tuple[int, ...] = ()
+    options: dict[str, float] = field(default_factory=dict)
+    value: float = math.nan
+    location: str | None = None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimiser that was given, and what its own step did.
+
+    ``name``: its class.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the first batch shows of the experiment around the network.
+
+    ``targets``: the tensors of the target, as "target" or "target.KEY".
+    """
+
+    calls: tuple[LossCall, ...] = ()
+    targets: dict[str, Values] = field(default_factory=dict)
+    optimizer: Optimizer | None = None
+    no_optimizer_because: str = "pass optimizer="
