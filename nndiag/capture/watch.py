@@ -216,15 +216,17 @@ def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
 def _loss(
     output: Any, batch: Batch, loss: LossMaker, run: _CheckState, recorder: Recorder
 ) -> torch.Tensor | None:
-    if not any(p.requires_grad for p in run.model_parameters.values()):
+    trains = any(p.requires_grad for p in run.model_parameters.values())
+    if not trains:
         run.no_gradients = "no parameter of the model requires a gradient"
-        return None
+        if loss.loss_fn is None:
+            return None
     target = detached(batch.target)
     with contextlib.ExitStack() as traced:
         if loss.loss_fn is not None:
             traced.enter_context(recorder.watching_loss(output, target))
         kind, value = loss(output, Batch(target=target))
-    if not value.requires_grad:
+    if trains and not value.requires_grad:
         raise LossError(
             f"the loss ({kind}) is not connected to the model: no gradient would reach any "
             "parameter. Was it computed under no_grad, from a detached output, or with argmax?"
@@ -232,7 +234,7 @@ def _loss(
     number = float(value.detach())
     mean = run.loss.value + (number - run.loss.value) / (run.batches + 1) if run.batches else number
     run.loss = Loss(kind, mean)
-    return value
+    return value if trains else None
 
 
 def _backward(value: torch.Tensor, recorder: Recorder, run: _CheckState) -> bool:
