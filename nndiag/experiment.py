@@ -17,6 +17,7 @@ __all__ = [
     "Made",
     "Operand",
     "Optimizer",
+    "Unregistered",
     "Values",
 ]
 
@@ -129,6 +130,26 @@ class LossCall:
 
 
 @dataclass(frozen=True)
+class Unregistered:
+    """A tensor that learns from the loss but is no parameter of the model.
+
+    ``name``: how it can be reached from the model, as "model.layers[0].weight"; "" if it cannot.
+    ``layer``: the row of the call that used it first. ``in_module``: it is a parameter of a module
+    that the model does not know.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: str
+    location: str | None = None
+    in_module: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """The optimiser that was given, and what its own step did.
 
@@ -147,5 +168,6 @@ class Experiment:
 
     calls: tuple[LossCall, ...] = ()
     targets: dict[str, Values] = field(default_factory=dict)
+    unregistered: tuple[Unregistered, ...] = ()
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="

@@ -18,6 +18,7 @@ from nndiag.capture.backward import backward
 from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
 from nndiag.capture.forward import forward
+from nndiag.capture.leaves import unregistered
 from nndiag.capture.lineage import next_function
 from nndiag.capture.losses import experiment
 from nndiag.capture.modules import is_script, is_torch_leaf
@@ -39,9 +40,11 @@ from nndiag.stats import (
     TensorStats,
 )
 
-__all__ = ["Tick", "validate", "watch"]
+__all__ = ["NEED_GRADIENTS", "Tick", "validate", "watch"]
 
 Tick = Callable[[str], None]
+
+NEED_GRADIENTS = frozenset(("gradients", "step", "optimizer"))
 
 
 def validate(model: Any) -> None:
@@ -157,7 +160,8 @@ def _record_batch(
     saved: SavedState,
     tick: Tick,
 ) -> None:
-    gradients = bool(needs & {"gradients", "step", "loss", "optimizer"})
+    gradients = bool(needs & NEED_GRADIENTS)
+    wants_loss = gradients or ("loss" in needs and loss.loss_fn is not None)
     first = run.batches == 0
     if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
         saved.start()
@@ -175,14 +179,14 @@ def _record_batch(
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
-        value = _loss(output, batch, loss, run, recorder) if gradients else None
+        value = _loss(output, batch, loss, run, recorder) if wants_loss else None
         del output  # free what only the loss needed before the backward runs
-        reached = value is not None and _backward(value, recorder, run)
+        reached = gradients and value is not None and _backward(value, recorder, run)
         del value
         recorder.gradients = reached
         layers = recorder.layers()
         if first:
-            run.experiment = experiment(batch, recorder.loss_calls)
+            run.experiment = experiment(batch, recorder.loss_calls, unregistered(model, recorder))
     finally:
         recorder.close()
     if reached or first:
@@ -286,7 +290,7 @@ def _snapshot(
     needs: frozenset[str],
     seed: int | None,
 ) -> Snapshot:
-    wants_gradients = bool(needs & {"gradients", "step"})
+    wants_gradients = bool(needs & NEED_GRADIENTS)
     because = run.no_gradients or ("" if wants_gradients else "no selected rule asks for them")
     layers = [_completed(layer, run) for layer in run.layers.values()]
     never_called, used_directly = _never_called(run)
