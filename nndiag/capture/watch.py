@@ -300,7 +300,7 @@ def _probe(
     def in_this_mode() -> float:
         args, kwargs = detached((batch.args, dict(batch.kwargs)))
         output = model(*args, **kwargs)
-        return float(loss(output, Batch(target=detached(batch.target)))[1])
+        return float(loss(output, Batch(target=detached(batch.target)))[1].detach())
 
     differ = None
     if "evaluation" in needs and run.loss.kind in ("loss_fn", "output.loss"):
