@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,13 @@ def render(report: Report) -> str:
     blocks = story.blocks(report.findings)
     leads = bool(blocks) and blocks[0].severity != "note"
     drawn = picture(snapshot)
-    layers = [
-        {"layer": row.pop("layer"), "distribution": text_curve(curve["output"]), **row}
-        for row, curve in zip(tables.layers(snapshot), drawn["layers"], strict=True)
+    drawings = (text_curve(curve["output"]) for curve in drawn["layers"])
+    curves = itertools.chain(drawings, itertools.repeat(""))
+    layers = [  # the loss's calls come last, and have no curve
+        {"layer": row.pop("layer"), "distribution": curve, **row}
+        for row, curve in zip(
+            tables.layers(snapshot), itertools.chain(curves, no_curve), strict=False
+        )
     ]
     parameters = tables.parameters(snapshot)
     contents = [

@@ -109,7 +109,8 @@ def test_every_format_counts_the_same(make):
     assert sum(int(n.replace(",", "")) for n in told) == findings
     assert html_escape(report.verdict) in page
     assert story.counts(report) in page
-    assert page.count('<tr id="L') == len(report.snapshot.layers)
+    rows = [*report.snapshot.layers, *report.snapshot.experiment.calls]
+    assert page.count('<tr id="L') == len(rows)
     assert page.count('<tr id="P') == len(report.snapshot.parameters)
     blocks = story.blocks(report.findings)
     assert sum(len(b.findings) + len(b.consequences) for b in blocks) == findings
