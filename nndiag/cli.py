@@ -375,7 +375,7 @@ def _fits_a_repair(formats: Sequence[Format], output: Path | None, name: str, fo
 
     if wrong := [form.value for form in formats if form not in _OF_REPAIRS]:
         raise typer.BadParameter(
-            f"a repair has no format {wrong[0]}; legal with --fix are terminal, html and markdown",
+            f"a repair has no format {wrong[0]}; with --fix use terminal, html or markdown",
             param_hint="--format",
         )
     if output is not None:

@@ -696,7 +696,7 @@ class TestFix:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("--fix", "--format", "sarif"), "a repair has no format sarif; legal with --fix are"),
+            (("--fix", "--format", "sarif"), "a repair has no format sarif; with --fix use"),
             (("--force",), "it needs --fix"),
             (("--trial", "10"), "it needs --fix"),
             (("--allow", "all"), "it needs --fix"),

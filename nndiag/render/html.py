@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nndiag.report import Report
 
-__all__ = ["MOST_LISTED", "fragment", "grade", "page", "render"]
+__all__ = ["MOST_LISTED", "fragment", "page", "render", "worst_severity"]
 
 MOST_LISTED = 300
 """Of one rule's findings in one list: nobody reads further, and a page stays small."""
@@ -61,7 +61,7 @@ def render(report: Report) -> str:
             {
                 "model": snapshot.model[:200],
                 "verdict": report.verdict,
-                "grade": grade(report),
+                "severity": worst_severity(report),
             }
         ),
     )
@@ -73,7 +73,8 @@ def fragment(report: Report) -> str:
 
 
 def _render(template: str, report: Report, **values: Any) -> str:
-    return page(template, report=report, snapshot=report.snapshot, grade=grade(report), **values)
+    severity = worst_severity(report)
+    return page(template, report=report, snapshot=report.snapshot, severity=severity, **values)
 
 
 def page(template: str, **values: Any) -> str:
@@ -89,8 +90,8 @@ def page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(common | values)
 
 
-def grade(report: Report) -> str:
-    """The gravest severity, or "fine"; a report that judged nothing is no good news."""
+def worst_severity(report: Report) -> str:
+    """The worst severity, or "fine"; "note" where nothing was judged, which is not fine."""
     if report.findings:
         return report.findings[0].severity
     judged = any(o.status == "passed" for o in report.outcomes)

@@ -67,7 +67,7 @@ RULE = Rule(
     },
     caused_by=("frozen-layer",),
     fixes=(
-        advice("Let it train.", "", "for p in layer.parameters(): p.requires_grad_(True)"),
+        advice("Let it train.", "", "layer.requires_grad_(True)"),
         advice("If it is meant: ignore frozen-layer for this model."),
     ),
 )

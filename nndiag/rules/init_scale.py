@@ -109,7 +109,7 @@ RULE = Rule(
         ),
         advice(
             "Add a normalisation layer before the activation.",
-            "It takes the scale out.",
+            "Then the scale of the weights has no effect.",
             changes="architecture",
         ),
     ),
@@ -184,7 +184,7 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     reference = act.gain / math.sqrt(weight.fan_in)
     made = _made_by_weights(snapshot, layer)
     if not all(0 < size < math.inf for size in (arriving, parameter.value.rms, made)):
-        return None  # symmetry and signal-collapse speak of weights of zero and of dead inputs
+        return None  # symmetry reports weights of zero, signal-collapse inputs of zero
     logs = [
         math.log(parameter.value.rms / reference),
         math.log(made / (act.gain * math.sqrt(arriving))),
@@ -360,7 +360,10 @@ def _beyond_chance(accumulated: float, threshold: float, steps: list[_Step]) -> 
 
 
 def _suspects(by_slope: bool, sign: int) -> tuple[str, ...]:
-    """Slopes that shrink more than the weights do; and what overflowed has NaN's rule speak."""
+    """The rules that may explain it: vanishing-gradient if slopes shrink more than weights do.
+
+    Weights that are too large may also be explained by non-finite, where something overflowed.
+    """
     if by_slope:
         return (*RULE.caused_by, "vanishing-gradient")
     return ("non-finite", *RULE.caused_by) if sign > 0 else RULE.caused_by

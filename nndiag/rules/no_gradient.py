@@ -7,8 +7,8 @@ Names the trainable parameters whose gradient is None or exactly zero. None mean
 takes no part in the loss: its module is never called, or its output is detached or not used. The
 code is written that way, whatever the values are.
 
-Exactly zero means that the parameter takes part, but nothing it does matters. Everything behind it
-is switched off, or so large that the loss is flat there.
+Exactly zero means that the parameter takes part, but changing it does not change the loss:
+everything behind it is switched off, or so large that the loss is flat there.
 
 A backward pass that raises leaves the whole model without gradients: an error.
 
@@ -71,19 +71,19 @@ RULE = Rule(
         "saturation",
         "vanishing-gradient",
         "no-gradient",
-        # Outputs so large, or so sure of themselves, that the loss's slope rounds to zero.
+        # Outputs that are so large or so certain that the loss's slope rounds to zero.
         "init-scale",
         "signal-collapse",
     ),
     fixes=(
         advice(
-            "Where the path is cut by accident, take out the detach, no_grad or .data.",
+            "If the path is cut by accident, remove the detach, no_grad or .data.",
         ),
         advice(
-            "Where its output is not used, use it in the loss, or remove the parameter.",
+            "If its output is not used, use it in the loss, or remove the parameter.",
             "Distributed training waits for gradients that never come.",
         ),
-        advice("If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"),
+        advice("If it is meant to stay fixed, freeze it.", "", "parameter.requires_grad_(False)"),
     ),
 )
 
@@ -138,7 +138,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
                 elif snapshot.environment is not None and snapshot.environment.mode == "eval":
                     severity, why = "note", why + " in evaluation mode"
                 why += "."
-            # Values make gradients zero; None is how the program is written.
+            # None comes from how the code is written. So no finding about values can explain it.
             yield RULE.finding(
                 p,
                 why,
@@ -171,7 +171,8 @@ def _zero(p: Parameter) -> bool:
 def _users(snapshot: Snapshot, parameters: list[Parameter]) -> dict[str, list[Layer]]:
     """The rows that use a parameter, by its name.
 
-    For a part of an opaque layer that layer's; for a bare parameter the first row of its module.
+    For a part of an opaque layer, that layer's row. For a parameter without a layer of its own, the
+    first row of its module.
     """
     used: dict[str, list[Layer]] = {}
     for layer in snapshot.layers:

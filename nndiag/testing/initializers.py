@@ -692,7 +692,7 @@ def parametrize_initializers(
         if name not in fns:
             raise SettingsError(
                 f"variance[{name!r}]: there is no such initialiser.{did_you_mean(name, fns)} "
-                f"Legal are: {', '.join(fns)}."
+                f"Choose one of: {', '.join(fns)}."
             )
     blocks = {}
     for name, fn in fns.items():

@@ -84,7 +84,7 @@ def _reasons(expected: object, models: Mapping[str, Any]) -> dict[str, dict[str,
             if key not in models:
                 raise SettingsError(
                     f"expected[{key!r}]: there is no such model.{did_you_mean(key, models)} "
-                    f"Legal are: {', '.join(models)}."
+                    f"Choose one of: {', '.join(models)}."
                 )
             names, intended = [key], known.checked(value, f"expected[{key!r}]")
         else:

@@ -117,9 +117,7 @@ def _legal(given: Mapping[str, Any], named: str) -> None:
         for value in (values,) if isinstance(values, str) else values:
             if value not in legal:
                 where = named.format(name.replace("_", "-") if named.startswith("--") else name)
-                raise SettingsError(
-                    f"{where}: {value!r} is not legal. Legal are: {', '.join(legal)}."
-                )
+                raise SettingsError(f"{where}: {value!r} is not one of {', '.join(legal)}.")
 
 
 def _split(words: Iterable[str]) -> list[str]:

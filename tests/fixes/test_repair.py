@@ -208,9 +208,9 @@ def test_what_a_trained_network_learned_is_kept_unless_all_is_allowed():
 
     assert safe.taken == ()
     assert same(safe.model, model)
-    assert "looks trained" in safe.steps[0].reason
+    assert "the model is trained" in safe.steps[0].reason
     assert everything.ok
-    assert "taken for a trained one" in everything.notes[0]
+    assert "treated as trained" in everything.notes[0]
 
 
 def test_one_says_oneself_whether_it_was_trained():
@@ -544,8 +544,8 @@ def test_a_scripted_model_is_one_clear_error():
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"allow": "some"}, SettingsError, 'allow = \'some\': legal are "safe" and "all".'),
-        ({"only": "redrawn"}, FixError, "Did you mean 'redraw'? Legal are: redraw, rescale"),
+        ({"allow": "some"}, SettingsError, 'allow = \'some\': write "safe" or "all".'),
+        ({"only": "redrawn"}, FixError, "Did you mean 'redraw'? Choose one of: redraw, rescale"),
         ({"only": ["lsuv", "x"]}, FixError, "no fix is called 'x'."),
         ({"optimizer": 0.1}, SettingsError, "give a function from parameters to an optimiser"),
         (

@@ -281,7 +281,7 @@ def test_the_terminal_shows_a_dozen_layers_and_counts_the_rest():
     text = on_terminal(repairs.large(200))
 
     assert sum(line.startswith("blocks.") for line in text.splitlines()) == 12
-    assert "and 188 layers more" in text
+    assert "and 188 more layers" in text
     assert text.count("\n") < 100
 
 

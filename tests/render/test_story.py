@@ -53,7 +53,12 @@ def test_the_number_measured_is_the_evidence_under_the_name_of_the_threshold():
     def told(**evidence):
         finding = Finding("dead-relu", "ND103", "warning", "a", "", evidence, 0.4, measure="share")
         measure = story.yardstick(finding)
-        return measure.name, measure.measured, measure.limit, measure.source.split(":")[0]
+        return (
+            measure.name,
+            measure.value_text,
+            measure.threshold_text,
+            measure.source.split(":")[0],
+        )
 
     assert told(units=9.0, share=0.5) == ("share", "50 %", "40 %", "measured")
     assert told(units=9.0) == ("share", "", "40 %", "measured")
@@ -85,7 +90,7 @@ def test_one_rule_at_two_severities_makes_two_blocks():
 def test_the_counts_are_of_what_is_there():
     counts = story.counts(samples.sick())
 
-    assert counts == "1 error, 7 warnings and 2 notes and 1 rule crashed."
+    assert counts == "1 error, 7 warnings and 2 notes; 1 rule crashed."
     assert story.counts(samples.healthy()) == "No findings: all 6 rules passed on 5 layers."
     assert story.counts(samples.empty()) == "No rule could run."
 

@@ -107,7 +107,7 @@ def test_notes_that_were_asked_for_take_one_line_a_rule():
     shown = samples.large().to_text(notes=True)
     notes = [line for line in shown.splitlines() if line.startswith("note")]
 
-    assert "To read them" not in shown
+    assert "For details" not in shown
     assert notes == ["note[ND104] dense-activation  blocks.0.mlp.act and 199 more: 97 % not zero"]
 
 
