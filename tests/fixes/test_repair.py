@@ -369,7 +369,7 @@ def test_steps_that_look_at_data_ask_for_it():
     found = fix(stack(nn.Tanh, 8.0), only="lsuv", allow="all")
     model = stack(nn.Tanh, 8.0)
 
-    with untouched(model), pytest.raises(FixError, match=r"step 1 \(lsuv\) looks at data"):
+    with untouched(model), pytest.raises(FixError, match=r"step 1 \(lsuv\) needs data"):
         found.apply(model)
     found.apply(model, data())
 
