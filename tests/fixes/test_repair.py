@@ -402,7 +402,9 @@ def test_an_optimiser_that_holds_the_old_parameters_is_named():
 
     found = fix(model, trained=False)
 
-    assert any("Adam still holds 4 parameters of the original model" in note for note in found.notes)
+    assert any(
+        "Adam still holds 4 parameters of the original model" in note for note in found.notes
+    )
     del optimizer
     assert not any("holds" in note for note in fix(model, trained=False).notes)
 
