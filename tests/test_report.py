@@ -212,7 +212,7 @@ class TestRaiseForFindings:
         assert "note[" not in text
         assert "crashed: ND401 non-finite" in text
 
-    def test_only_what_is_grave_enough_is_told(self, report):
+    def test_only_what_is_severe_enough_is_shown(self, report):
         with pytest.raises(FindingsError) as caught:
             report.raise_for_findings(at="error")
 

@@ -212,7 +212,7 @@ def brief(report: Report) -> str:
 
 
 def ledger(report: Report) -> str:
-    """``"14 rules on 41 layers: 2 found 1 error and 5 warnings, 9 passed, 3 skipped"``."""
+    """``"14 rules on 41 layers: 2 found 1 error and 5 warnings; 9 passed; 3 skipped"``."""
     by_status = Counter(o.status for o in report.outcomes)
     parts = []
     if by_status["found"]:
@@ -220,7 +220,7 @@ def ledger(report: Report) -> str:
     parts += [f"{by_status[s]} {s}" for s in ("passed", "skipped", "crashed") if by_status[s]]
     rules = plural(len(report.outcomes), "rule")
     layers = plural(len(report.snapshot.layers), "layer")
-    return f"{rules} on {layers}: {', '.join(parts) or 'none ran'}"
+    return f"{rules} on {layers}: {'; '.join(parts) or 'none ran'}"
 
 
 def subject(snapshot: Snapshot) -> list[str]:

@@ -83,7 +83,7 @@ RULE = Rule(
             "If its output is not used, use it in the loss, or remove the parameter.",
             "Distributed training waits for gradients that never come.",
         ),
-        advice("If it is meant to stay fixed, freeze it.", "", "parameter.requires_grad_(False)"),
+        advice("If it should stay fixed, freeze it.", "", "parameter.requires_grad_(False)"),
     ),
 )
 

@@ -8,8 +8,8 @@ of layers. It compares the gradient's norm at the first layer of a chain with th
 hidden one.
 
 A chain ends at a residual addition, a concatenation, a normalisation or a recurrence, because
-gradients have other paths there. The size of weight gradients is no measure: it is the same in
-every layer of a collapsed network.
+gradients have other paths there. The size of weight gradients does not show this: it is the
+same in every layer of a collapsed network.
 
 Scaling the loss does not change this ratio, as long as no gradient comes near the smallest number
 of its format. Gradients that do are reported for the loss as given.
@@ -113,8 +113,8 @@ RULE = Rule(
     fixes=(
         advice(
             "Replace saturating activations by ReLU, with He weights.",
-            "ReLU's slope is 1 where it is active; a sigmoid's is at most 0.25, and no usual init "
-            "makes up for it.",
+            "ReLU's slope is 1 where it is active. A sigmoid's is at most 0.25, and no usual init "
+            "makes up for that.",
             'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")',
             "architecture",
         ),
@@ -171,8 +171,8 @@ def _fixes(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Fix
             saturating,
             ("ReLU",),
             "F.relu(x)",
-            "Its slope is 1 where it is active; a sigmoid's is at most 0.25, and no usual init "
-            "makes up for it.",
+            "Its slope is 1 where it is active. A sigmoid's is at most 0.25, and no usual init "
+            "makes up for that.",
             "with He weights the gradient keeps its size from layer to layer",
             redrawn=layers,
         ),

@@ -212,7 +212,7 @@ class ModelCheck:
             home = rules.discover()[self.rule].__name__
             whose = "nndiag" if home.startswith("nndiag.") else home
             pytest.fail(
-                f"{self.rule} crashed: {outcome.reason}. This is a fault in {whose}, not in your "
+                f"{self.rule} crashed: {outcome.reason}. This is an error in {whose}, not in your "
                 "model. Please report it.",
                 pytrace=False,
             )

@@ -23,8 +23,8 @@ def test_it_holds_what_is_measured(kind):
     names = [name for name in kind.blocks if name.startswith("fixes.")] or list(kind.blocks)[:1]
     for name in names:
         rows = published[published.block == name]
-        told = {row.property: (row.status, row.value) for row in rows.itertuples()}
-        assert told == measured(kind, name), name
+        text = {row.property: (row.status, row.value) for row in rows.itertuples()}
+        assert text == measured(kind, name), name
 
 
 def test_it_has_every_block_and_every_property():
