@@ -257,9 +257,9 @@ def test_each_sick_network_ends_repaired_with_its_training_before_and_after(show
 
 
 def test_the_accuracy_stands_before_each_report(shown, networks):
-    told = re.findall(r"Accuracy on unseen images: (\S+)", shown.printed)
+    text = re.findall(r"Accuracy on unseen images: (\S+)", shown.printed)
 
-    assert told == [f"{network.accuracy:.1%}" for network in networks.values()]
+    assert text == [f"{network.accuracy:.1%}" for network in networks.values()]
 
 
 def test_every_link_of_the_index_leads_to_a_file(shown, networks):

@@ -22,7 +22,7 @@ def quick(request) -> dict[str, list[bool]]:
     collected = {name.partition("::")[0] for name in cases}
     there = {str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py")}
     if there - collected - {"cuda/test_cuda.py"}:  # which is for machines that have a GPU
-        # What the whole suite touches can only be told of the whole suite.
+        # What the whole suite touches can only be checked on the whole suite.
         pytest.skip("only a part of the suite was asked for")
     return cases
 

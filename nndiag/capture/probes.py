@@ -47,9 +47,9 @@ def mixing(model: nn.Module, batch: Batch, axis: int, reset: Callable[[], None])
             if moved is None:
                 return Mixing(error="the first samples are all the same")
             before, after = (_outputs(model, b, reset) for b in (part, moved))
-            told = _told_apart(before, count)
-            if told is not None:
-                return _compare(before, after, told, count)
+            apart = _one_a_sample(before, count)
+            if apart is not None:
+                return _compare(before, after, apart, count)
     except Exception as error:  # the model needs the batch as it is
         return Mixing(error=f"the model raised on {PROBED} samples: {type(error).__name__}")
     return Mixing(error="the output has no axis of samples")
@@ -103,7 +103,7 @@ def _outputs(model: nn.Module, batch: Batch, reset: Callable[[], None]) -> list[
     return [x.detach().clone() for x in tensors_in(output) if x.is_floating_point()]
 
 
-def _told_apart(outputs: list[torch.Tensor], count: int) -> list[int] | None:
+def _one_a_sample(outputs: list[torch.Tensor], count: int) -> list[int] | None:
     """The outputs whose first axis, and no other, has a place for each sample."""
     by_sample = [k for k, x in enumerate(outputs) if x.dim() > 0 and x.shape[0] == count]
     plain = [k for k in by_sample if list(outputs[k].shape).count(count) == 1]

@@ -233,7 +233,7 @@ class Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._is_outside_forward() or module not in self.names:
             return
-        try:  # no tensor is touched here: what _ours does would be for nothing
+        try:  # no tensor is touched here, so _own_arithmetic is not needed
             scope = self._scope(module)
             self._stack.append(scope)
         except Exception as error:

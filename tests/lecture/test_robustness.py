@@ -127,9 +127,9 @@ def test_training_on_fgsm_helps_against_what_it_never_showed(seed):
     assert gain("FGSM-trained", seed, "shift", 1.0) > -0.01  # 9.1 points, 1.9
 
 
-def test_shifted_images_cure_shifts_and_nothing_else(seed):
+def test_shifted_images_help_against_shifts_and_nothing_else(seed):
     # naive: one image, rolled by hand, its new edge black
-    assert page.shifted_images_cure_shifts_and_nothing_else(TABLES).holds
+    assert page.shifted_images_help_against_shifts_and_nothing_else(TABLES).holds
     image = torch.arange(64.0)
     rolled = image.view(8, 8).roll(1, 1)
     rolled[:, 0] = 0

@@ -37,8 +37,8 @@ BLOCKS = [
 @pytest.mark.parametrize(("kind", "name"), BLOCKS)
 def test_it_holds_what_is_measured(kind, name):
     rows = TABLE[(TABLE.kind == kind.battery.kind) & (TABLE.block == name)]
-    told = {row.property: (row.status, row.value) for row in rows.itertuples()}
-    assert told == measured(kind, name)
+    text = {row.property: (row.status, row.value) for row in rows.itertuples()}
+    assert text == measured(kind, name)
 
 
 def test_it_has_every_block_and_every_property():

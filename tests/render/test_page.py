@@ -175,9 +175,9 @@ def test_pointing_at_a_layer_tells_its_numbers(page):
 
     opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
-    told = opened.locator("#figure figure").nth(1).text_content()
-    assert "mean" in told
-    assert "theory" in told or "std" in told
+    text = opened.locator("#figure figure").nth(1).text_content()
+    assert "mean" in text
+    assert "theory" in text or "std" in text
 
 
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])
@@ -256,9 +256,9 @@ def clickable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(GALLERY, folder, ignore=shutil.ignore_patterns("*.csv", "*.py", "__pycache__"))
     for name, text in make.indexes(GALLERY)[0].items():
         (folder / name).write_text(text, encoding="utf-8")
-    for name, told in every().items():
+    for name, shown in every().items():
         text = (folder / name / "README.md").read_text(encoding="utf-8")
-        made = gallery.html(text, told.title)
+        made = gallery.html(text, shown.title)
         (folder / name / "index.html").write_text(made, encoding="utf-8")
     return folder
 
@@ -313,10 +313,10 @@ def test_without_scripts_all_of_it_can_be_read(page):
     report = samples.sick()
     opened = page(report, scripts=False)
 
-    told = opened.locator("body").inner_text()
+    text = opened.locator("body").inner_text()
     for finding in report.findings:
-        assert finding.rule in told
-    assert "scripts are off" in told
+        assert finding.rule in text
+    assert "scripts are off" in text
     assert opened.locator("#layers-table tbody tr").count() == len(report.snapshot.layers)
     assert opened.locator("#layers-table tbody tr").first.is_visible()
     assert not opened.locator(".filter").first.is_visible()
@@ -430,10 +430,10 @@ def test_without_scripts_all_of_a_repair_can_be_read(page):
     repair = repairs.repaired()
     opened = page(repair, scripts=False)
 
-    told = opened.locator("body").inner_text()
+    text = opened.locator("body").inner_text()
     for step in repair.taken:
-        assert step.fix.what in told
-    assert "The pictures need scripts, which are off." in told
+        assert step.fix.what in text
+    assert "The pictures need scripts, which are off." in text
     assert repair.patch.strip() in opened.locator("#patch pre").inner_text()
     assert opened.locator("#trial tbody tr").count() == 2
     assert not opened.locator(".figure").first.is_visible()
