@@ -689,7 +689,7 @@ class TestBoundaries:
     def test_the_chance_of_a_narrow_chain_is_that_of_the_activation_it_begins_with(
         self, off, expected
     ):
-        # By ReLU's band eight layers of 8 units may be off 139 times, by tanh's only 5 times.
+        # By ReLU's band eight layers of 8 units may be off 138 times, by tanh's only 4 times.
         offs = [1.0] * 4 + [1 / off] + [1.0] * 4
         [found] = judged(chain(offs, width=8, last="tanh"))
         assert found.severity == expected
