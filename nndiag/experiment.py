@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from nndiag.columns import Columns
+
 __all__ = [
     "INPUT",
     "OUTPUT",
@@ -142,10 +144,12 @@ class Optimizer:
 class Experiment:
     """What the first batch shows of the experiment around the network.
 
-    ``targets``: the tensors of the target, as "target" or "target.KEY".
+    ``targets``: the tensors of the target, as "target" or "target.KEY". ``inputs``: the raw data,
+    as "input" or "input.KEY".
     """
 
     calls: tuple[LossCall, ...] = ()
     targets: dict[str, Values] = field(default_factory=dict)
+    inputs: dict[str, Columns] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="
