@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nndiag import graph, ops
+from nndiag import flow, graph, ops
 from nndiag.columns import Columns
+from nndiag.numbers import number
 from nndiag.stats import Layer, Node, Snapshot
 
-__all__ = ["entrances", "first_layers", "is_normalised_behind"]
+__all__ = ["consequence", "entrances", "first_layers", "is_normalised_behind"]
 
 
 def first_layers(nodes: Sequence[Node], layers: Sequence[Layer], start: int) -> list[Layer]:
@@ -48,11 +49,14 @@ def entrances(snapshot: Snapshot) -> dict[str, tuple[Columns, tuple[Layer, ...]]
     }
 
 
-def is_normalised_behind(snapshot: Snapshot, layer: Layer) -> bool:
-    """Whether a layer's output is normalised before anything else uses it."""
-    return bool(users := list(_users(snapshot, layer.node))) and all(
-        op in ops.NORMS for op in users
-    )
+def is_normalised_behind(snapshot: Snapshot, layer: Layer, over_samples: bool = False) -> bool:
+    """Whether a layer's output is normalised before anything else uses it.
+
+    ``over_samples``: by each unit's own mean over samples, as batch normalisation does.
+    """
+    norms = ops.UNIT_CENTRED if over_samples else ops.NORMS
+    users = list(_users(snapshot, layer.node))
+    return bool(users) and all(op in norms for op in users)
 
 
 def _users(snapshot: Snapshot, node: int) -> Iterator[str]:
@@ -62,3 +66,41 @@ def _users(snapshot: Snapshot, node: int) -> Iterator[str]:
             yield from _users(snapshot, index)
         else:
             yield op
+
+
+def consequence(snapshot: Snapshot, layers: Sequence[Layer]) -> tuple[str, dict[str, float]]:
+    """What the data do to the layers that read them: the end of a sentence, and its numbers."""
+    evidence: dict[str, float] = {}
+    parts: list[str] = []
+    shares = [
+        (row.flat.share, row)
+        for layer in layers
+        if (row := flow.activation_after(snapshot, layer)) is not None
+        and row.flat is not None
+        and (act := flow.act_of(row)) is not None
+        and len(act.flat) == 2
+        and act.family != "rectifier"
+    ]
+    if shares:
+        share, row = max(shares, key=lambda pair: pair[0])
+        evidence["saturated"] = share
+        parts.append(f"{number(share, 'share')} of the values of {row.name} are saturated")
+    else:
+        size = max(layer.output.rms for layer in layers)
+        parts.append(f"its outputs have an rms of {size:.3g}")
+    evidence["output_rms"] = max(layer.output.rms for layer in layers)
+    weights = [
+        snapshot.parameter[layer.weight.name]
+        for layer in layers
+        if layer.weight is not None and layer.weight.name in snapshot.parameter
+    ]
+    graded = sum(p.graded_rows for p in weights)
+    if graded:
+        one_sign = sum(p.one_sign_rows for p in weights)
+        evidence["one_sign"] = one_sign / graded
+        if one_sign > graded / 2:
+            parts.append(
+                f"the weight gradients of {one_sign:,} of its {flow.plural(graded, 'unit')} all "
+                "have one sign"
+            )
+    return f": {' and '.join(parts)}.", evidence

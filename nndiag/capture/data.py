@@ -175,5 +175,3 @@ def _is_picture(facts: dict[str, np.ndarray], shape: Sequence[int], axis: int) -
     if len(shape) > 3 or (len(shape) == 3 and axis == 2 and min(shape[1:]) > 4):
         return True
     return facts["max"].size >= 49 and float(np.median(facts["max"])) > 60
-
-

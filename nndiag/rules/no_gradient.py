@@ -65,6 +65,8 @@ RULE = Rule(
     about="parameters",
     uses=("gradients",),
     caused_by=(
+        "input-missing",
+        "input-scale",
         "non-finite",
         "symmetry",
         "dead-relu",
