@@ -9,8 +9,8 @@ first layer reads it like that and no batch normalisation follows.
 Why it matters
 --------------
 
-Gradient descent then sees one steep direction, that of the mean, beside flat ones, in which all that
-tells the samples apart lies. A rate that is small enough for the first is far too small for the
+Gradient descent then sees one steep direction, that of the mean, beside flat ones, which hold all
+that tells the samples apart. A rate that is small enough for the first is far too small for the
 others.
 
 When it is no fault
