@@ -136,11 +136,11 @@ def _stand_ins(
         if not reading:
             continue
         share = max(share for _, share in places)
-        at = ", ".join(str(k) for k, _ in places[:4]) + (", …" if places[4:] else "")
+        where = ", ".join(str(at) for at, _ in places[:4]) + (", …" if places[4:] else "")
         which = flow.plural(len(places), "column")
         yield RULE.finding(
             name,
-            f"{number(value)} is in {which} ({at}), in up to {number(share, 'share')} of the "
+            f"{number(value)} is in {which} ({where}), in up to {number(share, 'share')} of the "
             f"rows, far from all other values there: it looks like a stand-in for missing values. "
             f"{reading[0].name} reads it as a quantity.",
             summary=f"{number(value)} stands for missing values in {which} of {name}, and the "

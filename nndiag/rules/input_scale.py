@@ -78,7 +78,6 @@ RULE = Rule(
             "measured: reports/calibration/data-scale.csv, where networks without a normalisation "
             "explain nothing after 200 steps",
             0,
-            1,
         ),
         "ratio": Threshold(
             100,

@@ -26,11 +26,12 @@ Sick::
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 10))
-    batch, loss_fn = (torch.randn(128, 8), torch.zeros(128, dtype=torch.long)), nn.CrossEntropyLoss()
+    x, y = torch.randn(128, 8), torch.arange(128) % 10
+    batch, loss_fn = (x, y // 255), nn.CrossEntropyLoss()
 
 Well::
 
-    batch = batch[0], torch.arange(128) % 10
+    batch = x, y
 
 References: Buda et al. 2018, "A systematic study of the class imbalance problem in convolutional
 neural networks"; Lin et al. 2017, "Focal loss for dense object detection", section 3.3.

@@ -66,7 +66,6 @@ RULE = Rule(
     uses=("gradients",),
     caused_by=(
         "input-missing",
-        "input-scale",
         "non-finite",
         "symmetry",
         "dead-relu",
