@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from nndiag import flow, graph, ops
 from nndiag.columns import Columns
 from nndiag.numbers import number
 from nndiag.stats import Layer, Node, Snapshot
 
-__all__ = ["consequence", "entrances", "first_layers", "is_normalised_behind"]
+__all__ = [
+    "Reading",
+    "consequence",
+    "entrances",
+    "first_layers",
+    "is_normalised_behind",
+    "reading",
+]
 
 
 def first_layers(nodes: Sequence[Node], layers: Sequence[Layer], start: int) -> list[Layer]:
@@ -35,6 +44,48 @@ def first_layers(nodes: Sequence[Node], layers: Sequence[Layer], start: int) -> 
         elif node.op not in ops.NORMS and node.op not in ops.WITH_WEIGHTS:
             todo += users.get(index, ())
     return sorted(found.values(), key=lambda row: row.node)
+
+
+class Reading(NamedTuple):
+    """What a first layer reads. ``times``: the median over columns of |mean| over std.
+
+    ``least_std``, ``most_std``: of its columns, without those that are constant.
+    """
+
+    rms: float
+    min: float
+    max: float
+    nonfinite: int
+    times: float
+    least_std: float
+    most_std: float
+
+
+def reading(layer: Layer) -> Reading | None:
+    """What a layer reads, as far as it was measured; of a recurrent layer, a sample."""
+    facts, stats = layer.facts, layer.input
+    if stats is None or not stats.total:
+        names = [f"read_{name}" for name in Reading._fields if name != "nonfinite"]
+        if not all(name in facts for name in names):
+            return None
+        lost = int(facts["read_nonfinite_count"])
+        return Reading(
+            nonfinite=lost, **{name.removeprefix("read_"): facts[name] for name in names}
+        )
+    means, stds = [stats.mean], [stats.std]
+    if stats.units is not None:
+        means, stds = stats.units.mean.tolist(), stats.units.std.tolist()
+    varied = [(m, s) for m, s in zip(means, stds, strict=True) if s > 1e-6 * abs(m)]
+    times = sorted(abs(m) / s for m, s in varied)
+    return Reading(
+        stats.rms,
+        stats.min,
+        stats.max,
+        stats.nonfinite,
+        times[(len(times) - 1) // 2] if times else 0.0,
+        min((s for _, s in varied), default=math.nan),
+        max((s for _, s in varied), default=math.nan),
+    )
 
 
 @graph.once

@@ -36,11 +36,12 @@ References: van Buuren 2018, "Flexible Imputation of Missing Data", section 1.3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from nndiag import flow
 from nndiag.columns import Columns
-from nndiag.entrance import entrances
+from nndiag.entrance import entrances, reading
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Threshold, Thresholds
@@ -90,7 +91,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     for name, (columns, layers) in entrances(snapshot).items():
         stats = snapshot.inputs[name]
         if stats.nonfinite:
-            if any(x.input is not None and x.input.nonfinite for x in layers):
+            if any((read := reading(x)) is not None and read.nonfinite for x in layers):
                 yield _not_finite(name, stats.nan, stats.inf, stats.total, layers[0])
             continue
         yield from _stand_ins(name, columns, layers, thresholds)
@@ -122,18 +123,12 @@ def _stand_ins(
             (columns.max[k], columns.highest[k], columns.inner_max[k], columns.min[k]),
         ):
             away = abs(value - near) / abs(far - near) if far != near else 0.0
-            if (
-                round(value, 6) in STAND_INS or value in STAND_INS
-            ) and away > thresholds.distance and (
-                share * columns.rows >= thresholds.repeats - 0.5 and share <= thresholds.share
-            ):  # fmt: skip
+            often = share * columns.rows > thresholds.repeats - 0.5 and share <= thresholds.share
+            if often and away > thresholds.distance and _is_stand_in(value):
                 found.setdefault(value, []).append((at, share))
-    readers = [x for x in layers if x.input is not None and x.input.count]
     for value, places in found.items():
-        reading = [
-            x for x in readers if x.input is not None and x.input.min <= value <= x.input.max
-        ]
-        if not reading:
+        readers = [x for x in layers if _reads(x, value)]
+        if not readers:
             continue
         share = max(share for _, share in places)
         where = ", ".join(str(at) for at, _ in places[:4]) + (", …" if places[4:] else "")
@@ -142,11 +137,11 @@ def _stand_ins(
             name,
             f"{number(value)} is in {which} ({where}), in up to {number(share, 'share')} of the "
             f"rows, far from all other values there: it looks like a stand-in for missing values. "
-            f"{reading[0].name} reads it as a quantity.",
+            f"{readers[0].name} reads it as a quantity.",
             summary=f"{number(value)} stands for missing values in {which} of {name}, and the "
             "network computes with it.",
             against=("share", thresholds),
-            location=reading[0].location,
+            location=readers[0].location,
             fixes=(
                 advice(
                     f"Fill in what {number(value)} stands for.",
@@ -159,3 +154,17 @@ def _stand_ins(
             ),
             evidence={"value": value, "share": share, "columns": len(places)},
         )
+
+
+def _is_stand_in(value: float) -> bool:
+    """Up to the rounding of 32-bit numbers."""
+    return any(math.isclose(value, known, rel_tol=1e-6) for known in STAND_INS)
+
+
+def _reads(layer: Layer, value: float) -> bool:
+    """Whether a layer reads a value as it is, and not what the model made of it."""
+    read = reading(layer)
+    if read is None:
+        return False
+    end = read.min if value < 0 else read.max
+    return math.isclose(end, value, rel_tol=1e-3) or abs(end) > abs(value)

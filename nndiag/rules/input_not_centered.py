@@ -38,7 +38,7 @@ import math
 from collections.abc import Iterator
 
 from nndiag.columns import Columns
-from nndiag.entrance import consequence, entrances, is_normalised_behind
+from nndiag.entrance import consequence, entrances, is_normalised_behind, reading
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
@@ -125,12 +125,6 @@ def _times(columns: Columns) -> float:
 
 
 def _times_read(layer: Layer) -> float:
-    """The same of what a layer reads, or of all of it where its columns are not known."""
-    if layer.input is None or layer.input.nonfinite:
-        return 0.0
-    units = layer.input.units
-    if units is None:
-        return abs(layer.input.mean) / layer.input.std if layer.input.std > 0 else 0.0
-    pairs = zip(units.mean, units.std, strict=True)
-    found = sorted(abs(float(m)) / float(s) for m, s in pairs if s > 1e-6 * abs(m))
-    return found[(len(found) - 1) // 2] if found else 0.0
+    """The same of what a layer reads."""
+    read = reading(layer)
+    return read.times if read is not None and not read.nonfinite else 0.0

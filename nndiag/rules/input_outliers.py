@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nndiag import flow
-from nndiag.entrance import entrances, is_normalised_behind
+from nndiag.entrance import entrances, is_normalised_behind, reading
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
@@ -104,16 +104,15 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             )
             continue
         growth, distance, end, at, share = max(places)
-        reading = [
+        harmed = [
             x
             for x in layers
-            if x.input is not None
-            and x.input.count
-            and max(abs(x.input.min), abs(x.input.max)) > thresholds.large
+            if (read := reading(x)) is not None
+            and max(abs(read.min), abs(read.max)) > thresholds.large
             and not is_normalised_behind(snapshot, x)
         ]
         rest = max(columns.inner_std)
-        harm = bool(reading) and distance > thresholds.distance and rest <= thresholds.large
+        harm = bool(harmed) and distance > thresholds.distance and rest <= thresholds.large
         more = f" The same holds for {flow.plural(len(places) - 1, 'more column')}."
         yield RULE.finding(
             name,

@@ -48,7 +48,7 @@ from typing import NamedTuple
 
 from nndiag import flow, ops
 from nndiag.columns import Columns
-from nndiag.entrance import consequence, entrances, is_normalised_behind
+from nndiag.entrance import consequence, entrances, is_normalised_behind, reading
 from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
@@ -118,10 +118,7 @@ class _Off(NamedTuple):
 
 def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
     for name, (columns, layers) in entrances(snapshot).items():
-        readers = tuple(
-            layer for layer in layers
-            if layer.input is not None and not layer.input.nonfinite and layer.input.count
-        )  # fmt: skip
+        readers = tuple(layer for layer in layers if _is_read(layer))
         if not readers or not columns.numbers:
             continue
         off = _off(snapshot, columns, readers, thresholds)
@@ -132,6 +129,12 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             yield RULE.unjudged(name, f"{few} in each column; give {thresholds.rows:.0f} or more")
             continue
         yield _finding(snapshot, name, columns, off, thresholds)
+
+
+def _is_read(layer: Layer) -> bool:
+    """Whether what a layer reads was measured and is finite."""
+    read = reading(layer)
+    return read is not None and not read.nonfinite
 
 
 def _off(
@@ -157,7 +160,8 @@ def _off(
 
 
 def _rms(layer: Layer) -> float:
-    return layer.input.rms if layer.input is not None else math.nan
+    read = reading(layer)
+    return read.rms if read is not None else math.nan
 
 
 def _ratio(columns: Columns) -> tuple[float, float, float]:
@@ -182,11 +186,8 @@ def _ratio(columns: Columns) -> tuple[float, float, float]:
 
 def _read_ratio(layer: Layer) -> float:
     """The same of what a layer reads."""
-    units = layer.input.units if layer.input is not None else None
-    if units is None:
-        return 1.0
-    stds = [float(std) for std in units.std if std > 0]
-    return max(stds) / min(stds) if stds else 1.0
+    read = reading(layer)
+    return read.most_std / read.least_std if read is not None and read.least_std > 0 else 1.0
 
 
 def _finding(

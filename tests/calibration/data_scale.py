@@ -41,9 +41,7 @@ def sets() -> dict[str, Data]:
     return {
         "digits": Data(standardised(digits.data), torch.tensor(digits.target), 10),
         "wine": Data(standardised(wine.data), torch.tensor(wine.target), 3),
-        "diabetes": Data(
-            standardised(diabetes.data), standardised(diabetes.target[:, None]), 0
-        ),
+        "diabetes": Data(standardised(diabetes.data), standardised(diabetes.target[:, None]), 0),
     }
 
 
