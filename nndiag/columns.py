@@ -31,7 +31,8 @@ class Columns:
     finite values. ``missing``: share of NaN and infinities. ``zeros``: share of zeros. ``lowest``
     and ``highest``: share of values equal to the least and the largest. ``inner_min`` and
     ``inner_max``: the least and the largest of the others. ``outliers``: share of values more than
-    ten ``scale`` from the median; ``inner_std``: the standard deviation of the others.
+    ten ``scale`` from the median; ``inner_std``: the standard deviation of the others; ``gap``: how
+    many times farther from the median the nearest of them is than the farthest of the others.
 
     ``condition``: of the matrix E[x xᵀ], for few columns; NaN where it is not known.
     """
@@ -57,6 +58,7 @@ class Columns:
     inner_max: tuple[float, ...] = ()
     outliers: tuple[float, ...] = ()
     inner_std: tuple[float, ...] = ()
+    gap: tuple[float, ...] = ()
     condition: float = math.nan
 
     @property

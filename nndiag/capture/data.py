@@ -111,9 +111,15 @@ def _facts(x: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore"):
         inner_min = np.where(is_low, np.inf, x).min(0)
         inner_max = np.where(is_high, -np.inf, x).max(0)
-    inner_std = std
+    inner_std, gap = std, np.ones(len(low))
     if far.any():
         inner_std = np.where(far.any(0), np.std(x, 0, where=~far), std)
+        near = np.where(far, 0, distance).max(0)
+        gap = np.where(
+            far.any(0) & (near > 0),
+            np.where(far, distance, np.inf).min(0) / np.maximum(near, 1e-300),
+            1,
+        )
     return {
         "mean": mean, "std": std, "median": median, "scale": scale, "min": low, "max": high,
         "missing": np.zeros(len(low)), "zeros": (x == 0).mean(0), "lowest": is_low.mean(0),

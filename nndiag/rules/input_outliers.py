@@ -5,7 +5,7 @@ What it does
 
 Reports columns of the raw input in which a few values lie more than ten robust standard deviations
 from the median and more than double the standard deviation. It is a warning where such values reach
-the first layer as large numbers, otherwise a note.
+the first layer as large numbers, with nothing between them and all others; otherwise a note.
 
 Why it matters
 --------------
@@ -61,6 +61,13 @@ RULE = Rule(
             100, "derived: the error of one unit for another, such as metres for centimetres; the "
             "largest of 1,000 values of Student's t with 2 degrees of freedom is 39 away", 10,
         ),
+        "gap": Threshold(
+            3,
+            "derived: the values of a heavy tail lie close together, with none three times as far "
+            "as the next",
+            1,
+            unit="factor",
+        ),
         "large": Threshold(30, "derived: the threshold of input-scale", 0),
         "share": Threshold(
             0.02, "derived: where more values are far away, they are a group and not a few", 0, 1,
@@ -95,7 +102,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
                 end = max(ends, key=lambda v: abs(v - columns.median[k]))
                 if growth > thresholds.growth:
                     distance = abs(end - columns.median[k]) / scale
-                    places.append((growth, distance, end, at, columns.outliers[k]))
+                    apart = columns.gap[k] > thresholds.gap
+                    places.append((apart, growth, distance, end, at, columns.outliers[k]))
         if not places:
             continue
         if columns.rows < thresholds.rows:
@@ -103,7 +111,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
                 name, f"{columns.rows} values in each column; give {thresholds.rows:.0f} or more"
             )
             continue
-        growth, distance, end, at, share = max(places)
+        apart, growth, distance, end, at, share = max(places)
         harmed = [
             x
             for x in layers
@@ -112,7 +120,9 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             and not is_normalised_behind(snapshot, x)
         ]
         rest = max(columns.inner_std)
-        harm = bool(harmed) and distance > thresholds.distance and rest <= thresholds.large
+        harm = (
+            bool(harmed) and apart and distance > thresholds.distance and rest <= thresholds.large
+        )
         more = f" The same holds for {flow.plural(len(places) - 1, 'more column')}."
         yield RULE.finding(
             name,

@@ -135,7 +135,9 @@ def _pairs(snapshot: Snapshot) -> Iterator[tuple[str, Values, float, LossCall | 
         if call.op not in ERRORS or output.values is None or target.values is None:
             continue
         made = output.made
-        if made is not None and (made.op == "exp" or math.isfinite(made.high)):
+        if made is not None and math.isfinite(made.high):
+            continue
+        if any(_grows(snapshot.nodes[n].op) for n in call.nodes if n < len(snapshot.nodes)):
             continue
         same = [n for n in names if experiment.targets.get(n) == target.values]
         yield (same or names)[0], target.values, output.values.rms, call
@@ -149,6 +151,11 @@ def _pairs(snapshot: Snapshot) -> Iterator[tuple[str, Values, float, LossCall | 
         return
     if _is_an_error_of(snapshot.loss.value, target_values):
         yield name, target_values, row.output.rms, None
+
+
+def _grows(op: str) -> bool:
+    """Whether an operation may give large values of small ones: an exponential, an unknown one."""
+    return op.startswith("?") or op in ("exp", "expm1", "exp2", "square", "pow")
 
 
 _LOSSES = frozenset(op.name for op in ops.OPS.values() if op.loss is not None)
