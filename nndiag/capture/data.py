@@ -126,7 +126,7 @@ def _facts(x: np.ndarray) -> dict[str, np.ndarray]:
         "highest": is_high.mean(0),
         "inner_min": np.where(np.isfinite(inner_min), inner_min, low),
         "inner_max": np.where(np.isfinite(inner_max), inner_max, high),
-        "outliers": far.mean(0), "inner_std": inner_std,
+        "outliers": far.mean(0), "inner_std": inner_std, "gap": gap,
     }  # fmt: skip
 
 
