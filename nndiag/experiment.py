@@ -17,8 +17,11 @@ __all__ = [
     "Experiment",
     "LossCall",
     "Made",
+    "Mixing",
     "Operand",
     "Optimizer",
+    "TrainEvalGap",
+    "Unregistered",
     "Values",
 ]
 
@@ -131,6 +134,54 @@ class LossCall:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """Whether one sample's output depends on another sample's input, in evaluation mode.
+
+    Of ``samples`` samples one was replaced. ``changed``: how many of the others' outputs changed;
+    ``most``: by how much at most, as a share of the outputs' rms. ``error``: why that is not known.
+    """
+
+    samples: int = 0
+    changed: int = 0
+    most: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class TrainEvalGap:
+    """The loss of one batch in training mode and in evaluation mode.
+
+    ``norms_only``: with dropout off, and BatchNorm as in training. ``tracked``: how many batches
+    BatchNorm's running averages have seen, at least.
+    """
+
+    train: float
+    evaluation: float
+    norms_only: float
+    tracked: float
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    """A tensor that learns from the loss but is no parameter of the model.
+
+    ``name``: how it can be reached from the model, as "model.layers[0].weight"; "" if it cannot.
+    ``layer``: the row of the call that used it first. ``in_module``: it is a parameter of a module
+    that the model does not know.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: str
+    location: str | None = None
+    in_module: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """The optimiser that was given, and what its own step did.
 
@@ -151,5 +202,8 @@ class Experiment:
     calls: tuple[LossCall, ...] = ()
     targets: dict[str, Values] = field(default_factory=dict)
     inputs: dict[str, Columns] = field(default_factory=dict)
+    unregistered: tuple[Unregistered, ...] = ()
+    mixing: Mixing | None = None
+    gap: TrainEvalGap | None = None
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="

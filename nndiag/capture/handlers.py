@@ -150,6 +150,7 @@ def softmax(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, No
     dim = call.bound.get("dim")
     dim = -1 if dim is None else dim
     row.options = softmax_options(z, dim, trail.axes)
+    rec.paths.loses_samples |= bool(row.options["over_samples"])
     rec.measure_optional(row, "its rows", lambda: (opaque.one_hot_rows(call.op, z, dim), ""))
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
@@ -210,6 +211,12 @@ def keeps_axes(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
     """Pooling, dropout and resizing: a layer whose output has the axes of its input."""
     x = call.input
     row = rec.row(call.op)
+    if call.category == "dropout":
+        row.options = {
+            name: float(value)
+            for name in ("p", "training")
+            if isinstance(value := call.bound.get(name, _DROPOUT[name]), (bool, int, float))
+        }
     before = x.dim()
     result = yield
     out = next(tensors_in(result))
@@ -217,6 +224,10 @@ def keeps_axes(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
     if out.dim() != before or call.op.startswith("pixel"):
         axes, why = Axes(None, axes.batch, axes.samples), UNKNOWN
     rec.finish(row, result, [trail], axes, why)
+
+
+# What F.dropout does by itself.
+_DROPOUT = {"p": 0.5, "training": True}
 
 
 def attention(rec: Recording, call: Call) -> Generator[None, Any, None]:
@@ -348,6 +359,7 @@ def same_values(rec: Recording, call: Call) -> Generator[None, Any, None]:
     trail = paths.trail_of(x)
     if trail is not None and result.shape == x.shape:
         paths.trails[result] = trail
+        paths.loses_samples |= call.op in ("roll", "flip")  # along the samples, too, perhaps
         if call.op not in _OTHER_VALUES:
             _carry(rec, x, [result], call)
     elif trail is None:

@@ -19,10 +19,12 @@ from nndiag.capture.data import columns
 from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
 from nndiag.capture.forward import forward
+from nndiag.capture.leaves import unregistered
 from nndiag.capture.lineage import next_function
 from nndiag.capture.losses import experiment
 from nndiag.capture.modules import is_script, is_torch_leaf
 from nndiag.capture.parameters import measure_parameters
+from nndiag.capture.probes import gap, mixing
 from nndiag.capture.recorder import Recorder
 from nndiag.capture.step import shifts, step
 from nndiag.capture.untouched import SavedState, untouched
@@ -40,9 +42,11 @@ from nndiag.stats import (
     TensorStats,
 )
 
-__all__ = ["Tick", "validate", "watch"]
+__all__ = ["NEED_GRADIENTS", "Tick", "validate", "watch"]
 
 Tick = Callable[[str], None]
+
+NEED_GRADIENTS = frozenset(("gradients", "step", "optimizer"))
 
 
 def validate(model: Any) -> None:
@@ -158,7 +162,8 @@ def _record_batch(
     saved: SavedState,
     tick: Tick,
 ) -> None:
-    gradients = bool(needs & {"gradients", "step", "loss", "optimizer"})
+    gradients = bool(needs & NEED_GRADIENTS)
+    wants_loss = gradients or ("loss" in needs and loss.loss_fn is not None)
     first = run.batches == 0
     if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
         saved.start()
@@ -176,15 +181,15 @@ def _record_batch(
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
-        value = _loss(output, batch, loss, run, recorder) if gradients else None
+        value = _loss(output, batch, loss, run, recorder) if wants_loss else None
         del output  # free what only the loss needed before the backward runs
-        reached = value is not None and _backward(value, recorder, run)
+        reached = gradients and value is not None and _backward(value, recorder, run)
         del value
         recorder.gradients = reached
         layers = recorder.layers()
         if first:
             run.experiment = dataclasses.replace(
-                experiment(batch, recorder.loss_calls),
+                experiment(batch, recorder.loss_calls, unregistered(model, recorder)),
                 inputs=columns(
                     argument_names(batch, model), recorder.paths.nodes, layers,
                     recorder.paths.samples,
@@ -213,6 +218,7 @@ def _record_batch(
         run.device = str(next((t.device for t in tensors_in((batch.args, batch.kwargs))), "cpu"))
         if "step" in needs and reached:
             _virtual_step(model, batch, run, saved, tick)
+        _probe(model, batch, run, recorder, needs, loss, saved)
 
 
 def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
@@ -223,15 +229,17 @@ def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
 def _loss(
     output: Any, batch: Batch, loss: LossMaker, run: _CheckState, recorder: Recorder
 ) -> torch.Tensor | None:
-    if not any(p.requires_grad for p in run.model_parameters.values()):
+    trains = any(p.requires_grad for p in run.model_parameters.values())
+    if not trains:
         run.no_gradients = "no parameter of the model requires a gradient"
-        return None
+        if loss.loss_fn is None:
+            return None
     target = detached(batch.target)
     with contextlib.ExitStack() as traced:
         if loss.loss_fn is not None:
             traced.enter_context(recorder.watching_loss(output, target))
         kind, value = loss(output, Batch(target=target))
-    if not value.requires_grad:
+    if trains and not value.requires_grad:
         raise LossError(
             f"the loss ({kind}) is not connected to the model: no gradient would reach any "
             "parameter. Was it computed under no_grad, from a detached output, or with argmax?"
@@ -239,7 +247,7 @@ def _loss(
     number = float(value.detach())
     mean = run.loss.value + (number - run.loss.value) / (run.batches + 1) if run.batches else number
     run.loss = Loss(kind, mean)
-    return value
+    return value if trains else None
 
 
 def _backward(value: torch.Tensor, recorder: Recorder, run: _CheckState) -> bool:
@@ -282,6 +290,34 @@ def _virtual_step(
     run.shifts, run.no_step = shifts(model, batch, recorder, run.layers)
 
 
+def _probe(
+    model: nn.Module,
+    batch: Batch,
+    run: _CheckState,
+    recorder: Recorder,
+    needs: frozenset[str],
+    loss: LossMaker,
+    saved: SavedState,
+) -> None:
+    """Short forwards in evaluation mode, where something hangs on them."""
+    mixes, paths = None, recorder.paths
+    if "mixing" in needs and (paths.loses_samples or paths.axis):
+        mixes = mixing(model, batch, paths.axis, saved.reset)
+
+    def in_this_mode() -> float:
+        args, kwargs = detached((batch.args, dict(batch.kwargs)))
+        output = model(*args, **kwargs)
+        return float(loss(output, Batch(target=detached(batch.target)))[1].detach())
+
+    differ = None
+    if "evaluation" in needs and run.loss.kind in ("loss_fn", "output.loss"):
+        try:
+            differ = gap(model, run.loss.value, in_this_mode, saved.reset)
+        except Exception as error:  # reported: the rest can still be judged
+            run.not_observed[f"evaluation mode: the model raised {type(error).__name__}"] = None
+    run.experiment = dataclasses.replace(run.experiment, mixing=mixes, gap=differ)
+
+
 # -- the snapshot ------------------------------------------------------------------------------
 
 
@@ -291,7 +327,7 @@ def _snapshot(
     needs: frozenset[str],
     seed: int | None,
 ) -> Snapshot:
-    wants_gradients = bool(needs & {"gradients", "step"})
+    wants_gradients = bool(needs & NEED_GRADIENTS)
     because = run.no_gradients or ("" if wants_gradients else "no selected rule asks for them")
     layers = [_completed(layer, run) for layer in run.layers.values()]
     never_called, used_directly = _never_called(run)

@@ -676,7 +676,7 @@ def test_the_verdict_does_not_depend_on_the_size_of_the_batch(size, times, expec
     assert severity(mlp(6, times=times), torch.randn(size, 32)) == expected
 
 
-def test_layers_without_a_signal_are_left_to_the_rules_that_speak_of_them():
+def test_layers_without_a_signal_are_left_to_the_rules_that_report_them():
     torch.manual_seed(0)
     zero = mlp(4, times={2: 0.0})
     dead = mlp(4)

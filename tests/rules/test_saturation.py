@@ -701,7 +701,7 @@ class TestHealth:
             layers[-3].weight.data.mul_(100)
         assert alone(nn.Sequential(*layers, nn.Linear(32, 4)), torch.randn(64, 32)) == []
 
-    def test_networks_trained_on_digits_are_quiet_and_one_thrown_off_is_not(self):
+    def test_networks_trained_on_digits_are_quiet_and_one_with_too_large_a_step_is_not(self):
         x, y = (torch.as_tensor(v) for v in load_digits(return_X_y=True))
         x = ((x - x.mean(0)) / (x.std(0) + 1.6)).float()
 
