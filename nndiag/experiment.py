@@ -201,9 +201,9 @@ class Experiment:
 
     calls: tuple[LossCall, ...] = ()
     targets: dict[str, Values] = field(default_factory=dict)
-    inputs: dict[str, Columns] = field(default_factory=dict)
     unregistered: tuple[Unregistered, ...] = ()
     mixing: Mixing | None = None
     gap: TrainEvalGap | None = None
+    inputs: dict[str, Columns] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="

@@ -12,7 +12,16 @@ from nndiag.columns import Columns, Kind
 from nndiag.entrance import first_layers
 from nndiag.stats import Layer, Node
 
-__all__ = ["FAR", "MOST_COLUMNS", "MOST_ROWS", "MOST_VALUES", "columns", "columns_of"]
+__all__ = [
+    "FAR",
+    "LEAST_ROWS",
+    "MOST_COLUMNS",
+    "MOST_FOR_CONDITION",
+    "MOST_ROWS",
+    "MOST_VALUES",
+    "columns",
+    "columns_of",
+]
 
 MOST_VALUES = 1 << 17
 """So many values of a tensor are looked at: 512 rows of 256 columns."""

@@ -33,6 +33,7 @@ from nndiag.trained import training as shows_training
 
 __all__ = [
     "CLEAR_SHARE",
+    "DATA",
     "LEAST_FIRST",
     "MOST_BATCHES",
     "MOST_STEPS",
@@ -397,6 +398,7 @@ class _Search:
 
 LEAST_FIRST = get_args(Changes)
 DATA = "ND60"
+"""Codes of rules about data begin so."""
 SWAP = "swap-activation"
 TAKEN_BACK = "it led to findings that could not be fixed, so it was taken back"
 NO_BETTER = "but trains no better"

@@ -46,7 +46,7 @@ from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot
 from nndiag.trained import training
 
-__all__ = ["RULE", "check"]
+__all__ = ["RULE", "SOURCE", "check"]
 
 SOURCE = "x = (x - mean) / std  # of each column of the training set"
 
@@ -58,7 +58,7 @@ RULE = Rule(
     uses=("gradients",),
     thresholds={
         "times": Threshold(
-            20,
+            10,
             "measured: reports/calibration/data-scale.csv, the mean over the standard deviation "
             "of every column at which networks train worse",
             1,

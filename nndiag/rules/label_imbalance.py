@@ -49,7 +49,7 @@ from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
 from nndiag.stats import Snapshot
 from nndiag.trained import training
 
-__all__ = ["BINARY", "CLASSES", "RULE", "check"]
+__all__ = ["BALANCE", "BINARY", "CLASSES", "RULE", "check"]
 
 CLASSES = ("cross_entropy", "nll_loss")
 BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
@@ -69,7 +69,7 @@ RULE = Rule(
             256, "derived: 0.99^256 = 8 %: a class of one in a hundred is rarely missed", 2
         ),
         "rare": Threshold(
-            0.01, "derived: always giving the frequent class is right in 99 % of cases", 0, 0.5,
+            0.01, "derived: always giving the frequent class is right in 99 % of cases", 0, 1,
             "share",
         ),
         "near": Threshold(

@@ -48,7 +48,7 @@ from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot
 from nndiag.trained import training
 
-__all__ = ["ALIKE", "ERRORS", "RULE", "check"]
+__all__ = ["ALIKE", "ERRORS", "RULE", "STANDARDISE", "check"]
 
 ERRORS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 ALIKE = 1.5

@@ -23,12 +23,12 @@ def own(model, x):
 
 
 def test_it_begins_at_its_threshold():
-    [finding] = own(mlp(), X + 20.2)
+    [finding] = own(mlp(), X + 10.2)
 
     assert (finding.layer, finding.severity) == ("input", "warning")
-    assert 20 < finding.evidence["times"] < 20.3
-    assert finding.evidence["condition"] > 400
-    assert own(mlp(), X + 19.8) == []
+    assert 10 < finding.evidence["times"] < 10.3
+    assert finding.evidence["condition"] > 100
+    assert own(mlp(), X + 9.8) == []
     assert own(mlp(), X + 5) == []
 
 
