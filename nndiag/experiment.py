@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from nndiag.columns import Columns
+
 __all__ = [
     "INPUT",
     "OUTPUT",
@@ -193,7 +195,8 @@ class Optimizer:
 class Experiment:
     """What the first batch shows of the experiment around the network.
 
-    ``targets``: the tensors of the target, as "target" or "target.KEY".
+    ``targets``: the tensors of the target, as "target" or "target.KEY". ``inputs``: the raw data,
+    as "input" or "input.KEY".
     """
 
     calls: tuple[LossCall, ...] = ()
@@ -201,5 +204,6 @@ class Experiment:
     unregistered: tuple[Unregistered, ...] = ()
     mixing: Mixing | None = None
     gap: TrainEvalGap | None = None
+    inputs: dict[str, Columns] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="

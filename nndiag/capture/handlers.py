@@ -260,6 +260,7 @@ def recurrent(rec: Recording, call: Call) -> Generator[None, Any, None]:
     axes = trail.axes._replace(unit=x.dim() - 1)
     if x.dim() == 3:
         axes = rec.paths.axes_along(x, trail, 0 if call.args[-1] else 1, unit=2)
+    rec.measure_optional(row, "its input", lambda: (opaque.reads(x), ""))
     rec.measure_optional(row, "its gates", lambda: opaque.gates(call.op, call.args))
     result = yield
     rec.finish(row, result, [trail], axes, "")

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from nndiag.batch import Batch, describe, detached, tensors_in
+from nndiag.batch import Batch, argument_names, describe, detached, tensors_in
 from nndiag.capture.backward import backward
+from nndiag.capture.data import columns
 from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
 from nndiag.capture.forward import forward
@@ -187,7 +188,13 @@ def _record_batch(
         recorder.gradients = reached
         layers = recorder.layers()
         if first:
-            run.experiment = experiment(batch, recorder.loss_calls, unregistered(model, recorder))
+            run.experiment = dataclasses.replace(
+                experiment(batch, recorder.loss_calls, unregistered(model, recorder)),
+                inputs=columns(
+                    argument_names(batch, model), recorder.paths.nodes, layers,
+                    recorder.paths.samples,
+                ),
+            )  # fmt: skip
     finally:
         recorder.close()
     if reached or first:

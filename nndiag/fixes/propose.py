@@ -27,6 +27,8 @@ __all__ = [
     "reset",
     "reset_norms",
     "restart",
+    "scale_output",
+    "standardize_input",
     "swap",
     "unfreeze",
     "zero_biases",
@@ -217,6 +219,50 @@ def recalibrate() -> Iterator[Fix]:
         "evaluation mode normalises with the statistics of these data",
         "scale",
         (Action("recalibrate"),),
+    )
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def standardize_input(
+    snapshot: Snapshot, layers: Iterable[Layer], source: str, what: str = "Standardise the input"
+) -> Iterator[Fix]:
+    """Scale what these first layers read to mean 0 and standard deviation 1, by fixed numbers.
+
+    ``source``: lines that do it to the data instead. Advice, where a layer is no module.
+    """
+    layers = facts.unique(layers)
+    names = list(dict.fromkeys(flow.owner(snapshot, layer) for layer in layers))
+    why = "Weights are drawn, and rates chosen, for columns of mean 0 and standard deviation 1."
+    if not all(facts.is_named(layer) for layer in layers) or not names:
+        yield Fix("advice", f"{what}: mean 0 and standard deviation 1.", why, source=source)
+        return
+    yield Fix(
+        "standardize-input",
+        f"{what}: in the data, or by a fixed layer before {facts.listing(names)}.",
+        why,
+        "every column has mean 0 and standard deviation 1 on this batch; in the data, use the mean "
+        "and standard deviation of the training set",
+        "scale",
+        (Action("standardize-input", tuple(names)),),
+        source,
+    )
+
+
+def scale_output(snapshot: Snapshot, layer: Layer, mean: float, std: float) -> Iterator[Fix]:
+    """Multiply and shift a model's output to the mean and standard deviation of its targets."""
+    if not facts.is_named(layer) or not (math.isfinite(mean) and std > 0):
+        return
+    mean, std = float(f"{mean:.6g}"), float(f"{std:.6g}")
+    yield Fix(
+        "scale-output",
+        f"Or multiply the output of {layer.name} by {std:g} and add {mean:g}, by a fixed layer.",
+        "The network then learns numbers of size 1.",
+        "predictions start at the targets' mean and scale; gradients grow with it, so use an "
+        "optimiser that divides by their size, such as Adam",
+        "scale",
+        (Action("scale-output", (flow.owner(snapshot, layer),), (mean, std)),),
     )
 
 

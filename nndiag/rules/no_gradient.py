@@ -65,6 +65,7 @@ RULE = Rule(
     about="parameters",
     uses=("gradients",),
     caused_by=(
+        "input-missing",
         "non-finite",
         "symmetry",
         "dead-relu",

@@ -90,6 +90,10 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "constant-feature",
+        "input-missing",
+        "input-scale",
+        "input-not-centered",
         "non-finite",
         "symmetry",
         "dead-relu",
