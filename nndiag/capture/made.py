@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,14 @@ from nndiag.capture.calls import Call
 from nndiag.experiment import Made
 from nndiag.layout import Axes
 
-__all__ = ["by_activation", "by_softmax", "carried", "softmax_options"]
+__all__ = [
+    "alike",
+    "by_activation",
+    "by_softmax",
+    "carried",
+    "softmax_axis",
+    "softmax_options",
+]
 
 
 def by_activation(op: str, options: Mapping[str, float], layer: str, before: Made | None) -> Made:
@@ -38,6 +45,22 @@ def by_softmax(op: str, layer: str, options: Mapping[str, float]) -> Made:
     over = "one" if options["length"] == 1 else ""
     over = over or ("samples" if options["over_samples"] else "")
     return Made(op, layer, low, high, over or ("units" if options["over_units"] else ""))
+
+
+def softmax_axis(x: torch.Tensor, dim: int | None) -> int:
+    """The axis of a softmax; without ``dim`` the one that torch picks, and warns about."""
+    if dim is None:
+        return 0 if x.dim() in (0, 1, 3) else 1
+    return dim
+
+
+def alike(parts: Sequence[Made | None]) -> Made | None:
+    """What is known of tensors put side by side, if one kind of activation made them all."""
+    known = [m for m in parts if m is not None]
+    if not known or len(known) < len(parts) or len({(m.op, m.over, m.after) for m in known}) > 1:
+        return None
+    low, high = min(m.low for m in known), max(m.high for m in known)
+    return replace(known[0], low=low, high=high)
 
 
 def softmax_options(x: torch.Tensor, dim: int, axes: Axes) -> dict[str, float]:

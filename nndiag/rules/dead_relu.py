@@ -94,7 +94,7 @@ RULE = Rule(
             59, "derived: 0.95^59 < 5 %, so a unit active on 5 % of inputs is spared", 1
         ),
     },
-    caused_by=("symmetry", "init-scale", "covariate-shift"),
+    caused_by=("unreachable-target", "symmetry", "init-scale", "covariate-shift"),
     fixes=(
         advice(
             "Re-initialise the weights (He), biases at zero, and lower the learning rate.",

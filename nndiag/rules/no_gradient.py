@@ -66,6 +66,8 @@ RULE = Rule(
     uses=("gradients",),
     caused_by=(
         "non-finite",
+        "degenerate-softmax",
+        "unreachable-target",
         "symmetry",
         "dead-relu",
         "saturation",
