@@ -25,7 +25,7 @@ def baseline_of(call: LossCall, loss: float) -> Baseline | None:
     if found is None:
         return None
     constant, zero, at = found
-    if not call.options.get("reduction", 1.0) in (0.0, 1.0):
+    if call.options.get("reduction", 1.0) not in (0.0, 1.0):
         summed = _terms(call, target)
         constant, zero = constant * summed, zero * summed
         large, huge = at(Baseline.LARGE) * summed, at(Baseline.HUGE) * summed
@@ -34,7 +34,7 @@ def baseline_of(call: LossCall, loss: float) -> Baseline | None:
     return Baseline(loss, constant, zero, large, huge)
 
 
-Found = tuple[float, float, Callable[[float], float]]
+_Found = tuple[float, float, Callable[[float], float]]
 
 
 def _terms(call: LossCall, target: Values) -> float:
@@ -52,7 +52,7 @@ def _classes(call: LossCall) -> int:
     return shape[1] if len(shape) > 1 else shape[0] if shape else 1
 
 
-def _cross_entropy(call: LossCall, target: Values) -> Found | None:
+def _cross_entropy(call: LossCall, target: Values) -> _Found | None:
     classes = _classes(call)
     if classes < 2 or call.options.get("weight") or call.options.get("label_smoothing"):
         return None
@@ -80,7 +80,7 @@ def _entropy(shares: list[float]) -> float:
     return -sum(p * math.log(p) for p in shares if p > 0)
 
 
-def _binary(call: LossCall, target: Values) -> Found | None:
+def _binary(call: LossCall, target: Values) -> _Found | None:
     if call.options.get("weight") or call.options.get("pos_weight"):
         return None
     if call.operands[0].shape != target.shape or target.min < 0 or target.max > 1:
@@ -90,7 +90,7 @@ def _binary(call: LossCall, target: Values) -> Found | None:
     return constant, math.log(2), lambda scale: math.log(2) + scale * _SPREAD / 2
 
 
-def _squared(call: LossCall, target: Values) -> Found | None:
+def _squared(call: LossCall, target: Values) -> _Found | None:
     if call.operands[0].shape != target.shape or call.options.get("weight"):
         return None
     variances = target.column_variances or (target.std**2,)
@@ -98,7 +98,7 @@ def _squared(call: LossCall, target: Values) -> Found | None:
     return sum(variances) / len(variances), rms, lambda scale: rms + scale**2
 
 
-def _absolute(call: LossCall, target: Values) -> Found | None:
+def _absolute(call: LossCall, target: Values) -> _Found | None:
     if call.operands[0].shape != target.shape or call.options.get("weight"):
         return None
     if len(target.column_means) > 1 or math.isnan(target.deviation):
@@ -107,7 +107,7 @@ def _absolute(call: LossCall, target: Values) -> Found | None:
     return target.deviation, size, lambda scale: size + scale * _SPREAD
 
 
-_FORMULAS: Mapping[str, Callable[[LossCall, Values], Found | None]] = {
+_FORMULAS: Mapping[str, Callable[[LossCall, Values], _Found | None]] = {
     "cross_entropy": _cross_entropy,
     "nll_loss": _cross_entropy,
     "binary_cross_entropy": _binary,

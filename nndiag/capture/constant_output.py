@@ -152,10 +152,10 @@ def _uphill(outputs: Outputs, target: object, slope: torch.Tensor) -> float:
     if values.dim() == 2 and values.shape[1] > 1 and y.shape == values.shape[:1]:
         if y.is_floating_point() or not 0 <= int(y.min()) <= int(y.max()) < values.shape[1]:
             return math.nan
-        logs = {"softmax": torch.log, "log_softmax": _as_it_is}.get(kind)
-        if kind and logs is None:
+        if kind not in ("", "softmax", "log_softmax"):
             return math.nan
-        own = F.nll_loss(logs(p) if logs is not None else F.log_softmax(p, 1), y.long())
+        logs = p.log() if kind == "softmax" else p if kind else F.log_softmax(p, 1)
+        own = F.nll_loss(logs, y.long())
     elif y.shape == values.shape and bool(((y == 0) | (y == 1)).all()):
         if kind not in ("", "sigmoid"):
             return math.nan

@@ -135,7 +135,7 @@ def _new(base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
             severity="warning" if far else "note",
             evidence=evidence | {"large": base.large, "huge": base.huge},
         )
-    elif 0 < base.constant and base.loss < thresholds.too_low * base.constant:
+    elif base.constant > 0 and base.loss < thresholds.too_low * base.constant:
         yield RULE.finding(
             "(loss)",
             f"The loss is {number(base.loss)}, though the network looks new. {best}: it knows the "

@@ -70,8 +70,6 @@ RULE = Rule(
             0.99,
             "derived: the cosine of a gradient and itself is 1, whatever its scale; a reward for "
             "each sample turns it",
-            0,
-            1,
         ),
     },
     caused_by=("non-finite", "degenerate-softmax"),
@@ -145,7 +143,7 @@ def _no_log_probabilities(snapshot: Snapshot, call: LossCall) -> Iterator[Findin
         fixes = (loss_calls.removal(snapshot, made, why, instead), _LOGGED)
     yield RULE.finding(
         loss_calls.place(snapshot, call, made) if probabilities else call.name,
-        f"{call.op} needs log-probabilities, but gets {gets}. {what}.",
+        f"The call of {call.op} needs log-probabilities, but gets {gets}. {what}.",
         summary=f"The loss will fall without the answers getting right: {call.op} gets {gets}, "
         "not log-probabilities.",
         evidence={"rows": share},
@@ -185,8 +183,8 @@ def _outside(call: LossCall) -> Iterator[Finding]:
         fixes = (advice("Turn -1 and 1 into 0 and 1.", "", "target = (target + 1) / 2"),)
     yield RULE.finding(
         call.name,
-        f"{call.op} needs targets between 0 and 1, but these lie between {number(values.min)} and "
-        f"{number(values.max)}. For a target outside it falls without end.",
+        f"The call of {call.op} needs targets from 0 to 1, but these lie between "
+        f"{number(values.min)} and {number(values.max)}. Beyond 0 and 1 it falls without end.",
         summary=f"The loss will fall without end: {call.op} gets targets from "
         f"{number(values.min)} to {number(values.max)}.",
         evidence={"low": values.min, "high": values.max},
@@ -207,16 +205,19 @@ def _one_unit(call: LossCall) -> Iterator[Finding]:
     shape = ", ".join(map(str, call.operands[0].shape))
     yield RULE.finding(
         call.name,
-        f"cross_entropy gets outputs of shape ({shape}): one unit, so one class, which is certain. "
+        f"The outputs have the shape ({shape}): one unit, so one class, which is certain. "
         "The loss does not depend on the output.",
         summary="Nothing will learn: cross_entropy over one unit is zero for every output.",
         evidence={"classes": 1},
         location=call.location,
         fixes=(
-            advice("For two classes, use binary_cross_entropy_with_logits.", "",
-                   "loss_fn = nn.BCEWithLogitsLoss()"),
+            advice(
+                "For two classes, use binary_cross_entropy_with_logits.",
+                "",
+                "loss_fn = nn.BCEWithLogitsLoss()",
+            ),
             advice("Give the last layer one unit for each class."),
-        ),  # fmt: skip
+        ),
     )
 
 
@@ -236,9 +237,12 @@ def _several_labels(call: LossCall, thresholds: Thresholds) -> Iterator[Finding]
         evidence={"several": values.several},
         location=call.location,
         fixes=(
-            advice("Judge each label alone, with binary_cross_entropy_with_logits.", "",
-                   "loss_fn = nn.BCEWithLogitsLoss()"),
-        ),  # fmt: skip
+            advice(
+                "Judge each label alone, with binary_cross_entropy_with_logits.",
+                "",
+                "loss_fn = nn.BCEWithLogitsLoss()",
+            ),
+        ),
     )
 
 
@@ -321,8 +325,7 @@ def _rewards_errors(where: str, location: str | None, baseline: Baseline, what: 
         where,
         f"The loss is {number(baseline.loss)}, and a {what} cannot be negative. It falls as the "
         "right answers become less likely: its sign is turned.",
-        summary="Training will make the right answers less likely: the sign of the loss is "
-        "turned.",
+        summary="Training will make the right answers less likely: the sign of the loss is turned.",
         evidence={"loss": baseline.loss},
         location=location,
         fixes=(advice("Turn the sign of the loss.", "", "loss = -loss"),),

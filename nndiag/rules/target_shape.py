@@ -131,8 +131,8 @@ def _finding(call: LossCall, output: Operand, target: Operand) -> Finding:
     both = f"an output of shape {ours} and a target of shape {theirs}"
     return RULE.finding(
         call.name,
-        f"{call.op} gets {both}. They broadcast to {_written(result)}, so each output is compared "
-        "with the targets of other samples.",
+        f"The call of {call.op} gets {both}. They broadcast to {_written(result)}, so each "
+        "output is compared with the targets of other samples.",
         summary=f"Every output will learn the mean of all targets: output {ours} and target "
         f"{theirs} broadcast to {_written(result)}.",
         evidence={"output_values": output.size, "target_values": target.size},
