@@ -18,6 +18,7 @@ __all__ = [
     "Made",
     "Operand",
     "Optimizer",
+    "Unregistered",
     "Values",
 ]
 
@@ -166,6 +167,26 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Unregistered:
+    """A tensor that learns from the loss but is no parameter of the model.
+
+    ``name``: how it can be reached from the model, as "model.layers[0].weight"; "" if it cannot.
+    ``layer``: the row of the call that used it first. ``in_module``: it is a parameter of a module
+    that the model does not know.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: str
+    location: str | None = None
+    in_module: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """The optimiser that was given, and what its own step did.
 
@@ -187,5 +208,6 @@ class Experiment:
     targets: dict[str, Values] = field(default_factory=dict)
     outputs: tuple[tuple[int, ...], ...] = ()
     baseline: Baseline | None = None
+    unregistered: tuple[Unregistered, ...] = ()
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="

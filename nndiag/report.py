@@ -31,13 +31,15 @@ _DID_NOT_RUN: tuple[Literal["crashed", "skipped"], ...] = ("crashed", "skipped")
 class NotJudged:
     """Something that a report does not vouch for. ``str()`` says it in one line.
 
-    ``what``: "crashed", "skipped", "not judged", "never called" or "not observed".
+    ``what``: "crashed", "skipped", "not judged", "never called", "not observed" or "not looked at".
     ``rule``: the rule; empty where no rule had a look (never called, not observed).
     ``layer``: the layer, module or parameter; empty where the rule judged nothing at all.
     ``reason``: why.
     """
 
-    what: Literal["crashed", "skipped", "not judged", "never called", "not observed"]
+    what: Literal[
+        "crashed", "skipped", "not judged", "never called", "not observed", "not looked at"
+    ]
     rule: str = ""
     layer: str = ""
     reason: str = ""
@@ -96,7 +98,8 @@ class Report(Document):
             NotJudged("not observed", layer=name if colon else "", reason=why if colon else name)
             for name, colon, why in unseen
         ]
-        return (*rules, *layers, *never, *parts)
+        never_seen, why = story.NOT_LOOKED_AT
+        return (*rules, *layers, *never, *parts, NotJudged("not looked at", "", never_seen, why))
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of this severity or a graver one."""

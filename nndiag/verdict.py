@@ -86,6 +86,8 @@ def _healthy(findings: Sequence[Finding], outcomes: Sequence[Outcome]) -> str:
 
 def _not_seen(snapshot: Snapshot, unjudged: Sequence[Unjudged]) -> Iterator[str]:
     """What a healthy verdict does not speak for."""
+    if snapshot.loss.kind == "random cotangent" and snapshot.experiment.targets:
+        yield "Your targets were not used: pass loss_fn=…."
     if snapshot.never_called:
         yield f"{plural(len(snapshot.never_called), 'part')} of it never ran."
     if snapshot.not_observed:

@@ -59,6 +59,13 @@ class TestOk:
         assert bool(report) is report.ok is False
 
 
+RUN = NotJudged(
+    "not looked at",
+    layer="the training run and validation data",
+    reason="a check sees a batch, not a run",
+)
+
+
 class TestNotJudged:
     def test_it_says_what_was_not_looked_at_and_why(self, report):
         snapshot = replace(
@@ -83,6 +90,7 @@ class TestNotJudged:
             NotJudged("never called", layer="spare"),
             NotJudged("not observed", layer="core", reason="ValueError: 3: no size"),
             NotJudged("not observed", reason="only 64 batches"),
+            RUN,
         )
         assert [str(item) for item in missing] == [
             "crashed: non-finite (ZeroDivisionError)",
@@ -91,13 +99,14 @@ class TestNotJudged:
             "never called: spare",
             "not observed: core (ValueError: 3: no size)",
             "not observed: only 64 batches",
+            "not looked at: the training run and validation data (a check sees a batch, not a run)",
         ]
 
     def test_where_all_was_looked_at_nothing_is_missing(self):
         seen = replace(
             samples.healthy(), unjudged=(), outcomes=(Outcome("dead-relu", "ND103", "passed"),)
         )
-        assert seen.not_judged == ()
+        assert seen.not_judged == (RUN,)  # no report vouches for these
 
     def test_every_name_in_it_is_one_the_report_prints(self, report):
         text = " ".join(str(report).split())

@@ -223,6 +223,12 @@ def keeps_axes(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
     """Pooling, dropout and resizing: a layer whose output has the axes of its input."""
     x = call.input
     row = rec.row(call.op)
+    if call.category == "dropout":
+        row.options = {
+            name: float(value)
+            for name in ("p", "training")
+            if isinstance(value := call.bound.get(name, _DROPOUT[name]), (bool, int, float))
+        }
     before = x.dim()
     result = yield
     out = next(tensors_in(result))
@@ -230,6 +236,10 @@ def keeps_axes(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
     if out.dim() != before or call.op.startswith("pixel"):
         axes, why = Axes(None, axes.batch, axes.samples), UNKNOWN
     rec.finish(row, result, [trail], axes, why)
+
+
+# What F.dropout does by itself.
+_DROPOUT = {"p": 0.5, "training": True}
 
 
 def attention(rec: Recording, call: Call) -> Generator[None, Any, None]:

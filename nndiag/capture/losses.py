@@ -21,6 +21,7 @@ from nndiag.experiment import (
     Experiment,
     LossCall,
     Operand,
+    Unregistered,
     Values,
 )
 from nndiag.stats import Node
@@ -78,14 +79,17 @@ _LOSSES = frozenset(op.name for op in ops.OPS.values() if op.loss is not None)
 _REDUCTIONS = {"none": 0.0, "mean": 1.0, "sum": 2.0, "batchmean": 3.0}
 
 
-def experiment(batch: Batch, calls: Iterable[LossCall]) -> Experiment:
+def experiment(
+    batch: Batch, calls: Iterable[LossCall], unregistered: tuple[Unregistered, ...] = ()
+) -> Experiment:
     """What a batch and the calls of its loss show, as plain data."""
     tensors = list(tensors_in(batch.target))
     names = ["target"] if len(tensors) == 1 else [f"target.{k}" for k in range(len(tensors))]
     if isinstance(batch.target, Mapping) and len(batch.target) == len(tensors) > 1:
         names = [f"target.{key}" for key in batch.target]
     values = {name: values_of(x) for name, x in zip(names, tensors, strict=True)}
-    return Experiment(tuple(calls), {n: v for n, v in values.items() if v is not None})
+    known = {name: v for name, v in values.items() if v is not None}
+    return Experiment(tuple(calls), known, unregistered=unregistered)
 
 
 def seen(call: Call, name: str, location: str | None, paths: Paths) -> SeenLossCall:

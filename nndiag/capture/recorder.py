@@ -42,7 +42,16 @@ from nndiag.layout import Axes, Pending
 from nndiag.measure import Meter
 from nndiag.stats import Layer, Node, TensorStats, Weight
 
-__all__ = ["FROZEN", "GRADIENTS_OFF", "NONE_CAME", "NONE_CAME_TO_VIEW", "ROOT", "Recorder", "Scope"]
+__all__ = [
+    "FROZEN",
+    "GRADIENTS_OFF",
+    "NONE_CAME",
+    "NONE_CAME_TO_VIEW",
+    "ROOT",
+    "Recorder",
+    "Scope",
+    "UnknownLeaf",
+]
 
 ROOT = "(root)"
 _NO_MODULE = nn.Module()
@@ -64,6 +73,15 @@ class Scope:
     leaf: bool = False  # a layer of torch.nn: the calls inside belong to its row
     muted: bool = False  # inside a leaf: nothing is recorded
     handling: Generator[None, Any, None] | None = None  # if it counts as one call
+
+
+@dataclass(frozen=True)
+class UnknownLeaf:
+    """A leaf that forward used and the model does not list; the row that its call opens."""
+
+    tensor: torch.Tensor
+    row: int
+    location: str | None
 
 
 class _OwnArithmetic:
@@ -126,6 +144,8 @@ class Recorder(TorchFunctionMode):
         self.finished: set[nn.Module] = set()
         self.used: set[str] = set()
         self.loss_calls: list[LossCall] = []
+        self.unknown_leaves: dict[int, UnknownLeaf] = {}  # that forward used, by id
+        self.other_leaves: set[int] = set()  # ids of leaves of the loss that are no parameters
         self.network_nodes = 0  # nodes of the network; those behind them belong to the loss
         self._loss_began = -1  # the first node of the loss; -1: the model runs
         self._loss_scope: Scope | None = None
@@ -333,6 +353,8 @@ class Recorder(TorchFunctionMode):
                 name = self.paths.parameter(x)
                 if name is not None:
                     self.used.add(name)
+                elif x.requires_grad and x.is_leaf and self.with_gradients:
+                    self._note_leaf(x, scope)
             handler = inside_leaf if scope is not None and scope.muted else HANDLERS[category]
             if scope is None and self._loss_scope is not None:
                 handler = IN_LOSS.get(category, handler)
@@ -344,6 +366,16 @@ class Recorder(TorchFunctionMode):
             with self._own_arithmetic(where), contextlib.suppress(StopIteration):
                 handling.send(result)
         return result
+
+    def _note_leaf(self, x: torch.Tensor, scope: Scope | None) -> None:
+        """Remember a leaf that learns, is no parameter, and no input."""
+        if id(x) in self.unknown_leaves or self.paths.trails[x] is not None or self.only_inputs:
+            return
+        if scope is None and self._loss_scope is not None:  # the loss's own weights
+            return
+        if scope is not None and any(p is x for p in scope.module._parameters.values()):
+            return  # functional_call or FSDP put it in the place of a parameter
+        self.unknown_leaves[id(x)] = UnknownLeaf(x, len(self.rows), location())
 
     def row(self, op: str) -> Row:
         """The row of the torch.nn layer that is running, or a new row for a call in a forward."""

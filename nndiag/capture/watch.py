@@ -21,6 +21,7 @@ from nndiag.capture.constant_output import Outputs, baseline, outputs_of
 from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
 from nndiag.capture.forward import forward
+from nndiag.capture.leaves import unregistered
 from nndiag.capture.lineage import next_function
 from nndiag.capture.losses import experiment
 from nndiag.capture.modules import is_script, is_torch_leaf
@@ -42,9 +43,11 @@ from nndiag.stats import (
     TensorStats,
 )
 
-__all__ = ["Tick", "validate", "watch"]
+__all__ = ["NEED_GRADIENTS", "Tick", "validate", "watch"]
 
 Tick = Callable[[str], None]
+
+NEED_GRADIENTS = frozenset(("gradients", "step", "optimizer"))
 
 
 def validate(model: Any) -> None:
@@ -160,7 +163,8 @@ def _record_batch(
     saved: SavedState,
     tick: Tick,
 ) -> None:
-    gradients = bool(needs & {"gradients", "step", "loss", "optimizer"})
+    gradients = bool(needs & NEED_GRADIENTS)
+    wants_loss = gradients or ("loss" in needs and loss.loss_fn is not None)
     first = run.batches == 0
     if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
         saved.start()
@@ -178,19 +182,20 @@ def _record_batch(
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
-        value = _loss(output, batch, loss, run, recorder) if gradients else None
-        number = math.nan if value is None else float(value.detach())
+        value = _loss(output, batch, loss, run, recorder) if wants_loss else None
         shapes = tuple(tuple(x.shape) for x in tensors_in(output))
         alone = _only_output(output, recorder) if first and "loss" in needs else None
         del output  # free what only the loss needed before the backward runs
-        reached = value is not None and _backward(value, recorder, run)
+        reached = gradients and value is not None and _backward(value, recorder, run)
         del value
         recorder.gradients = reached
         layers = recorder.layers()
         if first:
-            found = _baseline(recorder.loss_calls, number, alone, batch, loss)
+            found = _baseline(recorder.loss_calls, run.loss.value, alone, batch, loss)
             run.experiment = dataclasses.replace(
-                experiment(batch, recorder.loss_calls), outputs=shapes, baseline=found
+                experiment(batch, recorder.loss_calls, unregistered(model, recorder)),
+                outputs=shapes,
+                baseline=found,
             )
     finally:
         recorder.close()
@@ -250,15 +255,17 @@ def _baseline(
 def _loss(
     output: Any, batch: Batch, loss: LossMaker, run: _CheckState, recorder: Recorder
 ) -> torch.Tensor | None:
-    if not any(p.requires_grad for p in run.model_parameters.values()):
+    trains = any(p.requires_grad for p in run.model_parameters.values())
+    if not trains:
         run.no_gradients = "no parameter of the model requires a gradient"
-        return None
+        if loss.loss_fn is None:
+            return None
     target = detached(batch.target)
     with contextlib.ExitStack() as traced:
         if loss.loss_fn is not None:
             traced.enter_context(recorder.watching_loss(output, target))
         kind, value = loss(output, Batch(target=target))
-    if not value.requires_grad:
+    if trains and not value.requires_grad:
         raise LossError(
             f"the loss ({kind}) is not connected to the model: no gradient would reach any "
             "parameter. Was it computed under no_grad, from a detached output, or with argmax?"
@@ -266,7 +273,7 @@ def _loss(
     number = float(value.detach())
     mean = run.loss.value + (number - run.loss.value) / (run.batches + 1) if run.batches else number
     run.loss = Loss(kind, mean)
-    return value
+    return value if trains else None
 
 
 def _backward(value: torch.Tensor, recorder: Recorder, run: _CheckState) -> bool:
@@ -318,7 +325,7 @@ def _snapshot(
     needs: frozenset[str],
     seed: int | None,
 ) -> Snapshot:
-    wants_gradients = bool(needs & {"gradients", "step"})
+    wants_gradients = bool(needs & NEED_GRADIENTS)
     because = run.no_gradients or ("" if wants_gradients else "no selected rule asks for them")
     layers = [_completed(layer, run) for layer in run.layers.values()]
     never_called, used_directly = _never_called(run)

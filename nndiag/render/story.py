@@ -26,7 +26,9 @@ __all__ = [
     "CHANGES",
     "MOST_FIXES",
     "NAMES_SHOWN",
+    "NOT_LOOKED_AT",
     "NO_LOSS",
+    "UNUSED_TARGETS",
     "Block",
     "Gap",
     "Yardstick",
@@ -242,16 +244,14 @@ def subject(snapshot: Snapshot) -> list[str]:
         e = snapshot.environment
         parts.append(f"{e.device} {e.dtype}, {e.mode} mode")
     if snapshot.loss.kind == "random cotangent":
-        parts.append(NO_LOSS)
+        parts.append(NO_LOSS + (UNUSED_TARGETS if snapshot.experiment.targets else ""))
     elif snapshot.loss.kind != "none":
         parts.append(f"loss: {snapshot.loss.kind} = {snapshot.loss.value:.4g}")
     return parts
 
 
-NO_LOSS = (
-    "no loss given: gradients are of a random direction of the outputs, and targets were not "
-    "used (pass loss_fn=…)"
-)
+NO_LOSS = "no loss given: gradients are of a random direction of the outputs (pass loss_fn=…)"
+UNUSED_TARGETS = "; your targets were not used"
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,9 @@ class Gap:
     what: str
     who: str
     why: str = ""
+
+
+NOT_LOOKED_AT = "the training run and validation data", "a check sees a batch, not a run"
 
 
 def gaps(report: Report) -> Iterator[Gap]:
@@ -288,6 +291,7 @@ def gaps(report: Report) -> Iterator[Gap]:
     ):
         if names:
             yield Gap(what, _list(names))
+    yield Gap("not looked at", *NOT_LOOKED_AT)
 
 
 def noted(blocks: Sequence[Block]) -> str:
