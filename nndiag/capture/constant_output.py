@@ -17,6 +17,7 @@ __all__ = ["MOST", "Outputs", "baseline", "outputs_of"]
 MOST = 100_000
 """Larger outputs are not tried: a loss may keep several tensors of their size."""
 _STEPS = 24
+_BOTTOMLESS = 1e3
 _SEED = 0
 
 
@@ -94,8 +95,10 @@ def _tried(
         mean = outputs.values.mean(0, keepdim=True)
         starts = [mean] if not math.isfinite(at_zero) else starts
     constant = min(_least(value, start) for start in starts)
-    if not math.isfinite(constant):
+    if constant == math.inf:
         return None
+    if constant < -_BOTTOMLESS * (1 + abs(loss) + abs(at_zero)):
+        constant = -math.inf
     found = Baseline(loss, constant, at_zero, large, huge, tried=True)
     return replace(found, uphill=_uphill(outputs, target, slope))
 

@@ -115,11 +115,13 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     base = snapshot.experiment.baseline
     if base is None or not math.isfinite(base.loss) or not math.isfinite(base.constant):
         return
-    judge = _trained if training(snapshot) else _new
-    yield from judge(base, thresholds)
+    if training(snapshot):
+        yield from _trained(base, thresholds)
+    else:
+        yield from _new(snapshot, base, thresholds)
 
 
-def _new(base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
+def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
     evidence = {"loss": base.loss, "constant": base.constant, "zero": base.zero}
     best = f"The best constant output has {number(base.constant)}"
     guess = max(base.constant, base.zero)
@@ -135,7 +137,11 @@ def _new(base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
             severity="warning" if far else "note",
             evidence=evidence | {"large": base.large, "huge": base.huge},
         )
-    elif base.constant > 0 and base.loss < thresholds.too_low * base.constant:
+    elif (
+        base.constant > 0
+        and base.loss < thresholds.too_low * base.constant
+        and snapshot.experiment.targets
+    ):
         yield RULE.finding(
             "(loss)",
             f"The loss is {number(base.loss)}, though the network looks new. {best}: it knows the "
@@ -168,7 +174,7 @@ def _trained(base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
     far = worse > thresholds.worse
     yield RULE.finding(
         "(loss)",
-        f"The network was trained, but its loss is {number(base.loss)} on this batch. The best "
+        f"The network looks trained, but its loss is {number(base.loss)} on this batch. The best "
         f"constant output has {number(base.constant)}.",
         summary=f"What it learned does not help on this batch: its loss is {number(base.loss)}, "
         f"and a constant output has {number(base.constant)}.",

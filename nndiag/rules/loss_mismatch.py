@@ -224,7 +224,9 @@ def _one_unit(call: LossCall) -> Iterator[Finding]:
 def _several_labels(call: LossCall, thresholds: Thresholds) -> Iterator[Finding]:
     target = loss_calls.target_of(call)
     values = None if target is None else target.values
-    if values is None or not _is_multi_label(values, thresholds):
+    if values is None or values.shape != call.operands[0].shape:
+        return
+    if not _is_multi_label(values, thresholds):
         return
     yield RULE.finding(
         call.name,

@@ -63,7 +63,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     told: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     for call in snapshot.experiment.calls:
         sides = _sides(call)
-        if sides is None or not _crosses(call, *sides) or _is_meant(snapshot, call):
+        if sides is None or not _crosses(call, *sides) or _is_meant(snapshot, call, *sides):
             continue
         output, target = sides
         if (output.shape, target.shape) in told:
@@ -102,12 +102,14 @@ def _crosses(call: LossCall, output: Operand, target: Operand) -> bool:
     return None not in axes and axes[0] != axes[1]
 
 
-def _is_meant(snapshot: Snapshot, call: LossCall) -> bool:
+def _is_meant(snapshot: Snapshot, call: LossCall, output: Operand, target: Operand) -> bool:
     """Whether one side got a new axis by hand, though both had the same shape: pairs."""
     if call.op in _SAME_SIZE:
         return False
-    shapes = {values.shape for values in snapshot.experiment.targets.values()}
-    return bool(shapes & set(snapshot.experiment.outputs))
+    targets = {values.shape for values in snapshot.experiment.targets.values()}
+    outputs = set(snapshot.experiment.outputs)
+    by_hand = {output.shape, target.shape} - targets - outputs
+    return bool(targets & outputs) and bool(by_hand)
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...], rank: int) -> tuple[int, ...] | None:
