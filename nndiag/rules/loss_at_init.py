@@ -70,7 +70,8 @@ RULE = Rule(
         ),
         "worse": Threshold(
             2.0,
-            "derived: twice the loss of a guess is more than a new head on a trained body has",
+            "derived: twice the loss of a guess is more than a new head on a trained body has, and "
+            "more than a loss with an upper bound lets any output have",
             1,
             unit="factor",
         ),
@@ -125,8 +126,8 @@ def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator
     evidence = {"loss": base.loss, "constant": base.constant, "zero": base.zero}
     best = f"The best constant output has {number(base.constant)}"
     guess = max(base.constant, base.zero)
-    if base.loss > base.large > guess:
-        far = base.loss > base.huge
+    if guess > 0 and base.loss > max(base.large, thresholds.worse * guess):
+        far = base.loss > max(base.huge, thresholds.worse * guess)
         size = Baseline.HUGE if far else Baseline.LARGE
         yield RULE.finding(
             "(loss)",

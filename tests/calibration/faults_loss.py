@@ -264,7 +264,10 @@ def mismatches() -> Iterator[Case]:
     yield case("kl-probabilities", "encoder", "functional", 10, lambda z: z.softmax(-1),
                lambda o, t: F.kl_div(o, t, reduction="batchmean"),
                lambda: one_hot(data("encoder")[1], 10) * 0.9 + 0.01)  # fmt: skip
-    signs = lambda: data("residual")[1].float()[:, None] * 2 - 1
+
+    def signs() -> Tensor:
+        return data("residual")[1].float()[:, None] * 2 - 1
+
     yield case("bce-signs", "residual", "module", 1, None, nn.BCEWithLogitsLoss(), signs)
     yield case("bce-signs", "residual", "functional", 1, lambda z: z,
                lambda o, t: F.binary_cross_entropy_with_logits(o, t, reduction="none").mean(),
@@ -273,11 +276,17 @@ def mismatches() -> Iterator[Case]:
                lambda: data("mlp")[1].float()[:, None])  # fmt: skip
     yield case("bce-bytes", "cnn", "module", 64, None, nn.BCEWithLogitsLoss(),
                lambda: data("cnn")[0].flatten(1) * 100 + 100)  # fmt: skip
-    ones = lambda: data("residual")[1].float()[:, None]
+
+    def ones() -> Tensor:
+        return data("residual")[1].float()[:, None]
+
     yield case("one-unit", "residual", "module", 1, None, nn.CrossEntropyLoss(), ones)
     yield case("one-unit", "encoder", "functional", 1, None, F.cross_entropy,
                lambda: (data("encoder")[1] > 4).float()[:, None])  # fmt: skip
-    several = lambda: (data("cnn")[0].flatten(1)[:, 10:20] > 0.5).float()
+
+    def several() -> Tensor:
+        return (data("cnn")[0].flatten(1)[:, 10:20] > 0.5).float()
+
     yield case("several-labels", "cnn", "module", 10, None, nn.CrossEntropyLoss(), several)
     yield case("several-labels", "cnn", "functional", 10, lambda z: z.softmax(1),
                F.binary_cross_entropy, several)  # fmt: skip
@@ -380,7 +389,10 @@ def softmaxes() -> Iterator[Case]:
         return Case(f"{kind}/{a}/{form}", rule, lambda: made(a, units, last, loss, target()))
 
     for a in ARCHITECTURES:
-        flag = lambda a=a: (data(a)[1] > data(a)[1].float().mean()).float()[:, None]
+
+        def flag(a: str = a) -> Tensor:
+            return (data(a)[1] > data(a)[1].float().mean()).float()[:, None]
+
         yield case("one", a, "module", 1, nn.Softmax(1), nn.BCELoss(), flag)
         yield case("one-regression", a, "functional", 1, lambda z: F.softmax(z, dim=-1), squares,
                    lambda a=a: score(a))  # fmt: skip
@@ -390,8 +402,12 @@ def softmaxes() -> Iterator[Case]:
         yield case("batch-log", a, "functional", CLASSES[a], lambda z: z.log_softmax(0),
                    F.nll_loss, lambda a=a: data(a)[1])  # fmt: skip
     yield case("batch-in-loss", "mlp", "hand", 3, None,
-               lambda o, y: F.nll_loss(F.log_softmax(o, dim=0), y), lambda: data("mlp")[1])  # fmt: skip
-    y = lambda: data("lstm")[1]
+               lambda o, y: F.nll_loss(F.log_softmax(o, dim=0), y),
+               lambda: data("mlp")[1])  # fmt: skip
+
+    def y() -> Tensor:
+        return data("lstm")[1]
+
     over_one = {
         "last": lambda s: torch.softmax(s, -1),
         "flattened": lambda s: F.softmax(s.flatten(0, 1), dim=1).view_as(s),
@@ -401,7 +417,8 @@ def softmaxes() -> Iterator[Case]:
         yield Case(f"attention-one/lstm/{name}", rule, lambda wrong=wrong: Subject(
             Attention(wrong), data("lstm")[0], y(), F.cross_entropy))  # fmt: skip
     yield Case("attention-batch/lstm/functional", rule, lambda: Subject(
-        Attention(lambda s: F.softmax(s, dim=0)), data("lstm")[0], y(), F.cross_entropy))  # fmt: skip
+        Attention(lambda s: F.softmax(s, dim=0)), data("lstm")[0], y(), F.cross_entropy
+    ))  # fmt: skip
     yield Case("attention-batch/encoder/functional", rule, lambda: Subject(
         SelfAttention(0), data("lstm")[0], y(), F.cross_entropy))  # fmt: skip
 

@@ -69,6 +69,14 @@ def distilled(output: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(output / 2, 1), F.softmax(teacher / 2, 1), reduction="batchmean")
 
 
+def dice(p: Tensor, y: Tensor) -> Tensor:
+    return 1 - 2 * (p * y).sum() / (p.sum() + y.sum())
+
+
+def poly(output: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(output, y) + (1 - output.softmax(1).gather(1, y[:, None])).mean()
+
+
 def entropy_bonus(output: Tensor, y: Tensor) -> Tensor:
     p = torch.softmax(output, 1)
     return F.cross_entropy(output, y) + 0.01 * (p * p.log()).sum(1).mean()
@@ -100,13 +108,19 @@ def classifiers() -> Iterator[Case]:
                 lambda: one_hot(data("cnn")[1], 10) * 0.9 + 0.01)  # fmt: skip
     yield _case("focal", "cnn", 10, None, focal, lambda: one_hot(data("cnn")[1], 10))
     yield _case("focal-classes", "lstm", 10, None, focal_classes, labels("lstm"))
-    teacher = lambda: body("cnn", 10)(data("cnn")[0]).detach()
+
+    def teacher() -> Tensor:
+        return body("cnn", 10)(data("cnn")[0]).detach()
+
     yield _case("distilled", "cnn", 10, None, distilled, teacher)
     yield _case("softmax-kl", "cnn", 10, nn.LogSoftmax(1),
                 lambda o, t: F.kl_div(o, t, reduction="batchmean"),
                 lambda: teacher().softmax(1))  # fmt: skip
     yield _case("entropy-bonus", "mlp", 3, None, entropy_bonus, labels("mlp"))
-    several = lambda: (data("cnn")[0].flatten(1)[:, 10:20] > 0.5).float()
+
+    def several() -> Tensor:
+        return (data("cnn")[0].flatten(1)[:, 10:20] > 0.5).float()
+
     yield _case("several-labels", "cnn", 10, nn.Sigmoid(), nn.BCELoss(), several)
     yield _case("positive-weight", "cnn", 10, None,
                 nn.BCEWithLogitsLoss(pos_weight=torch.full((10,), 3.0)), several)  # fmt: skip
@@ -118,15 +132,14 @@ def classifiers() -> Iterator[Case]:
                 lambda o, y: F.relu(1 - (2 * y - 1) * o).mean(), flags("residual"))  # fmt: skip
     yield _case("multi-margin", "cnn", 10, None, nn.MultiMarginLoss(), y)
     yield _case("dice", "residual", 1, torch.sigmoid,
-                lambda p, y: 1 - 2 * (p * y).sum() / (p.sum() + y.sum()), flags("residual"))  # fmt: skip
+                dice, flags("residual"))  # fmt: skip
     yield _case("ordinal", "mlp", 2, None,
                 lambda o, y: F.binary_cross_entropy_with_logits(o, y),
                 lambda: (data("mlp")[1][:, None] > torch.arange(2)).float())  # fmt: skip
     yield _case("masked-labels", "cnn", 10, None, masked_labels, lambda: hidden(several()))
     yield _case("ignored", "cnn", 10, None, nn.CrossEntropyLoss(ignore_index=0), y)
     yield _case("poly", "cnn", 10, None,
-                lambda o, y: F.cross_entropy(o, y) + (1 - o.softmax(1).gather(1, y[:, None])).mean(),
-                y)  # fmt: skip
+                poly, y)  # fmt: skip
     yield Case("pooled-relu/cnn", "", pooled_relu)
     yield Case("language-model/encoder", "", next_token)
     yield Case("ctc/lstm", "", alignment)
@@ -239,7 +252,10 @@ def regressions() -> Iterator[Case]:
         yield _case("tanh-in-reach", a, 1, nn.Tanh(), F.mse_loss,
                     lambda a=a: torch.tanh(score(a)))  # fmt: skip
         yield _case("relu-in-reach", a, 1, nn.Softplus(), squares, lambda a=a: score(a).relu())
-    t = lambda: score("mlp")
+
+    def t() -> Tensor:
+        return score("mlp")
+
     yield _case("huber", "mlp", 1, None, nn.HuberLoss(), t)
     yield _case("flat", "mlp", 1, lambda z: z.squeeze(1), nn.MSELoss(), lambda: t()[:, 0])
     yield _case("on-the-bound", "residual", 1, nn.Sigmoid(), nn.MSELoss(), flags("residual"))
@@ -396,7 +412,8 @@ class OneExpert(nn.Module):
 def attentions() -> Iterator[Case]:
     y = labels("lstm")
     yield Case("attention/lstm", "", lambda: Subject(
-        Attention(lambda s: F.softmax(s, dim=1)), data("lstm")[0], y(), F.cross_entropy))  # fmt: skip
+        Attention(lambda s: F.softmax(s, dim=1)), data("lstm")[0], y(), F.cross_entropy
+    ))  # fmt: skip
     yield Case("attention-one-step/lstm", "", lambda: Subject(
         SelfAttention(2), data("lstm")[0][:, 3:5], y(), F.cross_entropy))  # fmt: skip
     yield Case("self-attention/encoder", "", lambda: Subject(
