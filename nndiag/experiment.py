@@ -147,8 +147,8 @@ class Baseline:
     ``loss``: of the network's own output. ``constant``: of the best output that is the same for
     every sample, -inf where there is none. ``zero``: of outputs that are zero. ``large``, ``huge``:
     of outputs drawn from N(0, ``LARGE``²) and N(0, ``HUGE``²). Where the network's last activation
-    is a softmax, sigmoid or tanh, these are the values before it. ``tried``: found by trying outputs in ``loss_fn``, and
-    not from the target alone.
+    is a softmax, sigmoid or tanh, these are the values before it. ``tried``: found by trying
+    outputs in ``loss_fn``, and not from the target alone.
 
     ``uphill``: cosine between the gradient of the loss and that of a cross-entropy with this
     target, at the output; -1 where the loss rewards wrong answers. NaN where that is not known.

@@ -44,6 +44,7 @@ from nndiag.layout import Axes, Pending
 from nndiag.stats import Weight
 
 __all__ = [
+    "COMPARISONS",
     "HANDLERS",
     "HEADS",
     "IN_LOSS",
@@ -493,9 +494,10 @@ def join_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]:
     """
     sizes = [x.numel() for x in call.tensors]
     elementwise = call.op in ops.ELEMENTWISE
-    seen = rec.loss_call(call) if elementwise and (len(sizes) > 1 or call.op == "log") else None
+    single = call.op in ("log", "exp", "logsumexp")
+    seen = rec.loss_call(call) if single or (elementwise and len(sizes) > 1) else None
     telling = seen is not None and (
-        bool(seen.facts) or (call.op == "log" and seen.operands[0].made is not None)
+        bool(seen.facts) or (single and seen.operands[0].made is not None)
     )
     joining = join(rec, call)
     next(joining)
@@ -558,3 +560,6 @@ QUIET = frozenset(
      "uniform", "normal", "retain_grad", "retains_grad", "_set_grad_enabled", "set_grad_enabled",
      "contains", "iter", "set", "output_nr", "itemsize", "nbytes", "is_signed")
 )  # fmt: skip
+
+# But in a loss: its mask of ``target == 1`` broadcasts as the target itself does.
+COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))

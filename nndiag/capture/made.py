@@ -84,6 +84,8 @@ def carried(call: Call, made: Made | None) -> Made | None:
     Only of calls with one tensor that depends on the network. Numbers shift, scale and mirror the
     bounds.
     """
+    if call.op in _ONE_SIDED:
+        return _one_sided(call, made)
     if made is None:
         return None
     if call.op in _SLICES:
@@ -99,6 +101,24 @@ def carried(call: Call, made: Made | None) -> Made | None:
     if math.isnan(low) or math.isnan(high):
         return None
     return replace(made, low=low, high=high, after=(*made.after, call.op))
+
+
+_ONE_SIDED = ("exp", "abs", "square", "sqrt", "pow")
+
+
+def _one_sided(call: Call, made: Made | None) -> Made | None:
+    """An exponential, a size or an even power is no less than zero, whatever went in."""
+    if call.op == "exp" and made is not None and made.op in ops.SOFTMAXES:
+        return replace(made, low=_exp(made.low), high=_exp(made.high), after=(*made.after, "exp"))
+    if call.op == "exp" and made is not None:
+        return Made("exp", "", _exp(made.low), _exp(made.high))
+    if call.op == "pow" and (_number(call) != 2 or not isinstance(call.input, torch.Tensor)):
+        return None
+    return Made("exp" if call.op == "exp" else call.op, "", 0.0)
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
 
 
 def _log(x: float) -> float:
@@ -123,6 +143,6 @@ def _moved(call: Call, x: float, number: float) -> float:
         return number - x if backwards else x - number
     if call.op == "mul":
         return x * number if x and number else 0.0
-    if backwards or not number:  # 1 / x has a pole where x is zero
-        return math.nan
-    return x / number
+    if backwards:  # 1 / x has a pole where x is zero
+        return number / x if x > 0 else math.nan
+    return x / number if number else math.nan

@@ -24,7 +24,7 @@ from nndiag import ops
 from nndiag.batch import tensors_in
 from nndiag.capture import losses
 from nndiag.capture.calls import Call, understood
-from nndiag.capture.handlers import HANDLERS, IN_LOSS, QUIET, inside_leaf
+from nndiag.capture.handlers import COMPARISONS, HANDLERS, IN_LOSS, QUIET, inside_leaf
 from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, whole
 from nndiag.capture.locate import location
 from nndiag.capture.modules import (
@@ -343,7 +343,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         op, category = understood(func)
         if op in QUIET or self._is_outside_forward():
-            return func(*args, **kwargs)
+            if op not in COMPARISONS or self._loss_scope is None or self._is_outside_forward():
+                return func(*args, **kwargs)
         scope = self._stack[-1] if self._stack else None
         where = f"{scope.name if scope is not None else ''}/{op}"
         handling: Generator[None, Any, None] | None = None

@@ -119,6 +119,10 @@ def _no_log_probabilities(snapshot: Snapshot, call: LossCall) -> Iterator[Findin
     values, made = output.values, output.made
     if values is None or values.nonfinite or not output.sources or TARGET in output.sources:
         return
+    plain = made is not None and made.op == "log_softmax" and not made.after
+    if plain and output.direct and call.op == "nll_loss" and values.normalized < 0.5:
+        yield _wrong_axis(snapshot, call)
+        return
     if _has_logarithm(snapshot, call):
         return
     probabilities = made is not None and ops.named(made.op).makes == ops.PROBABILITIES
@@ -149,6 +153,20 @@ def _no_log_probabilities(snapshot: Snapshot, call: LossCall) -> Iterator[Findin
         evidence={"rows": share},
         location=call.location,
         fixes=fixes,
+    )
+
+
+def _wrong_axis(snapshot: Snapshot, call: LossCall) -> Finding:
+    made = call.operands[0].made
+    return RULE.finding(
+        loss_calls.place(snapshot, call, made),
+        "The log_softmax runs along another axis than the classes, which nll_loss reads from axis "
+        "1: there the exponentials do not sum to one.",
+        summary="The classes of a sample will not compete: the log_softmax runs along another "
+        "axis than nll_loss reads.",
+        evidence={"rows": 1 - call.operands[0].values.normalized if call.operands[0].values else 1},
+        location=call.location,
+        fixes=(advice("Run the log_softmax along axis 1.", "", "torch.log_softmax(x, dim=1)"),),
     )
 
 
@@ -196,7 +214,7 @@ def _outside(call: LossCall) -> Iterator[Finding]:
 def _one_marker(values: Values) -> bool:
     """Whether a single value outside 0..1 stands for "no target"."""
     outside = [v for v in values.counts if not 0 <= v <= 1]
-    return len(outside) == 1 and values.whole
+    return len(outside) == 1 and {0, 1} <= set(values.counts)
 
 
 def _one_unit(call: LossCall) -> Iterator[Finding]:
@@ -295,11 +313,18 @@ def _class_labels(call: LossCall) -> Iterator[Finding]:
 
 
 def _are_classes(values: Values, output: Operand) -> bool:
-    """Labels 0 and 1 of one column, or one-hot rows."""
+    """Classes from 0 on in one column, or one-hot rows."""
     columns = values.shape[1] if len(values.shape) > 1 else 1
-    if len(values.shape) > 2 or set(values.counts) != {0, 1}:
+    if len(values.shape) > 2 or len(values.counts) < 2:
         return False
-    return columns == 1 or values.summing == 1
+    if columns > 1:
+        return set(values.counts) == {0, 1} and values.summing == 1
+    few = set(values.counts) == set(range(len(values.counts))) and len(values.counts) <= _MOST
+    even = min(values.counts.values()) * 4 * len(values.counts) >= values.count
+    return few and (even or len(values.counts) == 2 or "int" in values.dtype)
+
+
+_MOST = 20
 
 
 # -- the sign ----------------------------------------------------------------------------------

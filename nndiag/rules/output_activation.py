@@ -124,8 +124,11 @@ def _by_hand(
     snapshot: Snapshot, call: LossCall, operand: Operand, made: Made, thresholds: Thresholds
 ) -> Finding | None:
     """A softmax or sigmoid of what had one."""
-    softmax = call.op in ("softmax", "log_softmax")
-    binary = call.op in ("sigmoid", "logsigmoid", "softplus")
+    negated = made.after == ("neg",)
+    softmax = call.op in ("softmax", "log_softmax", "logsumexp") or (
+        call.op == "exp" and not negated and len(operand.shape) > 1
+    )
+    binary = call.op in ("sigmoid", "logsigmoid", "softplus") or (call.op == "exp" and negated)
     if not softmax and not binary:
         return None
     if not loss_calls.in_loss(call):
@@ -134,11 +137,11 @@ def _by_hand(
             return None
     elif [op for op in made.after if op != "neg"]:
         return None  # sharpened, or on a scale of its own
-    elif made.op not in _SQUASHED and not (operand.direct and softmax):
+    elif made.op not in _SQUASHED and not (operand.direct and softmax and call.op != "exp"):
         return None
     if made.op == "log_softmax":
         return None
-    count = int(call.options.get("length", 2)) if softmax else 2
+    count = int(call.options.get("length", operand.shape[-1])) if softmax else 2
     return _bounded(snapshot, call, made, thresholds, count, None if softmax else 0.5)
 
 

@@ -91,14 +91,16 @@ def _crosses(call: LossCall, output: Operand, target: Operand) -> bool:
     """Whether their samples meet along different axes, because one has fewer axes."""
     rank = max(len(output.shape), len(target.shape))
     shape = _broadcast(output.shape, target.shape, rank)
-    if shape is None or len(output.shape) == len(target.shape):
+    if shape is None:
         return False
+    if len(output.shape) == len(target.shape) and call.op not in _SAME_SIZE:
+        return False  # both have an axis of their own
     size = 1
     for length in shape:
         size *= length
     if size <= max(output.size, target.size):
         return False
-    axes = [_sample_axis(x, rank) for x in (output, target)]
+    axes = [_sample_axis(x, other, rank) for x, other in ((output, target), (target, output))]
     return None not in axes and axes[0] != axes[1]
 
 
@@ -121,9 +123,17 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...], rank: int) -> tuple[int, 
     return tuple(shape)
 
 
-def _sample_axis(operand: Operand, rank: int) -> int | None:
-    """The axis of the samples, counted in the result."""
-    return None if operand.batch is None else operand.batch + rank - len(operand.shape)
+def _sample_axis(operand: Operand, other: Operand, rank: int) -> int | None:
+    """The axis of the samples, counted in the result.
+
+    Where it is not known, the only one that is as long as the other side's.
+    """
+    axis = operand.batch
+    if axis is None and other.batch is not None and other.shape[other.batch] > 1:
+        length = other.shape[other.batch]
+        alike = [k for k, size in enumerate(operand.shape) if size == length]
+        axis = alike[0] if len(alike) == 1 else None
+    return None if axis is None else axis + rank - len(operand.shape)
 
 
 def _finding(call: LossCall, output: Operand, target: Operand) -> Finding:
