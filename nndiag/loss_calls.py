@@ -104,7 +104,8 @@ def removal(snapshot: Snapshot, made: Made, why: str, instead: str = "Identity")
         what = f"Replace the {made.op} by {instead}"
         source = f"# {made.op} -> nn.{instead}()"
     if layer is None:
-        return advice(f"{what} in the loss.", why, source, "architecture")
+        where = "in the loss" if made.layer.startswith("loss/") else "at the output"
+        return advice(f"{what} {where}.", why, source, "architecture")
     where = layer.name if layer.name != flow.ROOT else "the model"
     calls = [x for x in snapshot.layers if flow.owner(snapshot, x) == flow.owner(snapshot, layer)]
     own = layer.kind.lower() == layer.op.replace("_", "") and len(calls) == 1

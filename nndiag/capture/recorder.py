@@ -342,9 +342,9 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         op, category = understood(func)
-        if op in QUIET or self._is_outside_forward():
-            if op not in COMPARISONS or self._loss_scope is None or self._is_outside_forward():
-                return func(*args, **kwargs)
+        quiet = op in QUIET and (self._loss_scope is None or op not in COMPARISONS)
+        if quiet or self._is_outside_forward():
+            return func(*args, **kwargs)
         scope = self._stack[-1] if self._stack else None
         where = f"{scope.name if scope is not None else ''}/{op}"
         handling: Generator[None, Any, None] | None = None

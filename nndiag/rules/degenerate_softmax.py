@@ -51,6 +51,7 @@ RULE = Rule(
     name="degenerate-softmax",
     severity="error",
     about="loss",
+    uses=("loss",),
     fixes=(
         advice(
             "Run the softmax along the axis of the classes.",
