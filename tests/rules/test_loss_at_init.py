@@ -91,7 +91,7 @@ def test_ignored_classes_do_not_count():
     assert baseline(Net(2), target, F.cross_entropy).constant == pytest.approx(entropy)
 
 
-@pytest.mark.parametrize(("factor", "severity"), [(1, None), (20, "note"), (60, "warning")])
+@pytest.mark.parametrize(("factor", "severity"), [(1, None), (9, "note"), (60, "warning")])
 def test_severity_follows_the_size_of_the_outputs(factor, severity):
     for loss_fn in (F.cross_entropy, cross_entropy):
         report = checked(Net(3, lambda z: factor * z), CLASSES, loss_fn)
@@ -139,14 +139,12 @@ def test_a_trained_network_is_judged_by_the_constant_alone():
 @pytest.mark.parametrize(
     "loss_fn",
     [
-        lambda o, y: F.cross_entropy(o + torch.randn_like(o), y),  # other outputs every time
-        lambda o, y: F.cross_entropy(o, y) + o.numel() * int(o.requires_grad is None),
-        lambda o, y: (F.cross_entropy(o, y) * torch.rand(())).abs(),
+        lambda o, y: cross_entropy(o + torch.randn_like(o), y),
+        lambda o, y: cross_entropy(o, y) * (1 + torch.rand(())),
     ],
 )
 def test_a_random_loss_is_not_tried(loss_fn):
-    found = baseline(Net(3), CLASSES, loss_fn)
-    assert found is None or found.tried
+    assert baseline(Net(3), CLASSES, loss_fn) is None
 
 
 def test_a_loss_without_a_bottom_is_not_compared():
@@ -165,7 +163,7 @@ def test_a_loss_that_runs_the_model_is_not_tried():
     model = Net(3)
     calls = []
     model.body.register_forward_hook(lambda *_: calls.append(1))
-    found = baseline(model, CLASSES, lambda o, y: F.cross_entropy(model.body(X) + o, y))
+    found = baseline(model, CLASSES, lambda o, y: cross_entropy(model.body(X) + o, y))
     assert found is None
     assert len(calls) == 2
 
@@ -181,7 +179,7 @@ def test_modules_of_the_loss_are_as_they_were():
             self.mean.mul_(0.9).add_(0.1 * loss.detach())
             return loss
 
-    loss_fn, state = Smoothed(), torch.get_rng_state()
-    nndiag.check(Net(1), X, NUMBERS, loss_fn, config=False)
+    model, loss_fn, state = Net(1), Smoothed(), torch.get_rng_state()
+    nndiag.check(model, X, NUMBERS, loss_fn, config=False)
     assert float(loss_fn.mean) == 0
     assert torch.equal(torch.get_rng_state(), state)
