@@ -57,7 +57,7 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
         or not isinstance(data, Iterable)
     ):
         raise BatchError(
-            f"a batch of type {_type_name(data)} is not understood. Legal are a tensor, "
+            f"a batch of type {_type_name(data)} is not understood. Pass a tensor, "
             "(inputs, target), a dict of forward's arguments, nndiag.Batch(args=…, kwargs=…, "
             f"target=…), or a DataLoader of those.{_array_hint(data)}"
         )
@@ -198,7 +198,7 @@ def _check_fit(batch: Batch, model: nn.Module) -> None:
     if error is not None:
         raise BatchError(
             f"the batch does not fit {_forward_text(model)}: {error}. Given: {describe(batch)}. "
-            "nndiag.Batch(args=…, kwargs=…, target=…) leaves nothing to guess."
+            "To name each argument, pass nndiag.Batch(args=…, kwargs=…, target=…)."
         )
 
 

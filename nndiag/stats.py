@@ -1,4 +1,4 @@
-"""Plain numbers about tensors, layers and whole runs: all that rules get to see.
+"""Plain numbers about tensors, layers and whole runs: all that rules can use.
 
 Everything here is frozen data over NumPy, without torch. It is written to JSON and read back
 unchanged on a machine that has no torch.

@@ -57,7 +57,7 @@ INF = math.inf
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function with everything the theory needs to know of it."""
+    """An activation function, with the facts about it that the theory uses."""
 
     name: str
     phi: Function

@@ -25,9 +25,9 @@ def verdict(
     broken = sum(o.status == "crashed" for o in outcomes)
     crashed = f"{plural(broken, 'rule')} crashed"
     if causes:
-        told = [_what_happens(causes[0]), _what_to_do(causes[0]), *_others(causes)]
-        told += [f"{crashed}, so there may be more."] if broken else []
-        return " ".join(filter(None, told))
+        sentences = [_what_happens(causes[0]), _what_to_do(causes[0]), *_others(causes)]
+        sentences += [f"{crashed}, so there may be more."] if broken else []
+        return " ".join(filter(None, sentences))
     if broken:
         return f"No problem found, but {crashed}, so there may be one."
     if not any(o.status in ("passed", "found") for o in outcomes):
@@ -40,8 +40,8 @@ def verdict(
 
 def _what_happens(cause: Finding) -> str:
     """The summary, or for a rule that gives none the message with its place."""
-    told = cause.summary or f"{cause.layer}: {cause.message}"
-    return told if told.endswith(".") else f"{told}."
+    sentence = cause.summary or f"{cause.layer}: {cause.message}"
+    return sentence if sentence.endswith(".") else f"{sentence}."
 
 
 def _what_to_do(cause: Finding) -> str:
@@ -81,10 +81,10 @@ def _others(causes: Sequence[Finding]) -> Iterator[str]:
 def _healthy(findings: Sequence[Finding], outcomes: Sequence[Outcome]) -> str:
     ran = sum(o.status != "skipped" for o in outcomes)
     rules = plural(len(outcomes), "rule")
-    told = [rules if ran == len(outcomes) else f"{ran} of {rules}"]
+    counts = [rules if ran == len(outcomes) else f"{ran} of {rules}"]
     notes = sum(f.severity == "note" for f in findings)
-    told += [plural(notes, "note")] if notes else []
-    return f"No problem found in the network ({', '.join(told)})."
+    counts += [plural(notes, "note")] if notes else []
+    return f"No problem found in the network ({', '.join(counts)})."
 
 
 def _level(findings: Sequence[Finding]) -> Iterator[str]:
@@ -111,7 +111,7 @@ _NEAR = 1.5
 
 
 def _not_seen(snapshot: Snapshot, unjudged: Sequence[Unjudged]) -> Iterator[str]:
-    """What a healthy verdict does not speak for."""
+    """What a verdict without a problem does not cover."""
     if snapshot.loss.kind == "random cotangent" and snapshot.experiment.targets:
         yield "Your targets were not used: pass loss_fn=…."
     if snapshot.never_called:

@@ -215,13 +215,13 @@ class TestRaiseForFindings:
             report.raise_for_findings()
 
         text = str(caught.value)
-        counts = "1 error and 7 warnings and 1 rule crashed"
+        counts = "1 error and 7 warnings; 1 rule crashed"
         assert text.startswith(f"{report.verdict}\n{counts}\n\nnndiag 0.1.0 · Tiny")
         assert "warning[ND103] dead-relu" in text
         assert "note[" not in text
         assert "crashed: ND401 non-finite" in text
 
-    def test_only_what_is_grave_enough_is_told(self, report):
+    def test_only_what_is_severe_enough_is_shown(self, report):
         with pytest.raises(FindingsError) as caught:
             report.raise_for_findings(at="error")
 
@@ -242,7 +242,7 @@ class TestRaiseForFindings:
             replace(samples.healthy(), outcomes=crashed).raise_for_findings()
 
     def test_a_severity_that_is_none_is_refused(self, report):
-        with pytest.raises(SettingsError, match=r"no severity 'warn'\. Legal are: 'error', "):
+        with pytest.raises(SettingsError, match=r"no severity 'warn'\. Choose one of: 'error', "):
             report.raise_for_findings(at="warn")
 
     def test_it_is_an_assertion_error(self, report):

@@ -22,7 +22,7 @@ def backward(
 ) -> Exception | None:
     """Run the backward; returns the exception that it raised, or None.
 
-    The recorder is told the leaves that the loss depends on besides the model's parameters.
+    The recorder gets to know the leaves that the loss depends on besides the model's parameters.
 
     ``parameters``: the model's parameters. ``first_function``: the number of the first function of
     autograd that is ours.

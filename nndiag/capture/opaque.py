@@ -164,7 +164,7 @@ def gates(op: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
 
 def _layer_gates(kind: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
     x, hx, weights, has_bias, layers, dropout, train, bidirectional, *rest = args
-    if not rest or x.dim() != 3:  # then the arguments are others, too
+    if not rest or x.dim() != 3:  # a packed sequence, whose arguments are different
         return None, "its gates are not recomputed for packed sequences"
     per_direction = 4 if has_bias else 2
     directions = 2 if bidirectional else 1

@@ -240,7 +240,7 @@ class Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._is_outside_forward() or module not in self.names:
             return
-        try:  # no tensor is touched here: what _ours does would be for nothing
+        try:  # no tensor is touched here, so _own_arithmetic is not needed
             scope = self._scope(module)
             self._stack.append(scope)
         except Exception as error:
@@ -364,8 +364,11 @@ class Recorder(TorchFunctionMode):
             handling = started
         result = func(*args, **kwargs)
         if handling is not None:
-            with self._own_arithmetic(where), contextlib.suppress(StopIteration):
-                handling.send(result)
+            with self._own_arithmetic(where):
+                with contextlib.suppress(StopIteration):
+                    handling.send(result)
+                if self._loss_scope is None:
+                    self.paths.follow_samples(call.tensors, result)
         return result
 
     def _note_leaf(self, x: torch.Tensor, scope: Scope | None) -> None:

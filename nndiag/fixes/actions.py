@@ -37,8 +37,8 @@ class Action:
     def __post_init__(self) -> None:
         if self.verb not in VERBS:
             raise FixError(
-                f"no action is called {self.verb!r}.{did_you_mean(self.verb, VERBS)} Legal are: "
-                f"{', '.join(VERBS)}."
+                f"no action is called {self.verb!r}.{did_you_mean(self.verb, VERBS)} "
+                f"Choose one of: {', '.join(VERBS)}."
             )
 
     @property

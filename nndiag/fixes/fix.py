@@ -78,9 +78,9 @@ class Fix:
                 batch is needed and there is none. Nothing is changed then.
         """
         if not self.actions:
-            raise FixError(f"this is advice, with nothing to run: {self.what}")
+            raise FixError(f"this is advice for a person and cannot be applied: {self.what}")
         if batch is None and self.needs_batch:
-            raise FixError(f"{self.kind} looks at data: give the batch, apply(model, batch).")
+            raise FixError(f"{self.kind} needs data: pass the batch, apply(model, batch).")
         for action in self.actions:
             action.check(model)
         for action in self.actions:

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MOST_CODE = 10_000
-"""Characters. Longer code for a whole network is not offered: nobody reads it."""
+"""In characters: longer code for a whole network is not offered, since nobody reads it."""
 MOST_FILLED = 0.1
 """The largest share of a parameter's values that may be replaced by zeros."""
 
@@ -104,8 +104,7 @@ def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
     fix = Fix(
         "restart",
         "Re-initialise the whole network: He before ReLU, Xavier elsewhere, biases at zero.",
-        "Layers that were trained on what the fault made of their inputs do not fit a repaired "
-        "one.",
+        "Layers that were trained behind a faulty layer do not fit a repaired one.",
         "all that was learned is lost; it trains as a new network does",
         "weights",
         (*actions, *norms),
@@ -215,7 +214,7 @@ def recalibrate() -> Iterator[Fix]:
         "recalibrate",
         "Re-estimate the running statistics on training data.",
         "",
-        "evaluation mode normalises by what the data are like",
+        "evaluation mode normalises with the statistics of these data",
         "scale",
         (Action("recalibrate"),),
     )
@@ -258,7 +257,7 @@ def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
         effect,
         "architecture",
         grouped(actions),
-        f"In __init__, make {_norm_code(norms)}; in forward, call it between the layer and its "
+        f"In __init__, create {_norm_code(norms)}. In forward, call it between the layer and its "
         "activation.",
     )
 
@@ -283,7 +282,7 @@ def center(snapshot: Snapshot, activations: Iterable[Layer]) -> Iterator[Fix]:
             "the next weights' gradients no longer share one sign",
             "architecture",
             grouped(actions),
-            f"In __init__, make {_norm_code(norms)}; in forward, call it between the activation "
+            f"In __init__, create {_norm_code(norms)}. In forward, call it between the activation "
             "and the next layer.",
         )
 
@@ -364,12 +363,13 @@ def _init_text(layers: Sequence[Layer]) -> str:
 
 
 def _init_code(layers: Sequence[Layer]) -> str:
-    """How to initialise layers before a ReLU, as a second line of a change of the source."""
+    """How to initialise layers before a ReLU, as further lines of a change of the source."""
     if not layers:
         return ""
     return (
-        "\nFor each layer before it: "
-        'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"); nn.init.zeros_(layer.bias)'
+        "\nFor each layer before it:\n"
+        '    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")\n'
+        "    nn.init.zeros_(layer.bias)"
     )
 
 
@@ -378,7 +378,7 @@ def _op_names(activations: Sequence[Layer]) -> str:
 
 
 def _module_code(activation: Layer) -> str:
-    """``nn.Sigmoid()`` for a class of torch.nn; the bare class name for any other."""
+    """``nn.Sigmoid()`` for a class of torch.nn; for any other the name of the class."""
     own = activation.kind.lower() != activation.op.replace("_", "")
     return activation.kind if own else f"nn.{activation.kind}()"
 
@@ -409,7 +409,7 @@ def unfreeze(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
             "unfreeze",
             f"Let {facts.listing(labels)} train.",
             "",
-            "gets a gradient; the function it computes stays",
+            "it gets a gradient",
             "nothing",
             (*_action("unfreeze-module", modules), *_action("unfreeze-parameter", parameters)),
         )
@@ -443,7 +443,7 @@ def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Fix]:
         yield Fix(
             "reset",
             f"Re-initialise {facts.listing(names)}.",
-            "What is not a number stays so, whatever is trained.",
+            "A value that is NaN stays NaN in training.",
             "all parameters are finite",
             "weights",
             whole,
@@ -458,7 +458,7 @@ def fill_in(parameters: Iterable[Parameter]) -> Iterator[Fix]:
         yield Fix(
             "fill-in",
             f"Set NaN and infinity in {facts.listing(names)} to zero.",
-            "All other values stay: sensible where a few were damaged, not where a run diverged.",
+            "All other values stay. It helps if a few values were damaged, not if a run diverged.",
             "all parameters are finite",
             "scale",
             (Action("zero-nonfinite", tuple(names)),),

@@ -63,8 +63,8 @@ __all__ = ["RATE", "RULE", "check"]
 
 RATE = advice(
     "Lower the learning rate, or warm it up.",
-    "A step that is too large throws units off the data; one that is off gets no gradient and does "
-    "not come back.",
+    "A step that is too large can switch a unit off for all data. It then gets no gradient and "
+    "does not come back.",
 )
 
 RULE = Rule(
@@ -99,7 +99,7 @@ RULE = Rule(
         advice(
             "Re-initialise the weights (He), biases at zero, and lower the learning rate.",
             "A dead unit gets no gradient and does not come back by training on.",
-            "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu'); "
+            'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")\n'
             "nn.init.zeros_(layer.bias)",
             "weights",
         ),
@@ -126,7 +126,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
                 layer, next(iter(layer.unseen), "which of its axes holds the units is not known")
             )
         elif not flat.closed:
-            continue  # every unit was seen active: health needs no more samples
+            continue  # every unit was active once, which few samples show as well as many
         elif flat.samples < thresholds.samples:
             bound = theory.activity_bound(flat.samples)
             yield RULE.unjudged(

@@ -7,8 +7,8 @@ Names the trainable parameters whose gradient is None or exactly zero. None mean
 takes no part in the loss: its module is never called, or its output is detached or not used. The
 code is written that way, whatever the values are.
 
-Exactly zero means that the parameter takes part, but nothing it does matters. Everything behind it
-is switched off, or so large that the loss is flat there.
+Exactly zero means that the parameter takes part, but changing it does not change the loss:
+everything behind it is switched off, or so large that the loss is flat there.
 
 A backward pass that raises leaves the whole model without gradients: an error.
 
@@ -73,19 +73,19 @@ RULE = Rule(
         "saturation",
         "vanishing-gradient",
         "no-gradient",
-        # Outputs so large, or so sure of themselves, that the loss's slope rounds to zero.
+        # Outputs that are so large or so certain that the loss's slope rounds to zero.
         "init-scale",
         "signal-collapse",
     ),
     fixes=(
         advice(
-            "Where the path is cut by accident, take out the detach, no_grad or .data.",
+            "If the path is cut by accident, remove the detach, no_grad or .data.",
         ),
         advice(
-            "Where its output is not used, use it in the loss, or remove the parameter.",
+            "If its output is not used, use it in the loss, or remove the parameter.",
             "Distributed training waits for gradients that never come.",
         ),
-        advice("If it is meant to stay fixed, say so.", "", "parameter.requires_grad_(False)"),
+        advice("If it should stay fixed, freeze it.", "", "parameter.requires_grad_(False)"),
     ),
 )
 
@@ -115,51 +115,52 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         )
         return
     users = _users(snapshot, without)
-    silent = _silence(snapshot)
+    blockers = _blockers(snapshot)
     cut = {row.node: row for p in without if _none(p) for row in users[p.name]}
     cut_bits = graph.bits(cut)
     for p in without:
         rows = users[p.name]
-        location = next((row.location for row in rows if row.location), None)
         if _none(p):
-            severity: Severity = "warning"
             stopped = _stops(snapshot, rows, cut, cut_bits) if p.used else "it is never used"
-            why, summary = (
-                f"Its gradient is None: {stopped}.",
-                f"{p.name} will not learn: {stopped}.",
-            )
-            skipped = _never_called(snapshot, p.name)
-            if skipped:
-                never = f"{skipped} was never called"
-                why, summary = (
-                    f"Its gradient is None: {never}",
-                    f"{p.name} will not learn: {never}.",
-                )
-                if _has_called_sibling(snapshot, skipped):
-                    severity, why = "note", why + " in this run; its neighbours in the list were"
-                elif snapshot.environment is not None and snapshot.environment.mode == "eval":
-                    severity, why = "note", why + " in evaluation mode"
-                why += "."
-            # Values make gradients zero; None is how the program is written.
-            yield RULE.finding(
-                p,
-                why,
-                summary=summary,
-                severity=severity,
-                location=location,
-                suspects=(RULE.name,),
-            )
-        elif not _by_construction(snapshot, p, rows, silent):
-            cancels = _cancels(snapshot, p, rows)
-            yield RULE.finding(
-                p,
-                f"Its gradient is exactly zero in all {p.grad.count if p.grad else 0:,} entries."
-                + _why_zero(rows, cancels),
-                summary=f"{p.name} will not learn: its gradient is exactly zero.",
-                severity="note" if cancels else "warning",
-                location=location,
-                evidence={"gradient_entries": p.grad.count if p.grad else 0},
-            )
+            yield _none_finding(snapshot, p, rows, stopped)
+        elif not _by_construction(snapshot, p, rows, blockers):
+            yield _zero_finding(p, rows, _cancels(snapshot, p, rows))
+
+
+def _none_finding(snapshot: Snapshot, p: Parameter, rows: list[Layer], stopped: str) -> Finding:
+    severity: Severity = "warning"
+    where = ""
+    if skipped := _never_called(snapshot, p.name):
+        stopped = f"{skipped} was never called"
+        if _has_called_sibling(snapshot, skipped):
+            severity, where = "note", " in this run; its neighbours in the list were"
+        elif snapshot.environment is not None and snapshot.environment.mode == "eval":
+            severity, where = "note", " in evaluation mode"
+    return RULE.finding(
+        p,
+        f"Its gradient is None: {stopped}{where}.",
+        summary=f"{p.name} will not learn: {stopped}.",
+        severity=severity,
+        location=_location(rows),
+        # None comes from how the code is written. So no finding about values can explain it.
+        suspects=(RULE.name,),
+    )
+
+
+def _zero_finding(p: Parameter, rows: list[Layer], cancels: bool) -> Finding:
+    entries = p.grad.count if p.grad else 0
+    return RULE.finding(
+        p,
+        f"Its gradient is exactly zero in all {entries:,} entries." + _why_zero(rows, cancels),
+        summary=f"{p.name} will not learn: its gradient is exactly zero.",
+        severity="note" if cancels else "warning",
+        location=_location(rows),
+        evidence={"gradient_entries": entries},
+    )
+
+
+def _location(rows: list[Layer]) -> str | None:
+    return next((row.location for row in rows if row.location), None)
 
 
 def _none(p: Parameter) -> bool:
@@ -173,7 +174,8 @@ def _zero(p: Parameter) -> bool:
 def _users(snapshot: Snapshot, parameters: list[Parameter]) -> dict[str, list[Layer]]:
     """The rows that use a parameter, by its name.
 
-    For a part of an opaque layer that layer's; for a bare parameter the first row of its module.
+    For a part of an opaque layer, that layer's row. For a parameter without a layer of its own, the
+    first row of its module.
     """
     used: dict[str, list[Layer]] = {}
     for layer in snapshot.layers:
@@ -215,10 +217,10 @@ def _stops(snapshot: Snapshot, rows: list[Layer], cut: dict[int, Layer], cut_bit
     return f"none comes back to {last}, so it is cut off there (detach, no_grad, .data, argmax)"
 
 
-def _silent(snapshot: Snapshot) -> frozenset[int]:
+def _blocking_nodes(snapshot: Snapshot) -> frozenset[int]:
     """Nodes whose own weight lets no gradient pass: zeros in heads, gammas, scales; equal heads.
 
-    The softmax's gradients sum to zero: through a head whose rows are equal they cancel.
+    The gradients of a softmax sum to zero. Through a head whose rows are equal they cancel.
     """
     zero = {
         p.name
@@ -256,34 +258,37 @@ def _is_zero(layer: Layer | None) -> bool:
 
 
 @dataclass(frozen=True)
-class _Silence:
-    """Nodes whose own weight lets no gradient pass."""
+class _Blockers:
+    """The nodes whose own weight lets no gradient pass."""
 
-    stops: frozenset[int]
-    reaches_output: list[bool]  # for each node, whether a way leads past them to an output
-    sick: int  # those of them (as bits) that are no head, no scale and no end of a branch
-
-
-def _silence(snapshot: Snapshot) -> _Silence:
-    stops = _silent(snapshot)
-    sick = (n for n in stops if not _is_benign(snapshot, n))
-    return _Silence(stops, graph.reaches_output(snapshot, stops), graph.bits(sick))
+    nodes: frozenset[int]
+    reaches_output: list[bool]  # for each node, whether a path leads around them to an output
+    faulty: int  # those of them (as bits) that are no head, no scale and no end of a branch
 
 
-def _by_construction(snapshot: Snapshot, p: Parameter, rows: list[Layer], silent: _Silence) -> bool:
+def _blockers(snapshot: Snapshot) -> _Blockers:
+    nodes = _blocking_nodes(snapshot)
+    faulty = (n for n in nodes if not _is_benign(snapshot, n))
+    return _Blockers(nodes, graph.reaches_output(snapshot, nodes), graph.bits(faulty))
+
+
+def _by_construction(
+    snapshot: Snapshot, p: Parameter, rows: list[Layer], blockers: _Blockers
+) -> bool:
+    """Whether a gradient of zero follows from how the model starts, and will not last."""
     if not rows:
         return False
-    stops = silent.stops
+    nodes = blockers.nodes
     for row in rows:
         is_bias = row.weight is not None and row.weight.bias == p.name
         before_norm = is_bias and any(
             snapshot.nodes[n].op in ops.NORMS for n in flow.users(snapshot, row.node)
         )
-        others = len(stops) - (row.node in stops)
-        starts_at_zero = others > 0 and not silent.reaches_output[row.node]
-        behind_zero = bool(stops & set(snapshot.nodes[row.node].inputs)) and row.op in ops.NORMS
+        others = len(nodes) - (row.node in nodes)
+        starts_at_zero = others > 0 and not blockers.reaches_output[row.node]
+        behind_zero = bool(nodes & set(snapshot.nodes[row.node].inputs)) and row.op in ops.NORMS
         if not (before_norm or behind_zero) and not (
-            starts_at_zero and not graph.descendant_bits(snapshot)[row.node] & silent.sick
+            starts_at_zero and not graph.descendant_bits(snapshot)[row.node] & blockers.faulty
         ):
             return False
     return True

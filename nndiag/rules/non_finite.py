@@ -62,7 +62,7 @@ CLEAN = (
 RELOAD = (
     advice(
         "Load the last checkpoint whose parameters are finite.",
-        "NaN does not leave a parameter by training on: the run diverged before.",
+        "A parameter that is NaN stays NaN in training. The run diverged earlier.",
     ),
     advice(
         "Run it again with a smaller learning rate, and clip the gradient's norm.",
@@ -90,7 +90,7 @@ RULE = Rule(
         ),
         advice(
             "Lower the learning rate or the init, or use bfloat16 or float32 for float16.",
-            "Where values grow, they reach the end of the number format.",
+            "Values that keep growing exceed the largest number of the format.",
         ),
     ),
 )
