@@ -14,6 +14,7 @@ __all__ = [
     "INPUT",
     "OUTPUT",
     "TARGET",
+    "Baseline",
     "Experiment",
     "LossCall",
     "Made",
@@ -53,7 +54,8 @@ class Values:
     """Numbers about all values of a small tensor, such as a target.
 
     Moments, extremes and the median are over finite values. ``whole``: every value is a whole
-    number. ``distinct``: how many different values there are, at most ``MOST_DISTINCT`` + 1.
+    number. ``size``: the mean size of a value; ``deviation``: its mean distance from the median.
+    ``distinct``: how many different values there are, at most ``MOST_DISTINCT`` + 1.
     ``counts``: how often each occurs, where they are whole numbers and not more than that.
 
     The rest is about rows along the class axis, of a tensor with more than one value a row.
@@ -80,6 +82,8 @@ class Values:
     several: float = math.nan
     column_means: tuple[float, ...] = ()
     column_variances: tuple[float, ...] = ()
+    size: float = math.nan
+    deviation: float = math.nan
 
     MOST_DISTINCT = 1000
 
@@ -121,6 +125,12 @@ class LossCall:
     ``operands``: its tensors, in the order of the arguments; of a loss the first is the output and
     the second the target. ``options``: its other arguments, as numbers ("reduction": 0 none, 1
     mean, 2 sum). ``value``: the mean of its result.
+
+    ``facts``, of a loss or a difference between an output with known bounds and a target:
+    "outside", the share of the target's values beyond them; "outside_values" and "inside_values",
+    how many different ones there are on either side, at most 2; "absolute_left" and "square_left",
+    the mean distance from them, and its square; "variance" of the target; "first_outside", one of
+    the values beyond.
     """
 
     name: str
@@ -131,6 +141,33 @@ class LossCall:
     options: dict[str, float] = field(default_factory=dict)
     value: float = math.nan
     location: str | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Losses of the first batch for outputs that do not look at the input.
+
+    ``loss``: of the network's own output. ``constant``: of the best output that is the same for
+    every sample, -inf where there is none. ``zero``: of outputs that are zero. ``large``, ``huge``:
+    of outputs drawn from N(0, ``LARGE``²) and N(0, ``HUGE``²). Where the network's last activation
+    is a softmax, sigmoid or tanh, these are the values before it. ``tried``: found by trying
+    outputs in ``loss_fn``, and not from the target alone.
+
+    ``uphill``: cosine between the gradient of the loss and that of a cross-entropy with this
+    target, at the output; -1 where the loss rewards wrong answers. NaN where that is not known.
+    """
+
+    loss: float
+    constant: float
+    zero: float = math.nan
+    large: float = math.nan
+    huge: float = math.nan
+    tried: bool = False
+    uphill: float = math.nan
+
+    LARGE = 3.0
+    HUGE = 10.0
 
 
 @dataclass(frozen=True)
@@ -196,11 +233,13 @@ class Experiment:
     """What the first batch shows of the experiment around the network.
 
     ``targets``: the tensors of the target, as "target" or "target.KEY". ``inputs``: the raw data,
-    as "input" or "input.KEY".
+    as "input" or "input.KEY". ``outputs``: the shapes of the tensors that the model returned.
     """
 
     calls: tuple[LossCall, ...] = ()
     targets: dict[str, Values] = field(default_factory=dict)
+    outputs: tuple[tuple[int, ...], ...] = ()
+    baseline: Baseline | None = None
     unregistered: tuple[Unregistered, ...] = ()
     mixing: Mixing | None = None
     gap: TrainEvalGap | None = None

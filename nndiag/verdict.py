@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from nndiag.fixes.fix import Fix
 from nndiag.flow import plural
+from nndiag.numbers import number
 from nndiag.rule import Finding, Outcome, Unjudged
 from nndiag.stats import Snapshot
 
@@ -32,7 +34,8 @@ def verdict(
         return "Nothing was judged: no rule could run."
     if not snapshot.layers:
         return "Nothing was judged: no layer of the network was seen."
-    return " ".join((_healthy(findings, outcomes), *_not_seen(snapshot, unjudged)))
+    parts = (*_level(findings), _healthy(findings, outcomes), *_loss(snapshot, findings))
+    return " ".join((*parts, *_not_seen(snapshot, unjudged)))
 
 
 def _what_happens(cause: Finding) -> str:
@@ -82,6 +85,29 @@ def _healthy(findings: Sequence[Finding], outcomes: Sequence[Outcome]) -> str:
     notes = sum(f.severity == "note" for f in findings)
     counts += [plural(notes, "note")] if notes else []
     return f"No problem found in the network ({', '.join(counts)})."
+
+
+def _level(findings: Sequence[Finding]) -> Iterator[str]:
+    """What a rule notes about the loss as a whole comes first, though it is no alarm."""
+    yield from (f.summary for f in findings if f.rule == "loss-at-init" and f.summary)
+
+
+def _loss(snapshot: Snapshot, findings: Sequence[Finding]) -> Iterator[str]:
+    """That the loss is no better than a constant output's, where nothing else says so."""
+    base = snapshot.experiment.baseline
+    if base is None or any(f.rule == "loss-at-init" for f in findings):
+        return
+    guess = max(base.constant, base.zero)
+    if not base.constant <= base.loss < math.inf:
+        return
+    loss = f"Its loss is {number(base.loss)}"
+    if 0 < base.loss <= _NEAR * guess:
+        yield f"{loss}, still that of a guess."
+    else:
+        yield f"{loss}, worse than the {number(base.constant)} of a constant output."
+
+
+_NEAR = 1.5
 
 
 def _not_seen(snapshot: Snapshot, unjudged: Sequence[Unjudged]) -> Iterator[str]:

@@ -28,14 +28,23 @@ from nndiag.capture.lineage import (
     viewed,
 )
 from nndiag.capture.losses import SeenLossCall
-from nndiag.capture.made import by_activation, by_softmax, carried, softmax_options
+from nndiag.capture.made import (
+    alike,
+    by_activation,
+    by_softmax,
+    carried,
+    softmax_axis,
+    softmax_options,
+)
 from nndiag.capture.paths import Paths, measurable
 from nndiag.capture.rows import Row
 from nndiag.capture.weights import running_statistics, spatial
+from nndiag.experiment import Made
 from nndiag.layout import Axes, Pending
 from nndiag.stats import Weight
 
 __all__ = [
+    "COMPARISONS",
     "HANDLERS",
     "HEADS",
     "IN_LOSS",
@@ -100,6 +109,9 @@ class Recording(Protocol):
     def loss_call(self, call: Call) -> SeenLossCall:
         """Look at the operands of a call that the loss makes."""
 
+    def twice(self, call: Call, row: Row, before: Made | None) -> None:
+        """Record an activation of the network that takes probabilities, as if of the loss."""
+
     def finish_loss_call(self, seen: SeenLossCall, result: Any) -> None:
         """After the call: record it."""
 
@@ -137,7 +149,9 @@ def activation(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
         rec.measure_flat(row, z, act.flat, trail.axes)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
-    made = by_activation(call.op, shaping, row.name, rec.paths.made.get(z))
+    before = rec.paths.made.get(z)
+    made = by_activation(call.op, shaping, row.name, before)
+    rec.twice(call, row, before)
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
     rec.paths.made[result] = made
@@ -147,9 +161,9 @@ def activation(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
 def softmax(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]:
     z = call.input
     row = rec.row(call.op)
-    dim = call.bound.get("dim")
-    dim = -1 if dim is None else dim
+    dim = softmax_axis(z, call.bound.get("dim"))
     row.options = softmax_options(z, dim, trail.axes)
+    rec.twice(call, row, rec.paths.made.get(z))
     rec.paths.loses_samples |= bool(row.options["over_samples"])
     rec.measure_optional(row, "its rows", lambda: (opaque.one_hot_rows(call.op, z, dim), ""))
     result = yield
@@ -282,6 +296,8 @@ def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
     parents = [(trail, x.shape) for x in tensors if (trail := paths.trail_of(x)) is not None]
     known = [x for x in tensors if paths.trails[x] is not None]
     made = carried(call, paths.made.get(known[0])) if len(known) == 1 else None
+    if len(known) > 1 and call.op in ("cat", "stack"):
+        made = alike([paths.made.get(x) for x in known])
     result = yield
     outputs = tensors[:1] if call.op == "setitem" else list(tensors_in(result))
     if not parents:
@@ -294,7 +310,7 @@ def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
     for out in outputs:
         axes = _joined_axes(call, parents, out)
         why = "" if axes.unit is not None else next(iter(_reasons(parents)), UNKNOWN)
-        if len(parents) == 1:
+        if made is not None:
             paths.made[out] = made
         if len(parents) == 1 and moved:  # only shifted or scaled by a constant: no node
             paths.trails[out] = Trail(nodes[0], axes, why)
@@ -462,8 +478,7 @@ def activation_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]
         return
     seen = rec.loss_call(call)
     if call.category == "softmax":
-        dim = call.bound.get("dim")
-        seen.options = softmax_options(x, -1 if dim is None else dim, trail.axes)
+        seen.options = softmax_options(x, softmax_axis(x, call.bound.get("dim")), trail.axes)
         made = by_softmax(call.op, seen.name, seen.options)
     else:
         seen.options = shaping
@@ -475,13 +490,23 @@ def activation_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]
 
 
 def join_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]:
-    """Arithmetic in the loss: recorded where its result is larger than each of its operands."""
+    """Arithmetic in the loss.
+
+    Recorded are results that are larger than each of their operands, differences between what has
+    bounds and a target, and logarithms of probabilities.
+    """
     sizes = [x.numel() for x in call.tensors]
-    seen = rec.loss_call(call) if len(sizes) > 1 and call.op in ops.ELEMENTWISE else None
+    elementwise = call.op in ops.ELEMENTWISE
+    single = call.op in ("log", "exp", "logsumexp")
+    seen = rec.loss_call(call) if single or (elementwise and len(sizes) > 1) else None
+    telling = seen is not None and (
+        bool(seen.facts) or (single and seen.operands[0].made is not None)
+    )
     joining = join(rec, call)
     next(joining)
     result = yield
-    if seen is not None and result.numel() > max(sizes):
+    larger = len(sizes) > 1 and elementwise and result.numel() > max(sizes)
+    if seen is not None and (larger or telling):
         rec.finish_loss_call(seen, result)
     with contextlib.suppress(StopIteration):
         joining.send(result)
@@ -538,3 +563,6 @@ QUIET = frozenset(
      "uniform", "normal", "retain_grad", "retains_grad", "_set_grad_enabled", "set_grad_enabled",
      "contains", "iter", "set", "output_nr", "itemsize", "nbytes", "is_signed")
 )  # fmt: skip
+
+# But in a loss: its mask of ``target == 1`` broadcasts as the target itself does.
+COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))

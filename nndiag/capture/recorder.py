@@ -20,10 +20,11 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
+from nndiag import ops
 from nndiag.batch import tensors_in
 from nndiag.capture import losses
 from nndiag.capture.calls import Call, understood
-from nndiag.capture.handlers import HANDLERS, IN_LOSS, QUIET, inside_leaf
+from nndiag.capture.handlers import COMPARISONS, HANDLERS, IN_LOSS, QUIET, inside_leaf
 from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, whole
 from nndiag.capture.locate import location
 from nndiag.capture.modules import (
@@ -36,7 +37,7 @@ from nndiag.capture.modules import (
 from nndiag.capture.paths import Paths, measurable, why_not_measurable
 from nndiag.capture.rows import Row, layer_of
 from nndiag.capture.weights import RunningStatistics, use_of
-from nndiag.experiment import LossCall
+from nndiag.experiment import LossCall, Made
 from nndiag.layout import Axes, Pending
 from nndiag.measure import Meter
 from nndiag.stats import Layer, Node, TensorStats, Weight
@@ -148,6 +149,7 @@ class Recorder(TorchFunctionMode):
         self.network_nodes = 0  # nodes of the network; those behind them belong to the loss
         self._loss_began = -1  # the first node of the loss; -1: the model runs
         self._loss_scope: Scope | None = None
+        self._rows_before_loss = sys.maxsize
         self.failed: tuple[BaseException, Scope] | None = None  # error, innermost module it left
         self._calls: Counter[nn.Module] = Counter()
         self._stack: list[Scope] = []
@@ -181,7 +183,7 @@ class Recorder(TorchFunctionMode):
         """Context in which the caller's loss is recorded, after the forward."""
         for x in tensors_in(output):
             self.paths.mark_output(x)
-        self._loss_began = len(self.paths.nodes)
+        self._loss_began, self._rows_before_loss = len(self.paths.nodes), len(self.rows)
         for x in tensors_in(target):
             if self.paths.trails[x] is None:
                 self.paths.start_target(x)
@@ -197,6 +199,11 @@ class Recorder(TorchFunctionMode):
             yield
         finally:
             self._backward = False
+
+    @property
+    def loss_runs_layers(self) -> bool:
+        """Whether the loss called modules of the model."""
+        return len(self.rows) > self._rows_before_loss
 
     def close(self) -> None:
         """Remove the tensor hooks: a tensor that the model keeps must not keep the recorder."""
@@ -335,7 +342,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         op, category = understood(func)
-        if op in QUIET or self._is_outside_forward():
+        quiet = op in QUIET and (self._loss_scope is None or op not in COMPARISONS)
+        if quiet or self._is_outside_forward():
             return func(*args, **kwargs)
         scope = self._stack[-1] if self._stack else None
         where = f"{scope.name if scope is not None else ''}/{op}"
@@ -394,6 +402,14 @@ class Recorder(TorchFunctionMode):
     def loss_call(self, call: Call) -> losses.SeenLossCall:
         name = self._call_name(call.op)
         return losses.seen(call, name, location(), self.paths)
+
+    def twice(self, call: Call, row: Row, before: Made | None) -> None:
+        if before is None or before.after or self.only_inputs:
+            return
+        if ops.named(before.op).makes and ops.named(call.op).makes:
+            seen = losses.seen(call, row.name, row.location, self.paths)
+            seen.options = dict(row.options)
+            self.finish_loss_call(seen, None)
 
     def finish_loss_call(self, seen: losses.SeenLossCall, result: Any) -> None:
         if len(self.loss_calls) < losses.MOST_CALLS and not self.only_inputs:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from nndiag.batch import Batch, argument_names, describe, detached, tensors_in
 from nndiag.capture.backward import backward
+from nndiag.capture.constant_output import Outputs, baseline, outputs_of
 from nndiag.capture.data import columns
 from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
@@ -30,7 +32,7 @@ from nndiag.capture.step import shifts, step
 from nndiag.capture.untouched import SavedState, untouched
 from nndiag.capture.weights import RunningStatistics
 from nndiag.errors import LossError, ModelError
-from nndiag.experiment import Experiment
+from nndiag.experiment import Baseline, Experiment, LossCall
 from nndiag.loss import LossMaker
 from nndiag.stats import (
     Layer,
@@ -182,18 +184,23 @@ def _record_batch(
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
         value = _loss(output, batch, loss, run, recorder) if wants_loss else None
+        shapes = tuple(tuple(x.shape) for x in tensors_in(output))
+        alone = _only_output(output, recorder) if first and "loss" in needs else None
         del output  # free what only the loss needed before the backward runs
         reached = gradients and value is not None and _backward(value, recorder, run)
         del value
         recorder.gradients = reached
         layers = recorder.layers()
         if first:
+            found = _baseline(recorder.loss_calls, run.loss.value, alone, batch, loss)
             run.experiment = dataclasses.replace(
                 experiment(batch, recorder.loss_calls, unregistered(model, recorder)),
                 inputs=columns(
                     argument_names(batch, model), recorder.paths.nodes, layers,
                     recorder.paths.samples,
                 ),
+                outputs=shapes,
+                baseline=found,
             )  # fmt: skip
     finally:
         recorder.close()
@@ -224,6 +231,31 @@ def _record_batch(
 def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
     trails = [recorder.paths.trail_of(t) for t in tensors_in(output)]
     return tuple(dict.fromkeys(t.node for t in trails if t is not None))
+
+
+def _only_output(output: Any, recorder: Recorder) -> Outputs | None:
+    if recorder.loss_runs_layers:  # each of many more evaluations would run the model
+        return None
+    made = recorder.paths.made.get(output) if isinstance(output, torch.Tensor) else None
+    return outputs_of(output, made, recorder.paths.samples)
+
+
+def _baseline(
+    calls: Sequence[LossCall],
+    number: float,
+    outputs: Outputs | None,
+    batch: Batch,
+    loss: LossMaker,
+) -> Baseline | None:
+    """What the loss of the first batch would be without looking at its input."""
+    target = detached(batch.target)
+
+    def loss_at(values: torch.Tensor) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the caller has seen them
+            return loss(values, Batch(target=target))[1]
+
+    return baseline(calls, number, outputs, target, loss_at if loss.loss_fn is not None else None)
 
 
 def _loss(

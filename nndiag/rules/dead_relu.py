@@ -99,6 +99,7 @@ RULE = Rule(
         "input-scale",
         "input-outliers",
         "input-not-centered",
+        "unreachable-target",
         "symmetry",
         "init-scale",
         "covariate-shift",

@@ -67,6 +67,8 @@ RULE = Rule(
     caused_by=(
         "input-missing",
         "non-finite",
+        "degenerate-softmax",
+        "unreachable-target",
         "symmetry",
         "dead-relu",
         "saturation",
