@@ -13,10 +13,12 @@ __all__ = [
     "OUTPUT",
     "TARGET",
     "Experiment",
+    "Group",
     "LossCall",
     "Made",
     "Operand",
     "Optimizer",
+    "Update",
     "Values",
 ]
 
@@ -129,13 +131,94 @@ class LossCall:
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """The optimiser that was given, and what its own step did.
+class Group:
+    """A group of parameters of an optimiser, and its settings.
 
-    ``name``: its class.
+    ``optimizer``: its class; ``index``: which one of several. ``initial_lr``, ``max_lr``: what a
+    schedule has put beside the rate. ``decoupled``: weight decay is no part of the gradient.
+    ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
+    """
+
+    optimizer: str
+    index: int
+    lr: float
+    initial_lr: float = math.nan
+    max_lr: float = math.nan
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    held: tuple[str, ...] = ()
+    foreign: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def scheduled(self) -> bool:
+        return not math.isnan(self.initial_lr)
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest rate that is known: a schedule may begin far below it."""
+        rates = (self.lr, self.initial_lr, self.max_lr)
+        return max((rate for rate in rates if not math.isnan(rate)), default=math.nan)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one step of the optimiser did to a parameter.
+
+    ``graded``: how many of its values have a gradient other than zero; ``moved``: how many of these
+    the step changed. The others are norms: of the gradient, of the update, of the values before it,
+    of the weight decay (part of the gradient, or of the update where it is decoupled), and of the
+    gradient of what the loss adds for the weights alone.
     """
 
     name: str
+    graded: int
+    moved: int
+    grad: float
+    move: float
+    value: float
+    decay: float = 0.0
+    penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimisers that were given, and what a step of their own did on the first batch.
+
+    ``name``: their classes. ``twice``: parameters that are held more than once. ``copies``: those
+    of which another tensor over the same memory is held. ``has_state``: a step was made before.
+
+    ``before``: the loss before the step; ``slope``: gradient times update, the change of the loss
+    to first order. ``losses``: pairs of a multiple of the step and the loss there. ``again``: the
+    losses after further steps, where the first one raised it. ``no_step_because``,
+    ``no_loss_because``: why there is no step, or no loss after it.
+    """
+
+    name: str
+    groups: tuple[Group, ...] = ()
+    twice: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    has_state: bool = False
+    filled: dict[str, float] = field(default_factory=dict)
+    """Norms of the gradients other than zero that were there before the check, by parameter."""
+    updates: tuple[Update, ...] = ()
+    before: float = math.nan
+    slope: float = math.nan
+    losses: tuple[tuple[float, float], ...] = ()
+    again: tuple[float, ...] = ()
+    no_step_because: str = ""
+    no_loss_because: str = ""
+
+    @property
+    def after(self) -> float:
+        """The loss after one step."""
+        return dict(self.losses).get(1.0, math.nan)
+
+    @property
+    def change(self) -> float:
+        """By how much the step changes the loss. Where that is lost in rounding, the slope."""
+        change = self.after - self.before
+        is_lost = abs(change) <= 1e-5 * abs(self.before) and abs(self.slope) < abs(self.before)
+        return self.slope if is_lost else change
 
 
 @dataclass(frozen=True)

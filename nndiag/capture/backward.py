@@ -11,7 +11,7 @@ from torch import nn
 
 from nndiag.capture.recorder import Recorder
 
-__all__ = ["backward"]
+__all__ = ["backward", "without_other_gradients"]
 
 
 def backward(
@@ -27,7 +27,7 @@ def backward(
     """
     try:
         with (
-            _without_other_gradients(value, parameters, first_function) as has_foreign_part,
+            without_other_gradients(value, parameters, first_function) as has_foreign_part,
             recorder.backward(),
         ):
             torch.autograd.backward(value, retain_graph=has_foreign_part)
@@ -37,7 +37,7 @@ def backward(
 
 
 @contextlib.contextmanager
-def _without_other_gradients(
+def without_other_gradients(
     value: torch.Tensor, parameters: Iterable[nn.Parameter], first_function: int
 ) -> Iterator[bool]:
     """Context that restores gradients of other tensors; yields whether the graph must be retained.

@@ -1,0 +1,81 @@
+"""What a loss adds for the weights alone: a gradient that does not come through the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from nndiag.batch import tensors_in
+
+__all__ = ["penalties"]
+
+
+def penalties(
+    model: nn.Module,
+    loss_fn: Callable[..., Any] | None,
+    output: Any,
+    target: Any,
+    named: Mapping[str, nn.Parameter],
+) -> dict[str, float]:
+    """The norm of each parameter's gradient by a penalty in ``loss_fn``; empty without one.
+
+    ``output`` is detached. What is left of the gradient comes from the parameters themselves. It is
+    a penalty only if it stays the same for another output, and if no layer of the model runs in
+    the loss: a head or a decoder there learns from the data, too.
+    """
+    if loss_fn is None or output is None:
+        return {}
+    layers, ran = {id(m) for m in model.modules()}, []
+
+    def note(module: nn.Module, _: Any) -> None:
+        if id(module) in layers:
+            ran.append(module)
+
+    parameters = {name: p for name, p in named.items() if p.requires_grad}
+    handle = register_module_forward_pre_hook(note)
+    try:
+        first = _gradients(loss_fn, output, target, parameters)
+        second = _gradients(loss_fn, _other(output), target, parameters) if first else {}
+    except Exception:  # a loss that differentiates the output, or that counts its calls
+        return {}
+    finally:
+        handle.remove()
+    if ran or not first or first.keys() != second.keys():
+        return {}
+    if not all(torch.equal(first[name], second[name]) for name in first):
+        return {}
+    return {name: float(torch.linalg.vector_norm(g.double())) for name, g in first.items()}
+
+
+def _gradients(
+    loss_fn: Callable[..., Any], output: Any, target: Any, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    from nndiag.batch import Batch
+    from nndiag.loss import LossMaker
+
+    _, value = LossMaker(loss_fn, None)(output, Batch(target=target))
+    if not value.requires_grad:
+        return {}
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    return {
+        name: g for name, g in zip(parameters, found, strict=True) if g is not None and g.any()
+    }
+
+
+def _other(output: Any) -> Any:
+    """The same kind of output with other values: each tensor halved."""
+    if isinstance(output, torch.Tensor):
+        return output / 2 if output.is_floating_point() else output
+    if isinstance(output, dict):
+        return type(output)((key, _other(value)) for key, value in output.items())
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*map(_other, output))
+    if isinstance(output, (list, tuple)):
+        return type(output)(map(_other, output))
+    for tensor in tensors_in(output):
+        raise TypeError(f"{type(tensor)} inside {type(output)} cannot be replaced")
+    return output
