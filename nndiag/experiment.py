@@ -165,9 +165,10 @@ class Update:
     """What one step of the optimiser did to a parameter.
 
     ``graded``: how many of its values have a gradient other than zero; ``moved``: how many of these
-    the step changed. The others are norms: of the gradient, of the update, of the values before it,
-    of the weight decay (part of the gradient, or of the update where it is decoupled), and of the
-    gradient of what the loss adds for the weights alone.
+    the step changed. The others are norms. ``grad``: the gradient; ``move``: the update;
+    ``value``: the values before. ``data``: the part of the gradient that comes through the model's
+    output; ``rest``: the part that does not, weight decay in it. ``pull``: the part of the update
+    that is decoupled weight decay; ``push``: all other of it.
     """
 
     name: str
@@ -176,8 +177,10 @@ class Update:
     grad: float
     move: float
     value: float
-    decay: float = 0.0
-    penalty: float = 0.0
+    data: float = 0.0
+    rest: float = 0.0
+    pull: float = 0.0
+    push: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,8 @@ class Optimizer:
 
     ``before``: the loss before the step; ``slope``: gradient times update, the change of the loss
     to first order. ``losses``: pairs of a multiple of the step and the loss there. ``again``: the
-    losses after further steps, where the first one raised it. ``no_step_because``,
+    losses after further steps, where the first one raised it. ``stuck``: the step moves nothing, and
+    would not at a rate a million times as high either. ``no_step_because``,
     ``no_loss_because``: why there is no step, or no loss after it.
     """
 
@@ -205,6 +209,7 @@ class Optimizer:
     slope: float = math.nan
     losses: tuple[tuple[float, float], ...] = ()
     again: tuple[float, ...] = ()
+    stuck: bool = False
     no_step_because: str = ""
     no_loss_because: str = ""
 

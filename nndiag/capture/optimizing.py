@@ -222,6 +222,8 @@ def try_steps(
             move, updates = _step(copies, known, gradients, from_penalty, trial.named)
     except _SkippedError as reason:
         return replace(known, no_step_because=str(reason))
+    if not any(update.moved for update in updates):
+        known = replace(known, stuck=_is_stuck(optimizers, gradients, trial))
     slope = sum(_dot(gradients[n], delta) for n, delta in move.items() if n in gradients)
     measured = replace(known, updates=updates, before=before, slope=slope)
     try:
@@ -301,7 +303,7 @@ def _step(
     copies: list[TorchOptimizer],
     known: Optimizer,
     gradients: Mapping[str, torch.Tensor],
-    from_penalty: Mapping[str, float],
+    from_penalty: Mapping[str, torch.Tensor],
     named: Mapping[str, nn.Parameter],
 ) -> tuple[dict[str, torch.Tensor], tuple[Update, ...]]:
     """Make the step; how far it moved each parameter, and numbers about that."""
@@ -322,6 +324,7 @@ def _step(
                 continue
             move[name] = delta
             graded = (_dense(g) != 0) if g is not None else torch.ones_like(delta, dtype=torch.bool)
+            rest, pull = _parts(held[name], values.to(wide), from_penalty.get(name))
             updates.append(
                 Update(
                     name,
@@ -330,17 +333,42 @@ def _step(
                     0.0 if g is None else _norm(g),
                     _norm(delta),
                     _norm(values),
-                    _decay(held[name]) * _norm(values),
-                    from_penalty.get(name, 0.0),
+                    0.0 if g is None else _norm(_dense(g) - from_penalty.get(name, 0.0)),
+                    _norm(rest),
+                    _norm(pull),
+                    _norm(delta - pull),
                 )
             )
     return move, tuple(updates)
 
 
-def _decay(group: Group) -> float:
-    """By what a weight is multiplied to give its decay: a gradient, or a part of the update."""
+def _is_stuck(
+    optimizers: Iterable[TorchOptimizer], gradients: Mapping[str, torch.Tensor], trial: Trial
+) -> bool:
+    """Whether nothing moves even at a rate a million times as high."""
+    trial.saved.reset()
+    copies = [_copy(o, trial.named) for o in optimizers]
+    for group in (group for one in copies for group in one.param_groups):
+        group["lr"] = group.get("lr", 0.0) * 1e6
+    old = [(p, p.detach().clone()) for one in copies for g in one.param_groups for p in g["params"]]
+    for name, gradient in gradients.items():
+        trial.named[name].grad = gradient.detach().clone()
+    with _without_global_hooks():
+        _make_step(copies)
+    moved = any(not torch.equal(p.detach(), values) for p, values in old)
+    trial.saved.reset()
+    return not moved
+
+
+def _parts(
+    group: Group, values: torch.Tensor, penalty: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the gradient what does not come through the output; of the update the weight decay."""
+    rest = torch.zeros_like(values) if penalty is None else penalty.to(values.dtype)
     decay = group.weight_decay if math.isfinite(group.weight_decay) else 0.0
-    return decay * group.lr if group.decoupled else decay
+    if group.decoupled:
+        return rest, values * (-decay * group.lr if math.isfinite(group.lr) else 0.0)
+    return rest + decay * values, torch.zeros_like(values)
 
 
 def _make_step(copies: Iterable[TorchOptimizer]) -> None:

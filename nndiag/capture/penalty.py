@@ -20,8 +20,8 @@ def penalties(
     output: Any,
     target: Any,
     named: Mapping[str, nn.Parameter],
-) -> dict[str, float]:
-    """The norm of each parameter's gradient by a penalty in ``loss_fn``; empty without one.
+) -> dict[str, torch.Tensor]:
+    """Each parameter's gradient by a penalty in ``loss_fn``; empty without one.
 
     ``output`` is detached. What is left of the gradient comes from the parameters themselves. It is
     a penalty only if it stays the same for another output, and if no layer of the model runs in
@@ -46,9 +46,7 @@ def penalties(
         handle.remove()
     if ran or not first or first.keys() != second.keys():
         return {}
-    if not all(torch.equal(first[name], second[name]) for name in first):
-        return {}
-    return {name: float(torch.linalg.vector_norm(g.double())) for name, g in first.items()}
+    return first if all(torch.equal(first[name], second[name]) for name in first) else {}
 
 
 def _gradients(
