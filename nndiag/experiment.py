@@ -135,7 +135,8 @@ class Group:
     """A group of parameters of an optimiser, and its settings.
 
     ``optimizer``: its class; ``index``: which one of several. ``initial_lr``, ``max_lr``: what a
-    schedule has put beside the rate. ``decoupled``: weight decay is no part of the gradient.
+    schedule has put beside the rate. ``momentum``: SGD's.
+    ``decoupled``: weight decay is no part of the gradient.
     ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
     """
 
@@ -144,6 +145,7 @@ class Group:
     lr: float
     initial_lr: float = math.nan
     max_lr: float = math.nan
+    momentum: float = 0.0
     weight_decay: float = 0.0
     decoupled: bool = False
     held: tuple[str, ...] = ()
@@ -190,7 +192,8 @@ class Optimizer:
     ``name``: their classes. ``twice``: parameters that are held more than once. ``copies``: those
     of which another tensor over the same memory is held. ``has_state``: a step was made before.
 
-    ``before``: the loss before the step; ``slope``: gradient times update, the change of the loss
+    ``before``: the loss before the step; ``noise``: by how much rounding may change it;
+    ``constant``: the loss where each sample gets the mean of the outputs. ``slope``: gradient times update, the change of the loss
     to first order. ``losses``: pairs of a multiple of the step and the loss there. ``again``: the
     losses after further steps, where the first one raised it. ``stuck``: the step moves nothing, and
     would not at a rate a million times as high either. ``no_step_because``,
@@ -206,6 +209,8 @@ class Optimizer:
     """Norms of the gradients other than zero that were there before the check, by parameter."""
     updates: tuple[Update, ...] = ()
     before: float = math.nan
+    constant: float = math.nan
+    noise: float = 0.0
     slope: float = math.nan
     losses: tuple[tuple[float, float], ...] = ()
     again: tuple[float, ...] = ()
@@ -222,8 +227,7 @@ class Optimizer:
     def change(self) -> float:
         """By how much the step changes the loss. Where that is lost in rounding, the slope."""
         change = self.after - self.before
-        is_lost = abs(change) <= 1e-5 * abs(self.before) and abs(self.slope) < abs(self.before)
-        return self.slope if is_lost else change
+        return self.slope if abs(change) <= 10 * self.noise else change
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from nndiag.batch import Batch, describe, detached
 from nndiag.capture.backward import without_other_gradients
-from nndiag.capture.penalty import penalties
+from nndiag.capture.penalty import constant_loss, penalties
 from nndiag.capture.untouched import SavedState
 from nndiag.errors import OptimizerError
 from nndiag.experiment import Group, Optimizer, Update
@@ -30,6 +30,8 @@ FAR = (100.0, 1000.0)
 """How many times the step is taken where one of it lowers the loss."""
 NEAR = (0.1, 0.01)
 """And where one of it raises the loss."""
+AGAIN = 1
+"""Further steps, where the first one raises the loss."""
 
 
 # -- what was given ----------------------------------------------------------------------------
@@ -124,6 +126,7 @@ def held_by(
                     _number(settings.get("lr")),
                     _number(settings.get("initial_lr")),
                     _number(settings.get("max_lr")),
+                    _number(settings.get("momentum", 0.0)),
                     _number(settings.get("weight_decay", 0.0)),
                     _is_decoupled(optimizer, settings),
                     tuple(held),
@@ -214,6 +217,7 @@ def try_steps(
         return replace(known, no_step_because="gradients are not finite")
     trial.saved.reset()
     target = detached(trial.batch.target)
+    known = replace(known, constant=constant_loss(trial.loss, output, target))
     from_penalty = penalties(trial.model, trial.loss.loss_fn, output, target, trial.named)
     trial.saved.reset()
     try:
@@ -391,27 +395,33 @@ def _along(
     trial.saved.start()
     parameters = [p for p in trial.named.values() if p.requires_grad]
     value = trial.loss_now()
+    noise = 8 * torch.finfo(value.dtype).eps * abs(known.before)
     losses, again = {1.0: _value(value)}, []
-    if losses[1.0] <= known.before:
+    if not losses[1.0] > known.before + noise:
         del value
-        for times in FAR:
+        for times in FAR if math.isfinite(losses[1.0]) else ():
             losses[times] = trial.loss_at(move, times)
-            if not losses[times] < known.before:
+            if not losses[times] <= known.before + noise:
                 break
-    elif known.before < losses[1.0] < math.inf:
-        with without_other_gradients(value, parameters, trial.first_function) as is_foreign:
-            torch.autograd.backward(value, retain_graph=is_foreign)
+    elif losses[1.0] < math.inf:
+        for _ in range(AGAIN):
+            with without_other_gradients(value, parameters, trial.first_function) as is_foreign:
+                torch.autograd.backward(value, retain_graph=is_foreign)
+            del value
+            with _without_global_hooks():
+                _make_step(copies)
+            trial.saved.start()
+            value = trial.loss_now()
+            again.append(_value(value))
+            if not math.isfinite(again[-1]):
+                break
         del value
-        with _without_global_hooks():
-            _make_step(copies)
-        trial.saved.reseed()
-        again = [_value(trial.loss_now())]
-    if not losses[1.0] <= known.before:
+    if not losses[1.0] <= known.before + noise:
         for times in NEAR:
             losses[times] = trial.loss_at(move, times)
-            if losses[times] < known.before:
+            if losses[times] <= known.before:
                 break
-    return replace(known, losses=tuple(sorted(losses.items())), again=tuple(again))
+    return replace(known, noise=noise, losses=tuple(sorted(losses.items())), again=tuple(again))
 
 
 def _value(loss: torch.Tensor) -> float:

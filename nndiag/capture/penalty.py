@@ -1,7 +1,8 @@
-"""What a loss adds for the weights alone: a gradient that does not come through the output."""
+"""The loss of other outputs: what it adds for the weights alone, and what a constant costs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from nndiag.batch import tensors_in
+from nndiag.batch import Batch, tensors_in
+from nndiag.loss import LossMaker
 
-__all__ = ["penalties"]
+__all__ = ["constant_loss", "penalties"]
 
 
 def penalties(
@@ -39,7 +41,7 @@ def penalties(
     handle = register_module_forward_pre_hook(note)
     try:
         first = _gradients(loss_fn, output, target, parameters)
-        second = _gradients(loss_fn, _other(output), target, parameters) if first else {}
+        second = _gradients(loss_fn, _with(lambda x: x / 2, output), target, parameters) if first else {}
     except Exception:  # a loss that differentiates the output, or that counts its calls
         return {}
     finally:
@@ -52,9 +54,6 @@ def penalties(
 def _gradients(
     loss_fn: Callable[..., Any], output: Any, target: Any, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, torch.Tensor]:
-    from nndiag.batch import Batch
-    from nndiag.loss import LossMaker
-
     _, value = LossMaker(loss_fn, None)(output, Batch(target=target))
     if not value.requires_grad:
         return {}
@@ -64,16 +63,28 @@ def _gradients(
     }
 
 
-def _other(output: Any) -> Any:
-    """The same kind of output with other values: each tensor halved."""
+def constant_loss(loss: LossMaker, output: Any, target: Any) -> float:
+    """The loss where each sample gets the mean of the outputs; NaN where there is none."""
+    if loss.loss_fn is None or output is None:
+        return math.nan
+    try:
+        with torch.no_grad():
+            constant = _with(lambda x: x.mean(0, keepdim=True).expand_as(x).contiguous(), output)
+            return float(loss(constant, Batch(target=target))[1])
+    except Exception:  # a loss that differentiates the output, or an output without samples
+        return math.nan
+
+
+def _with(change: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
+    """The same kind of output with each tensor of numbers changed."""
     if isinstance(output, torch.Tensor):
-        return output / 2 if output.is_floating_point() else output
+        return change(output) if output.is_floating_point() else output
     if isinstance(output, dict):
-        return type(output)((key, _other(value)) for key, value in output.items())
+        return type(output)((key, _with(change, value)) for key, value in output.items())
     if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*map(_other, output))
+        return type(output)(*(_with(change, value) for value in output))
     if isinstance(output, (list, tuple)):
-        return type(output)(map(_other, output))
-    for tensor in tensors_in(output):
-        raise TypeError(f"{type(tensor)} inside {type(output)} cannot be replaced")
+        return type(output)(_with(change, value) for value in output)
+    if any(True for _ in tensors_in(output)):
+        raise TypeError(f"the tensors inside a {type(output).__name__} cannot be replaced")
     return output

@@ -1,0 +1,168 @@
+"""A learning rate at which the loss hardly changes.
+
+What it does
+------------
+
+Makes one step of the optimiser on this batch and compares the loss before and after it; then it
+looks a hundred such steps farther along the same line. Everything is undone. It alarms if the step
+changes the loss by less than 0.003 % of itself, though a step a hundred times as long would still
+lower it.
+
+Why it matters
+--------------
+
+At such a rate tens of thousands of steps do what a thousand could do. The loss looks flat, as if
+the network could not learn.
+
+When it is no fault
+-------------------
+
+- A schedule that begins low: the highest rate that it has put beside the current one counts.
+- A trained network: fine-tuning uses small rates, and near a minimum every step changes little. It
+  is a note.
+- A gradient that is small itself, in a network whose signal vanishes: a higher rate does not mend
+  that, so it is not judged here.
+
+Sick::
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    batch = torch.randn(128, 8), torch.randint(0, 3, (128,))
+    loss_fn = F.cross_entropy
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-7)
+
+Well::
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from nndiag import trained
+from nndiag.experiment import Optimizer
+from nndiag.fixes.fix import advice
+from nndiag.numbers import number
+from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
+from nndiag.stats import Snapshot
+
+__all__ = ["RULE", "check"]
+
+RULE = Rule(
+    code="ND803",
+    name="lr-too-low",
+    severity="warning",
+    about="training",
+    needs=("loss", "optimizer"),
+    thresholds={
+        "change": Threshold(
+            3e-5,
+            "measured: reports/calibration/learning-rates.md: at the usual rates and at a tenth of "
+            "them fresh networks change by more, at a ten-thousandth by less",
+            0,
+            1,
+            "share",
+        ),
+        "multiple": Threshold(
+            100,
+            "cited: Kalra et al. 2026, arXiv 2601.16979 (critical sharpness): how many times its "
+            "own update a step may be before the loss rises; at usual rates 4 to 32 in the midst "
+            "of a training",
+            1,
+            unit="factor",
+        ),
+        "gradient": Threshold(
+            0.05,
+            "measured: reports/calibration/learning-rates.md: gradient norm times weight norm, as "
+            "a share of the loss; below it the gradient is small, not the rate",
+        ),
+    },
+    caused_by=(
+        "non-finite",
+        "optimizer-coverage",
+        "no-update",
+        "no-gradient",
+        "vanishing-gradient",
+        "symmetry",
+        "signal-collapse",
+    ),
+)
+
+
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
+    optimizer = snapshot.experiment.optimizer
+    if optimizer is None:
+        return
+    if reason := _cannot_tell(optimizer, thresholds):
+        yield RULE.unjudged("(optimizer)", reason)
+        return
+    before, share = optimizer.before, _scale(optimizer)
+    change = abs(optimizer.change / before) * share
+    lower = [times for times, loss in optimizer.losses if loss <= before + optimizer.noise]
+    farthest = max(lower, default=0.0)
+    multiple = farthest / share
+    if change >= thresholds.change or multiple < thresholds.multiple:
+        return
+    evidence_of_training = trained.training(snapshot)
+    rates = sorted({g.peak_lr for g in optimizer.groups if g.held and g.peak_lr > 0})
+    rate = number(rates[-1]) if rates else "?"
+    yield RULE.finding(
+        "(optimizer)",
+        f"A step of {optimizer.name} at rate {rate} changes the loss of this batch, "
+        f"{number(before)}, by {number(change, 'share')} of itself. A step {number(farthest)} times "
+        "as long would still lower it.",
+        summary=f"The loss will hardly move: at rate {rate}, a step changes it by "
+        f"{number(change, 'share')}.",
+        severity="note" if evidence_of_training else None,
+        against=("change", thresholds),
+        evidence={
+            "change": change,
+            "multiple": multiple,
+            "rate": rates[-1] if rates else math.nan,
+            "loss": before,
+            "gradient": _gradient(optimizer),
+        },
+        fixes=(
+            advice(
+                f"Raise the rate a hundredfold, to {number(100 * rates[-1])}, and check again."
+                if rates
+                else "Raise the rate a hundredfold and check again.",
+                "Usual first rates are 0.001 for Adam and 0.01 to 0.1 for SGD.",
+                'for group in optimizer.param_groups: group["lr"] *= 100',
+            ),
+        ),
+    )
+
+
+def _cannot_tell(optimizer: Optimizer, thresholds: Thresholds) -> str:
+    """Why the rate cannot be judged; "" where it can."""
+    if because := optimizer.no_step_because or optimizer.no_loss_because:
+        return because
+    moving = [g for g in optimizer.groups if g.held and g.peak_lr > 0]
+    if not moving or not optimizer.updates or optimizer.stuck:
+        return "the step moves nothing"
+    if all(g.lr == 0 for g in moving):
+        return "a schedule begins at a rate of zero"
+    if not (math.isfinite(optimizer.after) and optimizer.before != 0):
+        return "the loss after the step is not finite, or zero before it"
+    if _gradient(optimizer) < thresholds.gradient:
+        return "the gradient is small itself"
+    return ""
+
+
+def _scale(optimizer: Optimizer) -> float:
+    """How many times this step a step will be: at a schedule's peak, and with full momentum."""
+    moving = [g for g in optimizer.groups if g.held and g.lr > 0]
+    peak = max((g.peak_lr / g.lr for g in moving), default=1.0)
+    momentum = max((g.momentum for g in moving), default=0.0)
+    gathered = 1.0 if optimizer.has_state or not 0 < momentum < 1 else 1 / (1 - momentum)
+    return peak * gathered
+
+
+def _gradient(optimizer: Optimizer) -> float:
+    """Gradient norm times weight norm over the loss: its change if all weights went along it."""
+    grad = math.hypot(*(u.grad for u in optimizer.updates))
+    value = math.hypot(*(u.value for u in optimizer.updates))
+    return grad * value / abs(optimizer.before)
