@@ -135,9 +135,8 @@ class Group:
     """A group of parameters of an optimiser, and its settings.
 
     ``optimizer``: its class; ``index``: which one of several. ``initial_lr``, ``max_lr``: what a
-    schedule has put beside the rate. ``momentum``: SGD's.
-    ``decoupled``: weight decay is no part of the gradient.
-    ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
+    schedule has put beside the rate. ``momentum``: SGD's. ``decoupled``: weight decay is no part of
+    the gradient. ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
     """
 
     optimizer: str
@@ -193,11 +192,11 @@ class Optimizer:
     of which another tensor over the same memory is held. ``has_state``: a step was made before.
 
     ``before``: the loss before the step; ``noise``: by how much rounding may change it;
-    ``constant``: the loss where each sample gets the mean of the outputs. ``slope``: gradient times update, the change of the loss
-    to first order. ``losses``: pairs of a multiple of the step and the loss there. ``again``: the
-    losses after further steps, where the first one raised it. ``stuck``: the step moves nothing, and
-    would not at a rate a million times as high either. ``no_step_because``,
-    ``no_loss_because``: why there is no step, or no loss after it.
+    ``constant``: the loss where each sample gets the mean of the outputs. ``slope``: gradient times
+    update, the change of the loss to first order. ``losses``: pairs of a multiple of the step and
+    the loss there. ``again``: the losses after further steps, where the first one raised it.
+    ``stuck``: the step moves nothing, and would not at a rate a million times as high either.
+    ``no_step_because``, ``no_loss_because``: why there is no step, or no loss after it.
     """
 
     name: str

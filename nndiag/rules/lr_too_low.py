@@ -74,9 +74,17 @@ RULE = Rule(
             unit="factor",
         ),
         "gradient": Threshold(
-            0.05,
+            0.1,
             "measured: reports/calibration/learning-rates.md: gradient norm times weight norm, as "
             "a share of the loss; below it the gradient is small, not the rate",
+        ),
+        "update": Threshold(
+            2e-5,
+            "measured: reports/calibration/learning-rates.md: the norm of the update over that of "
+            "the weights; at usual rates fresh networks have 0.000045 and more",
+            0,
+            1,
+            "share",
         ),
     },
     caused_by=(
@@ -103,7 +111,10 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     lower = [times for times, loss in optimizer.losses if loss <= before + optimizer.noise]
     farthest = max(lower, default=0.0)
     multiple = farthest / share
-    if change >= thresholds.change or multiple < thresholds.multiple:
+    update = _norm(optimizer, "move") / max(_norm(optimizer, "value"), 1e-30) * share
+    if change >= thresholds.change or update >= thresholds.update:
+        return
+    if multiple < thresholds.multiple:
         return
     evidence_of_training = trained.training(snapshot)
     rates = sorted({g.peak_lr for g in optimizer.groups if g.held and g.peak_lr > 0})
@@ -120,6 +131,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
         evidence={
             "change": change,
             "multiple": multiple,
+            "update": update,
             "rate": rates[-1] if rates else math.nan,
             "loss": before,
             "gradient": _gradient(optimizer),
@@ -163,6 +175,8 @@ def _scale(optimizer: Optimizer) -> float:
 
 def _gradient(optimizer: Optimizer) -> float:
     """Gradient norm times weight norm over the loss: its change if all weights went along it."""
-    grad = math.hypot(*(u.grad for u in optimizer.updates))
-    value = math.hypot(*(u.value for u in optimizer.updates))
-    return grad * value / abs(optimizer.before)
+    return _norm(optimizer, "grad") * _norm(optimizer, "value") / abs(optimizer.before)
+
+
+def _norm(optimizer: Optimizer, part: str) -> float:
+    return math.hypot(*(getattr(u, part) for u in optimizer.updates))

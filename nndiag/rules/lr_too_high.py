@@ -1,0 +1,127 @@
+"""A learning rate at which the first steps drive the loss up.
+
+What it does
+------------
+
+Makes one step of the optimiser on this batch. If it raises the loss, it makes a second one, on the
+new gradients, and looks whether that brings the loss back. Everything is undone. It alarms if the
+loss stays far above what it was and above what a constant output costs, or is no finite number.
+
+Why it matters
+--------------
+
+Along the step the loss falls at first and then rises: beyond 2 over its curvature the step is too
+long. A few such steps leave weights that are many times too large, units that are dead or
+saturated, or NaN. What comes out of that does not train well at a lower rate either.
+
+When it is no fault
+-------------------
+
+One step that raises the loss is no fault. Adam's first step is as long as the rate allows, whatever
+the gradient, and the next ones bring the loss back. Training loops that clip gradients stay within
+bounds at rates that are too high without: the clipping is not seen here.
+
+Sick::
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    batch = torch.randn(128, 8), torch.randint(0, 3, (128,))
+    loss_fn = F.cross_entropy
+    optimizer = torch.optim.Adam(model.parameters(), lr=10)
+
+Well::
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from nndiag import trained
+from nndiag.experiment import Optimizer
+from nndiag.fixes.fix import Fix, advice
+from nndiag.numbers import number
+from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
+from nndiag.stats import Snapshot
+
+__all__ = ["RULE", "check"]
+
+RULE = Rule(
+    code="ND804",
+    name="lr-too-high",
+    severity="error",
+    about="training",
+    needs=("loss", "optimizer"),
+    thresholds={
+        "rise": Threshold(
+            5,
+            "measured: reports/calibration/learning-rates.md: the loss after two steps, as a "
+            "multiple of the loss before, or of a constant output's; at ten times the usual rates "
+            "it stays below 3",
+            1,
+            unit="factor",
+        ),
+    },
+    caused_by=("non-finite", "exploding-gradient", "init-scale"),
+)
+
+
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
+    optimizer = snapshot.experiment.optimizer
+    if optimizer is None:
+        return
+    if because := optimizer.no_step_because:
+        yield RULE.unjudged("(optimizer)", because)
+        return
+    if not optimizer.losses or not math.isfinite(optimizer.before):
+        return
+    rates = [group.lr for group in optimizer.groups if group.held and group.lr > 0]
+    if not rates:
+        return
+    rate = max(rates)
+    usual = max(abs(optimizer.before), abs(optimizer.constant or 0.0), 1e-30)
+    usual = abs(optimizer.before) if math.isnan(usual) else usual
+    steps = (optimizer.after, *optimizer.again)
+    worst = next((loss for loss in steps if not math.isfinite(loss)), None)
+    rise = math.inf if worst is not None else (min(steps) - optimizer.before) / usual + 1
+    if rise <= thresholds.rise:
+        return
+    if worst is not None:
+        after = f"{number(worst)} after {'one' if worst is steps[0] else 'two'} of them"
+    else:
+        after = f"{number(steps[0])} after one and {number(steps[-1])} after two"
+    yield RULE.finding(
+        "(optimizer)",
+        f"Steps of {optimizer.name} at rate {number(rate)} take the loss of this batch from "
+        f"{number(optimizer.before)} to {after}.",
+        summary=f"The loss will run away: at rate {number(rate)}, two steps take it from "
+        f"{number(optimizer.before)} to {number(steps[-1] if worst is None else worst)}.",
+        severity="warning" if trained.training(snapshot) and worst is None else None,
+        against=("rise", thresholds),
+        evidence={
+            "rise": rise,
+            "rate": rate,
+            "loss": optimizer.before,
+            "after_one": steps[0],
+            "after_two": steps[-1],
+            "constant": optimizer.constant,
+        },
+        fixes=(_lower(optimizer, rate),),
+    )
+
+
+def _lower(optimizer: Optimizer, rate: float) -> Fix:
+    """A rate at which the step lowers the loss, as far as that was tried."""
+    lower = [m for m, loss in optimizer.losses if m < 1 and loss < optimizer.before]
+    factor = max(lower, default=0.001)
+    what = f"Lower the rate to {number(rate * factor)}"
+    return advice(
+        f"{what}." if lower else f"{what} or less.",
+        f"A step of {number(factor)} of its length lowers the loss of this batch."
+        if lower
+        else "A step of a hundredth of its length raises the loss, too. Usual first rates are 0.001 "
+        "for Adam and 0.01 to 0.1 for SGD.",
+        f'for group in optimizer.param_groups: group["lr"] *= {factor:g}',
+    )
