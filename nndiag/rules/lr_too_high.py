@@ -39,7 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import trained
+from nndiag import rates, trained
 from nndiag.experiment import Optimizer
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
@@ -77,12 +77,9 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
         return
     if not optimizer.losses or not math.isfinite(optimizer.before):
         return
-    rates = [group.lr for group in optimizer.groups if group.held and group.lr > 0]
-    if not rates:
-        return
-    rate = max(rates)
-    usual = max(abs(optimizer.before), abs(optimizer.constant or 0.0), 1e-30)
-    usual = abs(optimizer.before) if math.isnan(usual) else usual
+    rate = max((group.lr for group in optimizer.groups if group.held), default=0.0)
+    constant = 0.0 if math.isnan(optimizer.constant) else abs(optimizer.constant)
+    usual = max(abs(optimizer.before), constant, 1e-30)
     steps = (optimizer.after, *optimizer.again)
     worst = next((loss for loss in steps if not math.isfinite(loss)), None)
     rise = math.inf if worst is not None else (min(steps) - optimizer.before) / usual + 1
@@ -116,12 +113,11 @@ def _lower(optimizer: Optimizer, rate: float) -> Fix:
     """A rate at which the step lowers the loss, as far as that was tried."""
     lower = [m for m, loss in optimizer.losses if m < 1 and loss < optimizer.before]
     factor = max(lower, default=0.001)
-    what = f"Lower the rate to {number(rate * factor)}"
+    common = rates.usual(group for group in optimizer.groups if group.held)
     return advice(
-        f"{what}." if lower else f"{what} or less.",
-        f"A step of {number(factor)} of its length lowers the loss of this batch."
+        f"Lower the rate to {number(rate * factor)}{'' if lower else ' or less'}. {common}",
+        f"A step of {number(factor, 'share')} of this length lowers the loss of this batch."
         if lower
-        else "A step of a hundredth of its length raises the loss, too. Usual first rates are 0.001 "
-        "for Adam and 0.01 to 0.1 for SGD.",
+        else "A step of a hundredth of this length raises the loss, too.",
         f'for group in optimizer.param_groups: group["lr"] *= {factor:g}',
     )

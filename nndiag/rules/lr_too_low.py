@@ -41,7 +41,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nndiag import trained
+from nndiag import rates, trained
 from nndiag.experiment import Optimizer
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
@@ -117,14 +117,14 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     if multiple < thresholds.multiple:
         return
     evidence_of_training = trained.training(snapshot)
-    rates = sorted({g.peak_lr for g in optimizer.groups if g.held and g.peak_lr > 0})
-    rate = number(rates[-1]) if rates else "?"
+    moving = [group for group in optimizer.groups if group.held and group.peak_lr > 0]
+    rate = max(group.peak_lr for group in moving)
     yield RULE.finding(
         "(optimizer)",
-        f"A step of {optimizer.name} at rate {rate} changes the loss of this batch, "
+        f"A step of {optimizer.name} at rate {number(rate)} changes the loss of this batch, "
         f"{number(before)}, by {number(change, 'share')} of itself. A step {number(farthest)} times "
         "as long would still lower it.",
-        summary=f"The loss will hardly move: at rate {rate}, a step changes it by "
+        summary=f"The loss will hardly move: at rate {number(rate)}, a step changes it by "
         f"{number(change, 'share')}.",
         severity="note" if evidence_of_training else None,
         against=("change", thresholds),
@@ -132,16 +132,15 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             "change": change,
             "multiple": multiple,
             "update": update,
-            "rate": rates[-1] if rates else math.nan,
+            "rate": rate,
             "loss": before,
             "gradient": _gradient(optimizer),
         },
         fixes=(
             advice(
-                f"Raise the rate a hundredfold, to {number(100 * rates[-1])}, and check again."
-                if rates
-                else "Raise the rate a hundredfold and check again.",
-                "Usual first rates are 0.001 for Adam and 0.01 to 0.1 for SGD.",
+                f"Raise the rate at least a hundredfold, to {number(100 * rate)}. "
+                f"{rates.usual(moving)}",
+                "",
                 'for group in optimizer.param_groups: group["lr"] *= 100',
             ),
         ),
