@@ -5,7 +5,7 @@ What it does
 
 Splits the gradient into the part that comes through the model's output and the part that does not:
 weight decay, and penalties on the weights that the loss adds. For decoupled weight decay (AdamW) it
-splits the update. It alarms if nearly all of it comes from the regularisation.
+splits the update. It alarms if most of it comes from the regularisation.
 
 Why it matters
 --------------
@@ -55,9 +55,9 @@ RULE = Rule(
     needs=("loss", "optimizer"),
     thresholds={
         "share": Threshold(
-            0.9,
+            0.7,
             "measured: reports/calibration/learning-rates.md: the share of the gradient, or of the "
-            "update, that does not come through the output",
+            "update, that does not come through the output; from 0.75 on networks end as a constant",
             0,
             1,
             "share",
