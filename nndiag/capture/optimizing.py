@@ -97,9 +97,7 @@ def filled(named: Mapping[str, nn.Parameter]) -> dict[str, float]:
     return {name: norm for name, norm in norms.items() if norm != 0}
 
 
-def held_by(
-    optimizers: Iterable[TorchOptimizer], named: Mapping[str, nn.Parameter]
-) -> Optimizer:
+def held_by(optimizers: Iterable[TorchOptimizer], named: Mapping[str, nn.Parameter]) -> Optimizer:
     """Which of the model's parameters the optimisers hold, and with which settings."""
     optimizers = list(optimizers)
     names = {id(p): name for name, p in named.items()}

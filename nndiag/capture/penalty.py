@@ -41,7 +41,9 @@ def penalties(
     handle = register_module_forward_pre_hook(note)
     try:
         first = _gradients(loss_fn, output, target, parameters)
-        second = _gradients(loss_fn, _with(lambda x: x / 2, output), target, parameters) if first else {}
+        second = (
+            _gradients(loss_fn, _with(lambda x: x / 2, output), target, parameters) if first else {}
+        )
     except Exception:  # a loss that differentiates the output, or that counts its calls
         return {}
     finally:
@@ -58,9 +60,7 @@ def _gradients(
     if not value.requires_grad:
         return {}
     found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    return {
-        name: g for name, g in zip(parameters, found, strict=True) if g is not None and g.any()
-    }
+    return {name: g for name, g in zip(parameters, found, strict=True) if g is not None and g.any()}
 
 
 def constant_loss(loss: LossMaker, output: Any, target: Any) -> float:

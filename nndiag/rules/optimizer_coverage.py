@@ -144,7 +144,9 @@ def _some_missing(
     modules, parameters = facts.whole_modules(snapshot, [p.name for p in missing])
     names = facts.listing([*modules, *parameters])
     in_front = _lie_in_front(snapshot, missing, held)
-    severity: Severity = "note" if in_front and not _is_another_copy(optimizer, missing) else "warning"
+    severity: Severity = (
+        "note" if in_front and not _is_another_copy(optimizer, missing) else "warning"
+    )
     why = ""
     if _is_another_copy(optimizer, missing):
         why = " It holds parameters like them that are not this model's."

@@ -194,7 +194,14 @@ def test_parameters_of_others_are_not_moved():
 )
 def test_what_makes_an_optimiser_is_called_with_the_parameters(given):
     found = seen(net(), given)
-    assert found.groups[0].held == ("0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias")
+    assert found.groups[0].held == (
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "4.weight",
+        "4.bias",
+    )
     assert found.groups[0].lr == 1e-3
 
 
