@@ -135,8 +135,9 @@ class Group:
     """A group of parameters of an optimiser, and its settings.
 
     ``optimizer``: its class; ``index``: which one of several. ``initial_lr``, ``max_lr``: what a
-    schedule has put beside the rate. ``momentum``: SGD's. ``decoupled``: weight decay is no part of
-    the gradient. ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
+    schedule has put beside the rate. ``later``: how long later steps are
+    beside the first one, which gathers no momentum and knows no scale. ``decoupled``: weight decay
+    is no part of the gradient. ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
     """
 
     optimizer: str
@@ -144,7 +145,7 @@ class Group:
     lr: float
     initial_lr: float = math.nan
     max_lr: float = math.nan
-    momentum: float = 0.0
+    later: float = 1.0
     weight_decay: float = 0.0
     decoupled: bool = False
     held: tuple[str, ...] = ()

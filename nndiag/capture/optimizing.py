@@ -124,7 +124,7 @@ def held_by(optimizers: Iterable[TorchOptimizer], named: Mapping[str, nn.Paramet
                     _number(settings.get("lr")),
                     _number(settings.get("initial_lr")),
                     _number(settings.get("max_lr")),
-                    _number(settings.get("momentum", 0.0)),
+                    1.0 if optimizer.state else _later(optimizer, settings),
                     _number(settings.get("weight_decay", 0.0)),
                     _is_decoupled(optimizer, settings),
                     tuple(held),
@@ -148,6 +148,18 @@ def _is_decoupled(optimizer: TorchOptimizer, settings: Mapping[str, Any]) -> boo
     flag = settings.get("decoupled_weight_decay")
     names = {kind.__name__ for kind in type(optimizer).__mro__}
     return bool(flag) or bool(names & _DECOUPLED)
+
+
+def _later(optimizer: TorchOptimizer, settings: Mapping[str, Any]) -> float:
+    """How long later steps are beside the first one, for gradients that stay the same."""
+    momentum, alpha = (_number(settings.get(name)) for name in ("momentum", "alpha"))
+    if isinstance(optimizer, torch.optim.RMSprop) and 0 < alpha < 1:
+        return math.sqrt(1 - alpha)  # its running mean of squares starts at zero, uncorrected
+    if isinstance(optimizer, torch.optim.Adagrad):
+        return math.sqrt(0.1)  # after ten steps
+    if isinstance(optimizer, torch.optim.SGD) and 0 < momentum < 1:
+        return 1 / (1 - momentum)
+    return 1.0
 
 
 def _number(value: Any) -> float:
@@ -397,6 +409,9 @@ def _along(
     losses, again = {1.0: _value(value)}, []
     if not losses[1.0] > known.before + noise:
         del value
+        later = max((group.later for group in known.groups if group.held), default=1.0)
+        if later > 1 and math.isfinite(losses[1.0]):
+            losses[later] = trial.loss_at(move, later)  # as long as it will be with full momentum
         for times in FAR if math.isfinite(losses[1.0]) else ():
             losses[times] = trial.loss_at(move, times)
             if not losses[times] <= known.before + noise:

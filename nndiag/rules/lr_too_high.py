@@ -57,10 +57,10 @@ RULE = Rule(
     needs=("loss", "optimizer"),
     thresholds={
         "rise": Threshold(
-            5,
+            3,
             "measured: reports/calibration/learning-rates.md: the loss after each of two steps, as "
-            "a multiple of the loss before or of a constant output's; after the second one it stays "
-            "below 3 at ten times the usual rates",
+            "a multiple of the loss before or of a constant output's; at ten times the usual rates "
+            "it stays below after the second one",
             1,
             unit="factor",
         ),
@@ -68,6 +68,13 @@ RULE = Rule(
             2,
             "measured: reports/calibration/learning-rates.md: the same after the first step, where "
             "the second one raises it further",
+            1,
+            unit="factor",
+        ),
+        "runaway": Threshold(
+            100,
+            "measured: reports/calibration/learning-rates.md: the same after the second step, "
+            "however little the first one raises it",
             1,
             unit="factor",
         ),
@@ -86,31 +93,32 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     if not optimizer.losses or not math.isfinite(optimizer.before):
         return
     rate = max((group.lr for group in optimizer.groups if group.held), default=0.0)
-    constant = 0.0 if math.isnan(optimizer.constant) else abs(optimizer.constant)
-    usual = max(abs(optimizer.before), constant, 1e-30)
+    usual = _usual(optimizer)
     steps = (optimizer.after, *optimizer.again)
     worst = next((loss for loss in steps if not math.isfinite(loss)), None)
     rises = [(loss - optimizer.before) / usual + 1 for loss in steps]
-    if worst is None and (len(rises) < 2 or min(rises) <= thresholds.rising):
+    against = "rise" if worst is not None else _measure(optimizer, rises, thresholds)
+    if not against:
         return
-    if worst is None and min(rises) <= thresholds.rise and rises[1] < rises[0]:
-        return
-    rise = math.inf if worst is not None else rises[-1]
     if worst is not None:
         after = f"{number(worst)} after {'one' if worst is steps[0] else 'two'} of them"
-    else:
+    elif len(steps) > 1:
         after = f"{number(steps[0])} after one and {number(steps[-1])} after two"
+    else:
+        steps = (*steps, _later(optimizer) * usual)
+        after = f"{number(steps[-1])} where the step is as long as with full momentum"
     yield RULE.finding(
         "(optimizer)",
         f"Steps of {optimizer.name} at rate {number(rate)} take the loss of this batch from "
         f"{number(optimizer.before)} to {after}.",
-        summary=f"The loss will run away: at rate {number(rate)}, two steps take it from "
+        summary=f"The loss will run away: at rate {number(rate)}, its first steps take it from "
         f"{number(optimizer.before)} to {number(steps[-1] if worst is None else worst)}.",
         severity="note" if trained.training(snapshot) and worst is None else None,
-        against=("rise" if rise > thresholds.rise else "rising", thresholds),
+        against=(against, thresholds),
         evidence={
-            "rise": rise,
+            "rise": math.inf if worst is not None else min(rises),
             "rising": rises[0],
+            "runaway": rises[-1] if len(rises) > 1 else _later(optimizer),
             "rate": rate,
             "loss": optimizer.before,
             "after_one": steps[0],
@@ -119,6 +127,34 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
         },
         fixes=(_lower(optimizer, rate),),
     )
+
+
+def _usual(optimizer: Optimizer) -> float:
+    """The loss before, or of a constant output where that is larger."""
+    constant = 0.0 if math.isnan(optimizer.constant) else abs(optimizer.constant)
+    return max(abs(optimizer.before), constant, 1e-30)
+
+
+def _later(optimizer: Optimizer) -> float:
+    """The rise after a step that is as long as it will be once momentum has gathered."""
+    later = max((group.later for group in optimizer.groups if group.held), default=1.0)
+    loss = dict(optimizer.losses).get(later, optimizer.before)
+    rise = (loss - optimizer.before) / _usual(optimizer) + 1
+    return rise if math.isfinite(rise) else math.inf
+
+
+def _measure(optimizer: Optimizer, rises: list[float], thresholds: Thresholds) -> str:
+    """The threshold that the rises after one and after two steps are beyond; "" if none."""
+    if len(rises) < 2:
+        return "runaway" if _later(optimizer) > thresholds.runaway else ""
+    first, second = rises
+    # RMSprop and Adagrad make a first step that is much longer than those after it.
+    allowed = 2 if any(g.held and g.later < 1 for g in optimizer.groups) else 1
+    if min(first, second) > thresholds.rise * allowed:
+        return "rise"
+    if first > thresholds.rising * allowed and second >= first:
+        return "rising"
+    return "runaway" if second > thresholds.runaway else ""
 
 
 def _lower(optimizer: Optimizer, rate: float) -> Fix:

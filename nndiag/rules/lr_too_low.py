@@ -48,7 +48,10 @@ from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
 from nndiag.stats import Snapshot
 
-__all__ = ["RULE", "check"]
+__all__ = ["FAR", "RULE", "check"]
+
+FAR = 1000
+"""The farthest multiple of the step that is tried."""
 
 RULE = Rule(
     code="ND803",
@@ -112,11 +115,14 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     change = abs(optimizer.change / before) * share
     lower = [times for times, loss in optimizer.losses if loss <= before + optimizer.noise]
     farthest = max(lower, default=0.0)
-    multiple = farthest / share
     update = _norm(optimizer, "move") / max(_norm(optimizer, "value"), 1e-30) * share
-    if change >= thresholds.change or multiple < thresholds.multiple:
+    if farthest < thresholds.multiple:
         return
-    if _is_proportional(optimizer) and update >= thresholds.update:
+    if _is_proportional(optimizer):  # a short update may be the gradient's doing
+        tiny = change < thresholds.change and update < thresholds.update
+        if not tiny and (update >= thresholds.update / 3 or farthest < FAR):
+            return
+    elif change >= thresholds.change:
         return
     evidence_of_training = trained.training(snapshot)
     moving = [group for group in optimizer.groups if group.held and group.peak_lr > 0]
@@ -132,7 +138,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
         against=("change", thresholds),
         evidence={
             "change": change,
-            "multiple": multiple,
+            "multiple": farthest,
             "update": update,
             "rate": rate,
             "loss": before,
@@ -166,12 +172,9 @@ def _cannot_tell(optimizer: Optimizer, thresholds: Thresholds) -> str:
 
 
 def _scale(optimizer: Optimizer) -> float:
-    """How many times this step a step will be: at a schedule's peak, and with full momentum."""
+    """How many times this step a step will be: at a schedule's peak, and once it is under way."""
     moving = [g for g in optimizer.groups if g.held and g.lr > 0]
-    peak = max((g.peak_lr / g.lr for g in moving), default=1.0)
-    momentum = max((g.momentum for g in moving), default=0.0)
-    gathered = 1.0 if optimizer.has_state or not 0 < momentum < 1 else 1 / (1 - momentum)
-    return peak * gathered
+    return max((g.peak_lr / g.lr * g.later for g in moving), default=1.0)
 
 
 def _gradient(optimizer: Optimizer) -> float:
@@ -180,7 +183,7 @@ def _gradient(optimizer: Optimizer) -> float:
 
 
 def _is_proportional(optimizer: Optimizer) -> bool:
-    """Whether the update grows and shrinks with the gradient: then a short one may be its doing."""
+    """Whether the update grows and shrinks with the gradient."""
     return all(group.optimizer in ("SGD", "ASGD") for group in optimizer.groups if group.held)
 
 

@@ -125,7 +125,9 @@ def rates() -> Iterator[Case]:
         for n, net in enumerate(NETS):
             names = list(OPTIMIZERS)
             for k, factor in enumerate(factors):
-                name = names[(2 * n + k) % len(names)]
+                # SGD at a thousand times its rate still trains some of these: seen one by one.
+                shift = 2 if rule == "lr-too-high" else 0
+                name = names[(2 * n + k + shift) % len(names)]
 
                 def hurt(m: Made, name: str = name, factor: float = factor) -> Any:
                     return (*m, OPTIMIZERS[name](m[0].parameters(), factor))
