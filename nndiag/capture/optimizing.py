@@ -409,9 +409,6 @@ def _along(
     losses, again = {1.0: _value(value)}, []
     if not losses[1.0] > known.before + noise:
         del value
-        later = max((group.later for group in known.groups if group.held), default=1.0)
-        if later > 1 and math.isfinite(losses[1.0]):
-            losses[later] = trial.loss_at(move, later)  # as long as it will be with full momentum
         for times in FAR if math.isfinite(losses[1.0]) else ():
             losses[times] = trial.loss_at(move, times)
             if not losses[times] <= known.before + noise:
