@@ -230,9 +230,9 @@ def test_shares_and_factors_say_what_they_are(module):
         assert threshold.unit != "factor" or threshold.low == 1, name
 
 
-def test_codes_and_names_are_unique_and_there_are_fourteen():
+def test_codes_and_names_are_unique_and_there_are_twenty():
     codes = [m.RULE.code for m in RULES.values()]
-    assert len(set(codes)) == len(codes) == len(RULES) == 14
+    assert len(set(codes)) == len(codes) == len(RULES) == 20
 
 
 def test_a_rule_that_crashes_costs_nobody_else_their_verdict(examples, monkeypatch):

@@ -184,6 +184,4 @@ def uncleared(m: Made) -> Any:
     return (*m, torch.optim.Adam(model.parameters(), 1e-3))
 
 
-NOTES: list[Case] = [
-    case("not-cleared", "gradient-not-cleared", net, uncleared) for net in NETS
-]
+NOTES: list[Case] = [case("not-cleared", "gradient-not-cleared", net, uncleared) for net in NETS]

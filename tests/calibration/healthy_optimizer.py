@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -88,7 +87,10 @@ def in_two(m: Made) -> Any:
     """One optimiser for each half, as a generator and a discriminator have."""
     everything = list(m[0].parameters())
     half = len(everything) // 2
-    return (*m, [torch.optim.Adam(everything[:half], 1e-3), torch.optim.SGD(everything[half:], 0.05)])
+    return (
+        *m,
+        [torch.optim.Adam(everything[:half], 1e-3), torch.optim.SGD(everything[half:], 0.05)],
+    )
 
 
 def with_others(m: Made) -> Any:

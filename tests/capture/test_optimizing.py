@@ -267,7 +267,18 @@ def test_without_a_loss_only_what_it_holds_is_seen():
         (lambda m: lambda parameters: None, "but got None"),
         (lambda m: emptied(m), "holds no parameter"),
     ],
-    ids="scheduler scaler model name rate none mixed raises nothing empty".split(),
+    ids=[
+        "scheduler",
+        "scaler",
+        "model",
+        "name",
+        "rate",
+        "none",
+        "mixed",
+        "raises",
+        "nothing",
+        "empty",
+    ],
 )
 def test_what_is_no_optimiser_is_one_clear_error(given, message):
     model = net()
