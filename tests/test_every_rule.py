@@ -41,6 +41,7 @@ def run(code, names):
         batches(names["batch"], model),
         needs=judge.needed(RULES),
         loss=LossMaker(names.get("loss_fn"), 0),
+        optimizer=names.get("optimizer"),
         seed=0,
         max_batches=4,
     )

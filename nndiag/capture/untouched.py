@@ -50,6 +50,10 @@ class SavedState:
         """Clear all gradients and seed all random generators."""
         for tensor in self._leaves:
             tensor.grad = None
+        self.reseed()
+
+    def reseed(self) -> None:
+        """Seed all random generators."""
         if self._seed is not None:
             for _, _, seed in self._generators:
                 seed(self._seed)

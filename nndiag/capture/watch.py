@@ -25,6 +25,7 @@ from nndiag.capture.leaves import unregistered
 from nndiag.capture.lineage import next_function
 from nndiag.capture.losses import experiment
 from nndiag.capture.modules import is_script, is_torch_leaf
+from nndiag.capture.optimizing import Trial, filled, held_by, optimizers_of, try_steps
 from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.probes import gap, mixing
 from nndiag.capture.recorder import Recorder
@@ -32,7 +33,7 @@ from nndiag.capture.step import shifts, step
 from nndiag.capture.untouched import SavedState, untouched
 from nndiag.capture.weights import RunningStatistics
 from nndiag.errors import LossError, ModelError
-from nndiag.experiment import Baseline, Experiment, LossCall
+from nndiag.experiment import Baseline, Experiment, LossCall, Optimizer
 from nndiag.loss import LossMaker
 from nndiag.stats import (
     Layer,
@@ -101,6 +102,8 @@ class _CheckState:
     no_step: str = ""
     device: str = ""
     experiment: Experiment = field(default_factory=Experiment)
+    optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
+    optimizer: Optimizer | None = None
 
     def recorder(self, *, gradients: bool, tick: Tick, only_inputs: bool = False) -> Recorder:
         return Recorder(
@@ -131,13 +134,19 @@ def watch(
         BatchError, LossError: a batch or the loss does not fit.
     """
     names = {module: name for name, module in model.named_modules()}
+    parameters = dict(model.named_parameters())
+    is_judged = optimizer is not None and "optimizer" in needs
+    there = filled(parameters) if is_judged else {}
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         eager(),
         untouched(seed, model, loss.loss_fn) as saved,
     ):
-        run = _CheckState(names, dict(model.named_parameters()), next_function())
+        run = _CheckState(names, parameters, next_function())
+        if is_judged:
+            run.optimizers = optimizers_of(optimizer, model)
+            run.optimizer = dataclasses.replace(held_by(run.optimizers, parameters), filled=there)
         iterator = iter(stream)
         for _ in range(max_batches):
             with saved.drawing_data():
@@ -186,6 +195,7 @@ def _record_batch(
         value = _loss(output, batch, loss, run, recorder) if wants_loss else None
         shapes = tuple(tuple(x.shape) for x in tensors_in(output))
         alone = _only_output(output, recorder) if first and "loss" in needs else None
+        kept = detached(output) if first and run.optimizers else None
         del output  # free what only the loss needed before the backward runs
         reached = gradients and value is not None and _backward(value, recorder, run)
         del value
@@ -223,9 +233,24 @@ def _record_batch(
     run.batches += 1
     if first:
         run.device = str(next((t.device for t in tensors_in((batch.args, batch.kwargs))), "cpu"))
+        found = {name: p.grad for name, p in run.model_parameters.items()} if reached else {}
         if "step" in needs and reached:
             _virtual_step(model, batch, run, saved, tick)
+        if run.optimizer is not None:
+            because = run.no_gradients or ("" if _is_real(run) else "pass target= and loss_fn=")
+            if because:
+                run.optimizer = dataclasses.replace(run.optimizer, no_step_because=because)
+            else:
+                trial = Trial(model, batch, loss, saved, run.model_parameters, run.first_function)
+                run.optimizer = try_steps(
+                    run.optimizer, run.optimizers, trial, found, kept, run.loss.value
+                )
+            run.experiment = dataclasses.replace(run.experiment, optimizer=run.optimizer)
         _probe(model, batch, run, recorder, needs, loss, saved)
+
+
+def _is_real(run: _CheckState) -> bool:
+    return run.loss.kind in ("loss_fn", "output.loss") or bool(run.experiment.calls)
 
 
 def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
