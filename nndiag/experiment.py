@@ -15,8 +15,10 @@ __all__ = [
     "Experiment",
     "LossCall",
     "Made",
+    "Mixing",
     "Operand",
     "Optimizer",
+    "TrainEvalGap",
     "Unregistered",
     "Values",
 ]
@@ -130,6 +132,34 @@ class LossCall:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """Whether one sample's output depends on another sample's input, in evaluation mode.
+
+    Of ``samples`` samples one was replaced. ``changed``: how many of the others' outputs changed;
+    ``most``: by how much at most, as a share of the outputs' rms. ``error``: why that is not known.
+    """
+
+    samples: int = 0
+    changed: int = 0
+    most: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class TrainEvalGap:
+    """The loss of one batch in training mode and in evaluation mode.
+
+    ``norms_only``: with dropout off, and BatchNorm as in training. ``tracked``: how many batches
+    BatchNorm's running averages have seen, at least.
+    """
+
+    train: float
+    evaluation: float
+    norms_only: float
+    tracked: float
+
+
+@dataclass(frozen=True)
 class Unregistered:
     """A tensor that learns from the loss but is no parameter of the model.
 
@@ -169,5 +199,7 @@ class Experiment:
     calls: tuple[LossCall, ...] = ()
     targets: dict[str, Values] = field(default_factory=dict)
     unregistered: tuple[Unregistered, ...] = ()
+    mixing: Mixing | None = None
+    gap: TrainEvalGap | None = None
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="

@@ -95,8 +95,9 @@ class Rule:
     """The fixed part of a rule.
 
     ``needs``: what it cannot judge without: "outputs", "gradients", "step" (a virtual update),
-    "loss" (the caller's loss or the model's own), "optimizer". Without it the rule is skipped and
-    the report says why. ``uses``: what it judges better with.
+    "loss" (the caller's loss or the model's own), "optimizer", "mixing" (whether samples see one
+    another), "evaluation" (the loss in evaluation mode). Without it the rule is skipped and the
+    report says why. ``uses``: what it judges better with.
     """
 
     code: str

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from effort import LAID_OUT, left_out
+from effort import LAID_OUT, left_out, looked_at_harder
 
 from nndiag import rules
 
@@ -76,4 +76,21 @@ def test_of_a_test_with_many_cases_one_in_so_many_is_quick(pytester):
 
     assert [item.name for item in items if item not in left] == [
         "test_one[x-x]", "test_one[y-y]", "test_other",
+    ]  # fmt: skip
+
+
+def test_laws_and_tests_that_call_one_are_looked_at_harder(pytester):
+    items = pytester.getitems(
+        "from hypothesis import given, strategies as st\n"
+        "@given(st.integers())\n"
+        "def law(n): pass\n"
+        "@given(st.integers())\n"
+        "def test_law(n): pass\n"
+        "def test_that_calls_one(): law()\n"
+        "def test_with_one_inside(): given(st.integers())(lambda n: None)()\n"
+        "def test_other(): pass\n"
+    )
+
+    assert [item.name for item in looked_at_harder(items)] == [
+        "test_law", "test_that_calls_one", "test_with_one_inside",
     ]  # fmt: skip

@@ -162,6 +162,7 @@ def softmax(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, No
     dim = call.bound.get("dim")
     dim = -1 if dim is None else dim
     row.options = softmax_options(z, dim, trail.axes)
+    rec.paths.loses_samples |= bool(row.options["over_samples"])
     rec.measure_optional(row, "its rows", lambda: (opaque.one_hot_rows(call.op, z, dim), ""))
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
@@ -371,6 +372,7 @@ def same_values(rec: Recording, call: Call) -> Generator[None, Any, None]:
     trail = paths.trail_of(x)
     if trail is not None and result.shape == x.shape:
         paths.trails[result] = trail
+        paths.loses_samples |= call.op in ("roll", "flip")  # along the samples, too, perhaps
         if call.op not in _OTHER_VALUES:
             _carry(rec, x, [result], call)
     elif trail is None:

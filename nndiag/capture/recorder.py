@@ -359,8 +359,11 @@ class Recorder(TorchFunctionMode):
             handling = started
         result = func(*args, **kwargs)
         if handling is not None:
-            with self._own_arithmetic(where), contextlib.suppress(StopIteration):
-                handling.send(result)
+            with self._own_arithmetic(where):
+                with contextlib.suppress(StopIteration):
+                    handling.send(result)
+                if self._loss_scope is None:
+                    self.paths.follow_samples(call.tensors, result)
         return result
 
     def _note_leaf(self, x: torch.Tensor, scope: Scope | None) -> None:

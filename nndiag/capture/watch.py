@@ -23,6 +23,7 @@ from nndiag.capture.lineage import next_function
 from nndiag.capture.losses import experiment
 from nndiag.capture.modules import is_script, is_torch_leaf
 from nndiag.capture.parameters import measure_parameters
+from nndiag.capture.probes import gap, mixing
 from nndiag.capture.recorder import Recorder
 from nndiag.capture.step import shifts, step
 from nndiag.capture.untouched import SavedState, untouched
@@ -210,6 +211,7 @@ def _record_batch(
         run.device = str(next((t.device for t in tensors_in((batch.args, batch.kwargs))), "cpu"))
         if "step" in needs and reached:
             _virtual_step(model, batch, run, saved, tick)
+        _probe(model, batch, run, recorder, needs, loss, saved)
 
 
 def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
@@ -279,6 +281,34 @@ def _virtual_step(
     del gradients
     recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     run.shifts, run.no_step = shifts(model, batch, recorder, run.layers)
+
+
+def _probe(
+    model: nn.Module,
+    batch: Batch,
+    run: _CheckState,
+    recorder: Recorder,
+    needs: frozenset[str],
+    loss: LossMaker,
+    saved: SavedState,
+) -> None:
+    """Short forwards in evaluation mode, where something hangs on them."""
+    mixes, paths = None, recorder.paths
+    if "mixing" in needs and (paths.loses_samples or paths.axis):
+        mixes = mixing(model, batch, paths.axis, saved.reset)
+
+    def in_this_mode() -> float:
+        args, kwargs = detached((batch.args, dict(batch.kwargs)))
+        output = model(*args, **kwargs)
+        return float(loss(output, Batch(target=detached(batch.target)))[1].detach())
+
+    differ = None
+    if "evaluation" in needs and run.loss.kind in ("loss_fn", "output.loss"):
+        try:
+            differ = gap(model, run.loss.value, in_this_mode, saved.reset)
+        except Exception as error:  # reported: the rest can still be judged
+            run.not_observed[f"evaluation mode: the model raised {type(error).__name__}"] = None
+    run.experiment = dataclasses.replace(run.experiment, mixing=mixes, gap=differ)
 
 
 # -- the snapshot ------------------------------------------------------------------------------

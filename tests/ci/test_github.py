@@ -50,14 +50,12 @@ def job(tmp_path):
     return run
 
 
+@pytest.mark.exhaustive
 def test_a_well_model_passes_and_leaves_its_reports(job, tmp_path):
     status, told = job(model=f"{NETS}:healthy_cnn")
 
     assert status == 0, told
-    outputs = dict(line.split("=", 1) for line in (tmp_path / "outputs").read_text().splitlines())
-    assert (tmp_path / outputs["report"]).is_file()
-    assert json.loads((tmp_path / outputs["sarif"]).read_text("utf-8"))["version"] == "2.1.0"
-    assert (tmp_path / "nndiag-reports" / "index.html").is_file()
+    assert_reports_are_in(tmp_path)
     assert "::error" not in told
     assert "::warning" not in told
 
@@ -70,6 +68,14 @@ def test_a_sick_one_fails_with_annotations_and_a_summary(job, tmp_path):
     summary = (tmp_path / "summary.md").read_text("utf-8")
     assert "vanishing-gradient" in summary
     assert (tmp_path / "nndiag-reports" / "report.sarif").is_file()
+    assert_reports_are_in(tmp_path)
+
+
+def assert_reports_are_in(folder):
+    outputs = dict(line.split("=", 1) for line in (folder / "outputs").read_text().splitlines())
+    assert (folder / outputs["report"]).is_file()
+    assert json.loads((folder / outputs["sarif"]).read_text("utf-8"))["version"] == "2.1.0"
+    assert (folder / "nndiag-reports" / "index.html").is_file()
 
 
 @pytest.mark.exhaustive

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from effort import tried
 from gallery.robustness import experiment as page
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -45,7 +46,7 @@ def right(model, x, y):
         return (model(x).argmax(dim=1) == y).double().mean().item()
 
 
-@settings(max_examples=30, deadline=None)
+@tried(30)
 @given(st.integers(1, 9), st.floats(0.01, 2), st.integers(0, 2**31 - 1))
 def by_every_corner(n, eps, draw):
     generator = np.random.default_rng(draw)
