@@ -193,7 +193,9 @@ class Optimizer:
 class Experiment:
     """What the first batch shows of the experiment around the network.
 
-    ``targets``: the tensors of the target, as "target" or "target.KEY".
+    ``targets``: the tensors of the target, as "target" or "target.KEY". ``output_rows``: rows of
+    the model's outputs whose gradient was looked at, ``output_zero_rows``: those where it is
+    exactly zero.
     """
 
     calls: tuple[LossCall, ...] = ()
@@ -203,3 +205,5 @@ class Experiment:
     gap: TrainEvalGap | None = None
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="
+    output_rows: int = 0
+    output_zero_rows: int = 0

@@ -11,7 +11,7 @@ from torch import nn
 
 from nndiag.capture.recorder import Recorder
 
-__all__ = ["backward"]
+__all__ = ["backward", "without_other_gradients"]
 
 
 def backward(
@@ -29,7 +29,7 @@ def backward(
     """
     try:
         with (
-            _without_other_gradients(
+            without_other_gradients(
                 value, parameters, first_function, recorder.other_leaves
             ) as has_foreign_part,
             recorder.backward(),
@@ -41,7 +41,7 @@ def backward(
 
 
 @contextlib.contextmanager
-def _without_other_gradients(
+def without_other_gradients(
     value: torch.Tensor,
     parameters: Iterable[nn.Parameter],
     first_function: int,

@@ -289,9 +289,7 @@ def _detr() -> tuple[Any, Any]:
         "backbone_config": backbone, "use_timm_backbone": False, "use_pretrained_backbone": False,
         "backbone": None, "num_queries": 5,
     }  # fmt: skip
-    return _transformers(
-        "DetrModel", options, {"pixel_values": torch.randn(SAMPLES, 3, 64, 64)}
-    )
+    return _transformers("DetrModel", options, {"pixel_values": torch.randn(SAMPLES, 3, 64, 64)})
 
 
 def _speech() -> tuple[Any, Any]:
