@@ -169,16 +169,13 @@ def _judge(snapshot: Snapshot, layer: Layer, thresholds: Thresholds, confidence:
     assert flat.open is not None
     units, dead, samples = len(flat.open), flat.closed, flat.samples
     correlation = _input_correlation(snapshot, layer)
-    drawn = layer.facts.get("random_units_count", 0.0)
+    drawn, off = (int(layer.facts.get(f"random_{n}_count", 0)) for n in ("units", "closed"))
     known = drawn > 0 or not math.isnan(correlation)
-    if drawn:
-        closed = layer.facts["random_closed_count"]
-        probability = theory.probability_bound(int(closed), int(drawn))
-        healthy = theory.count_bound(units, probability, confidence)
-    else:
-        healthy = theory.never_active_bound(
-            units, samples, correlation if known else 1.0, confidence
-        )
+    if off:
+        healthy = theory.count_bound(units, theory.probability_bound(off, drawn), confidence)
+    else:  # too rare for the draw to show: the theory is good to the last digit
+        pairwise = 1.0 if math.isnan(correlation) else correlation
+        healthy = theory.never_active_bound(units, samples, pairwise, confidence)
     share = dead / units
     severity: Severity = "note"
     if dead == units and graph.only_path(snapshot, layer.node):

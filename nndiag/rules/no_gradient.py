@@ -59,7 +59,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from nndiag import flow, graph, ops
@@ -136,12 +136,23 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     cut = {row.node: row for p in without if _none(p) for row in users[p.name]}
     cut_bits = graph.bits(cut)
     learning = {p.library for p in trainable if not _none(p) and not _zero(p)}
+    cleared: dict[str, list[Finding]] = {}
     for p in without:
         rows = users[p.name]
         if _none(p):
-            yield _gets_none(p, snapshot, rows, cut, cut_bits, learning)
-        elif not _by_construction(snapshot, p, rows, silent):
-            yield _gets_zero(p, snapshot, rows, learning)
+            finding = _gets_none(p, snapshot, rows, cut, cut_bits, learning)
+        elif _by_construction(snapshot, p, rows, silent):
+            continue
+        else:
+            finding = _gets_zero(p, snapshot, rows, learning)
+        if p.again in _CLEARED:
+            cleared.setdefault(p.again, []).append(finding)
+        else:
+            yield finding
+    for same in cleared.values():
+        more = len(same) - 1
+        others = f" The same holds for {flow.plural(more, 'more parameter')}." if more else ""
+        yield replace(same[0], message=same[0].message + others)
 
 
 def _nothing_learns(snapshot: Snapshot, trainable: list[Parameter]) -> Finding:
@@ -243,12 +254,16 @@ def _gets_zero(
     )
 
 
+_CLEARED = {
+    "later step": " After one small step it gets one: a factor behind it starts at zero.",
+    "other seed": " With another seed it gets one: its branch was dropped for this whole batch.",
+}
+
+
 def _known_reason(p: Parameter, learning: set[str | None]) -> str:
     """Why a missing gradient is no fault: what a second look saw, or how a library is built."""
-    if p.again == "later step":
-        return " After one small step it gets one: a factor behind it starts at zero."
-    if p.again == "other seed":
-        return " With another seed it gets one: its branch was dropped for this whole batch."
+    if p.again in _CLEARED:
+        return _CLEARED[p.again]
     if p.library is not None and p.library in learning:
         return (
             f" Other parameters of {p.library or 'the model'} learn: its library builds it for an "

@@ -49,7 +49,7 @@ TORCHVISION = {
         shufflenet_v2_x1_0 squeezenet1_0 squeezenet1_1 efficientnet_b0 efficientnet_b1
         efficientnet_v2_s regnet_x_400mf regnet_y_400mf convnext_tiny swin_t swin_v2_t vgg11
         vgg11_bn alexnet googlenet""",
-    96: "inception_v3",
+    299: "inception_v3",
 }
 SEGMENTATION = "deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large fcn_resnet50"
 VIDEO = "r3d_18 mc3_18 r2plus1d_18"
