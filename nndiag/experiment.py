@@ -326,6 +326,8 @@ class Experiment:
 
     ``targets``: the tensors of the target, as "target" or "target.KEY". ``inputs``: the raw data,
     as "input" or "input.KEY". ``outputs``: the shapes of the tensors that the model returned.
+    ``output_rows``: rows of the model's outputs whose gradient was looked at, ``output_zero_rows``:
+    those where it is exactly zero.
     """
 
     calls: tuple[LossCall, ...] = ()
@@ -338,3 +340,5 @@ class Experiment:
     inputs: dict[str, Columns] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="
+    output_rows: int = 0
+    output_zero_rows: int = 0

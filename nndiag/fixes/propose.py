@@ -23,6 +23,7 @@ __all__ = [
     "normalize",
     "recalibrate",
     "redraw",
+    "replace",
     "rescale",
     "reset",
     "reset_norms",
@@ -347,6 +348,34 @@ def _norm_code(norms: Sequence[places.Norm]) -> str:
     if len(different) == 1:
         return written_module(different[0])
     return " or ".join(dict.fromkeys(f"nn.{norm[0]}(its width)" for norm in different))
+
+
+def replace(
+    snapshot: Snapshot, layer: Layer, new: str, function: str, why: str, effect: str
+) -> Iterator[Fix]:
+    """Replace one activation, at the output too, by a class of torch.nn without arguments.
+
+    ``function``: what to write in forward in place of a call.
+    """
+    if flow.is_module(layer) and facts.is_named(layer):
+        yield Fix(
+            "swap-activation",
+            f"Replace {layer.kind} by {new} at {layer.name}.",
+            why,
+            effect,
+            "architecture",
+            _action("swap", [flow.owner(snapshot, layer)], new),
+            f"In __init__, replace {_module_code(layer)} by {written_module((new,))}",
+        )
+    else:
+        yield Fix(
+            "advice",
+            f"Replace {_op_names([layer])} by {new}{_locations([layer])}.",
+            why,
+            effect,
+            "architecture",
+            source=f"In forward, write {function} in place of {_op_names([layer])}.",
+        )
 
 
 def swap(
