@@ -16,6 +16,7 @@ __all__ = [
     "TARGET",
     "Baseline",
     "Experiment",
+    "Fresh",
     "Group",
     "LossCall",
     "Made",
@@ -321,6 +322,19 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Fresh:
+    """A copy of a trained, sick network with new weights, on the same batch.
+
+    ``found``: rules with an error or a warning for the copy; ``sick``: those about the trained
+    network's values; ``severe``: whether one of these is an error.
+    """
+
+    found: tuple[str, ...]
+    sick: tuple[str, ...]
+    severe: bool = False
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What the first batch shows of the experiment around the network.
 
@@ -337,6 +351,7 @@ class Experiment:
     unregistered: tuple[Unregistered, ...] = ()
     mixing: Mixing | None = None
     gap: TrainEvalGap | None = None
+    fresh: Fresh | None = None
     inputs: dict[str, Columns] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="

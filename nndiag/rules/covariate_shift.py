@@ -92,6 +92,7 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
         "input-missing",
         "input-scale",
         "input-not-centered",

@@ -81,6 +81,7 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
         "input-missing",
         "input-scale",
         "input-outliers",

@@ -100,6 +100,7 @@ RULE = Rule(
         "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1, "share"),
     },
     caused_by=(
+        "training-damage",
         "input-scale",
         "symmetry",
     ),

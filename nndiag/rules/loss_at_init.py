@@ -84,6 +84,7 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
         "non-finite",
         "output-activation",
         "loss-mismatch",

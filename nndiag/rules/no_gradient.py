@@ -77,6 +77,7 @@ RULE = Rule(
     about="parameters",
     uses=("gradients", "second look"),
     caused_by=(
+        "training-damage",
         "input-missing",
         "non-finite",
         "degenerate-softmax",

@@ -85,6 +85,7 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
         "input-missing",
         "input-scale",
         "input-not-centered",

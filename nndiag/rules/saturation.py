@@ -109,6 +109,7 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
         "input-missing",
         "input-scale",
         "input-outliers",

@@ -90,6 +90,7 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
         "constant-feature",
         "input-missing",
         "input-scale",

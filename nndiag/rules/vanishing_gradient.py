@@ -110,6 +110,7 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
         "input-missing",
         "input-scale",
         "non-finite",
