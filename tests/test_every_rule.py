@@ -18,7 +18,6 @@ from torch import nn
 
 import nndiag
 from nndiag import judge, rule, rules
-from nndiag.capture.watch import watch
 from nndiag.causes import explain
 from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
