@@ -108,12 +108,13 @@ _ABOUT_VALUES = ("parameters", "activations", "gradients")
 def _made_sick(snapshot: Snapshot, findings: Iterable[Finding]) -> list[Finding]:
     """The findings about the values of a network whose training may be their cause."""
     base = snapshot.experiment.baseline
-    if base is None or (math.isfinite(base.loss) and base.loss < base.constant):
+    if math.isfinite(snapshot.loss.value) and (base is None or base.loss < base.constant):
         return []
     about = {rule.name: rule.about for rule in catalogue().values()}
-    severe = [f for f in findings if f.severity != "note"]
-    sick = [f for f in severe if about.get(f.rule) in _ABOUT_VALUES]
-    return sick if sick and training(snapshot) else []
+    sick = [f for f in findings if f.severity != "note" and about.get(f.rule) in _ABOUT_VALUES]
+    # No initialisation leaves NaN behind.
+    broken = any(p.value.nonfinite for p in snapshot.parameters)
+    return sick if sick and (broken or training(snapshot)) else []
 
 
 def _fresh(
