@@ -44,6 +44,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from nndiag import loss_calls
 from nndiag.experiment import Baseline
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
@@ -141,7 +142,7 @@ def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator
     elif (
         base.constant > 0
         and base.loss < thresholds.too_low * base.constant
-        and snapshot.experiment.targets
+        and _has_answers(snapshot)
     ):
         yield RULE.finding(
             "(loss)",
@@ -166,6 +167,12 @@ def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator
             evidence=evidence | {"uneven": base.loss / base.constant},
             fixes=(_BIAS,),
         )
+
+
+def _has_answers(snapshot: Snapshot) -> bool:
+    """Whether the loss compares with a target, and not the outputs with one another."""
+    calls = snapshot.experiment.calls
+    return any(loss_calls.target_of(call) is not None for call in calls)
 
 
 def _trained(base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
