@@ -180,12 +180,15 @@ def _trained(base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
         return
     worse = base.loss / max(base.constant, base.zero, 1e-12)
     far = worse > thresholds.worse
+    told = "It looks trained, but does not know the answers on this batch"
+    if far:
+        told = "What it learned does not help on this batch"
     yield RULE.finding(
         "(loss)",
         f"The network looks trained, but its loss is {number(base.loss)} on this batch. The best "
         f"constant output has {number(base.constant)}.",
-        summary=f"What it learned does not help on this batch: its loss is {number(base.loss)}, "
-        f"and a constant output has {number(base.constant)}.",
+        summary=f"{told}: its loss is {number(base.loss)}, and a constant output has "
+        f"{number(base.constant)}.",
         severity="warning" if far else "note",
         against=("worse", thresholds),
         evidence={
