@@ -29,7 +29,10 @@ FAMILIES = {
     "ND2": "Gradients",
     "ND3": "Weights and signals",
     "ND4": "Numbers",
-    "ND5": "Training dynamics",
+    "ND5": "Normalisation and shift",
+    "ND6": "Data",
+    "ND7": "Loss and targets",
+    "ND8": "Optimiser and regularisation",
 }
 
 

@@ -223,7 +223,9 @@ def check(
     optimizer: Annotated[
         str | None,
         typer.Option(
-            metavar="TARGET", help="With --trial: a function that makes it from parameters."
+            metavar="TARGET",
+            help="The training's optimiser, or optimizer(parameters) that makes it. With --fix: what "
+            "--trial trains with; Adam by default.",
         ),
     ] = None,
     force: Annotated[
@@ -242,7 +244,7 @@ def check(
     else:
         given = {
             "--allow": allow is not Allow.safe, "--trained": trained is not None,
-            "--trial": trial, "--optimizer": optimizer, "--force": force,
+            "--trial": trial, "--force": force,
         }  # fmt: skip
         if alone := [option for option, there in given.items() if there]:
             raise typer.BadParameter("it needs --fix", param_hint=alone[0])
@@ -263,6 +265,7 @@ def check(
             None if target is None else load(target),
             None if loss is None else load(loss, is_function=True),
         )
+        trainer = None if optimizer is None else load(optimizer, is_function=True)
         chosen: dict[str, Any] = {
             "select": _words(select),
             "ignore": _words(ignore),
@@ -277,12 +280,12 @@ def check(
                 allow=allow.value,
                 trained=trained,
                 trial_steps=trial,
-                optimizer=None if optimizer is None else load(optimizer, is_function=True),
+                optimizer=trainer,
                 **chosen,
             )
             report = repaired.after
         else:
-            report = run(*inputs, **chosen)
+            report = run(*inputs, optimizer=trainer, **chosen)
     if fix:
         _show_repair(repaired, formats, output, saved_as, force, quiet)
     else:

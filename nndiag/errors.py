@@ -7,6 +7,7 @@
     ├── FixError             (ValueError)      a fix that is unknown or does not fit
     ├── BatchError           (ValueError)      a batch that is empty or does not fit ``forward``
     ├── LossError            (ValueError)      no scalar loss that depends on the model
+    ├── OptimizerError       (ValueError)      no torch optimiser, or one over no parameter
     ├── CaptureError         (RuntimeError)    the model raised while it was watched
     ├── UnknownRuleError     (KeyError)        a rule or threshold that does not exist
     ├── SettingsError        (ValueError)      a setting outside its range
@@ -34,6 +35,7 @@ __all__ = [
     "MissingPackageError",
     "ModelError",
     "NNDiagError",
+    "OptimizerError",
     "OutputError",
     "ReportError",
     "SettingsError",
@@ -61,6 +63,10 @@ class BatchError(NNDiagError, ValueError):
 
 class LossError(NNDiagError, ValueError):
     """There is no scalar loss that depends on the model's parameters."""
+
+
+class OptimizerError(NNDiagError, ValueError):
+    """What was given as the optimiser is none, or holds no parameter."""
 
 
 class CaptureError(NNDiagError, RuntimeError):

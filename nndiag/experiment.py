@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from nndiag.columns import Columns
+
 __all__ = [
     "INPUT",
     "OUTPUT",
     "TARGET",
     "Baseline",
     "Experiment",
+    "Fresh",
+    "Group",
     "LossCall",
     "Made",
     "Mixing",
@@ -21,6 +25,7 @@ __all__ = [
     "Optimizer",
     "TrainEvalGap",
     "Unregistered",
+    "Update",
     "Values",
 ]
 
@@ -217,21 +222,126 @@ class Unregistered:
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """The optimiser that was given, and what its own step did.
+class Group:
+    """A group of parameters of an optimiser, and its settings.
 
-    ``name``: its class.
+    ``optimizer``: its class; ``index``: which one of several. ``initial_lr``, ``max_lr``: what a
+    schedule has put beside the rate. ``later``: how long later steps are
+    beside the first one, which gathers no momentum and knows no scale. ``decoupled``: weight decay
+    is no part of the gradient. ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
+    """
+
+    optimizer: str
+    index: int
+    lr: float
+    initial_lr: float = math.nan
+    max_lr: float = math.nan
+    later: float = 1.0
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    held: tuple[str, ...] = ()
+    foreign: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def scheduled(self) -> bool:
+        return not math.isnan(self.initial_lr)
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest rate that is known: a schedule may begin far below it."""
+        rates = (self.lr, self.initial_lr, self.max_lr)
+        return max((rate for rate in rates if not math.isnan(rate)), default=math.nan)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one step of the optimiser did to a parameter.
+
+    ``graded``: how many of its values have a gradient other than zero; ``moved``: how many of these
+    the step changed. The others are norms. ``grad``: the gradient; ``move``: the update;
+    ``value``: the values before. ``data``: the part of the gradient that comes through the model's
+    output; ``rest``: the part that does not, weight decay in it. ``pull``: the part of the update
+    that is decoupled weight decay; ``push``: all other of it.
     """
 
     name: str
+    graded: int
+    moved: int
+    grad: float
+    move: float
+    value: float
+    data: float = 0.0
+    rest: float = 0.0
+    pull: float = 0.0
+    push: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimisers that were given, and what a step of their own did on the first batch.
+
+    ``name``: their classes. ``twice``: parameters that are held more than once. ``copies``: those
+    of which another tensor over the same memory is held. ``has_state``: a step was made before.
+
+    ``before``: the loss before the step; ``noise``: by how much rounding may change it;
+    ``constant``: the loss where each sample gets the mean of the outputs. ``slope``: gradient times
+    update, the change of the loss to first order. ``losses``: pairs of a multiple of the step and
+    the loss there. ``again``: the losses after further steps, where the first one raised it.
+    ``stuck``: the step moves nothing, and would not at a rate a million times as high either.
+    ``no_step_because``, ``no_loss_because``: why there is no step, or no loss after it.
+    """
+
+    name: str
+    groups: tuple[Group, ...] = ()
+    twice: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    has_state: bool = False
+    filled: dict[str, float] = field(default_factory=dict)
+    """Norms of the gradients other than zero that were there before the check, by parameter."""
+    updates: tuple[Update, ...] = ()
+    before: float = math.nan
+    constant: float = math.nan
+    noise: float = 0.0
+    slope: float = math.nan
+    losses: tuple[tuple[float, float], ...] = ()
+    again: tuple[float, ...] = ()
+    stuck: bool = False
+    no_step_because: str = ""
+    no_loss_because: str = ""
+
+    @property
+    def after(self) -> float:
+        """The loss after one step."""
+        return dict(self.losses).get(1.0, math.nan)
+
+    @property
+    def change(self) -> float:
+        """By how much the step changes the loss. Where that is lost in rounding, the slope."""
+        change = self.after - self.before
+        return self.slope if abs(change) <= 10 * self.noise else change
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A copy of a trained, sick network with new weights, on the same batch.
+
+    ``found``: rules with an error or a warning for the copy; ``sick``: those about the trained
+    network's values; ``severe``: whether one of these is an error.
+    """
+
+    found: tuple[str, ...]
+    sick: tuple[str, ...]
+    severe: bool = False
 
 
 @dataclass(frozen=True)
 class Experiment:
     """What the first batch shows of the experiment around the network.
 
-    ``targets``: the tensors of the target, as "target" or "target.KEY". ``outputs``: the shapes of
-    the tensors that the model returned.
+    ``targets``: the tensors of the target, as "target" or "target.KEY". ``inputs``: the raw data,
+    as "input" or "input.KEY". ``outputs``: the shapes of the tensors that the model returned.
+    ``output_rows``: rows of the model's outputs whose gradient was looked at, ``output_zero_rows``:
+    those where it is exactly zero.
     """
 
     calls: tuple[LossCall, ...] = ()
@@ -241,5 +351,9 @@ class Experiment:
     unregistered: tuple[Unregistered, ...] = ()
     mixing: Mixing | None = None
     gap: TrainEvalGap | None = None
+    fresh: Fresh | None = None
+    inputs: dict[str, Columns] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="
+    output_rows: int = 0
+    output_zero_rows: int = 0

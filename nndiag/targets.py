@@ -25,7 +25,8 @@ def load(target: str, *, is_function: bool = False) -> Any:
     """The object that ``package.module:attr`` or ``file.py:attr`` names.
 
     A class or a function without required arguments is called, and its result returned. With
-    ``is_function`` (a loss, an optimiser), a function with required arguments is returned as it is.
+    ``is_function`` (a loss, an optimiser), a function with required arguments is returned as it is,
+    and so is an optimiser's class.
 
     Raises:
         TargetError: it cannot be found, or the user's code raised.
@@ -52,7 +53,7 @@ def load(target: str, *, is_function: bool = False) -> Any:
     if not is_factory and not isinstance(named, functools.partial):
         return named
     missing = _required(named)
-    if missing and is_function and not inspect.isclass(named):
+    if is_function and missing and (not inspect.isclass(named) or missing == ["params"]):
         return named
     if missing:
         raise TargetError(

@@ -18,10 +18,8 @@ from torch import nn
 
 import nndiag
 from nndiag import judge, rule, rules
-from nndiag.batch import batches
 from nndiag.capture.watch import watch
 from nndiag.causes import explain
-from nndiag.loss import LossMaker
 from nndiag.render import page
 from nndiag.stats import Layer, Loss, Node, Snapshot, TensorStats
 
@@ -35,15 +33,14 @@ every_rule = pytest.mark.parametrize("module", RULES.values(), ids=list(RULES))
 
 def run(code, names):
     exec(code, names)  # the examples of the rule pages are code
-    model = names["model"]
-    return watch(
-        model,
-        batches(names["batch"], model),
-        needs=judge.needed(RULES),
-        loss=LossMaker(names.get("loss_fn"), 0),
+    return nndiag.check(
+        names["model"],
+        names["batch"],
+        loss_fn=names.get("loss_fn"),
+        optimizer=names.get("optimizer"),
+        config=False,
         seed=0,
-        max_batches=4,
-    )
+    ).snapshot
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import nn
 
 from nndiag.capture.recorder import Recorder
 
-__all__ = ["backward"]
+__all__ = ["backward", "without_other_gradients"]
 
 
 def backward(
@@ -29,7 +29,7 @@ def backward(
     """
     try:
         with (
-            _without_other_gradients(
+            without_other_gradients(
                 value, parameters, first_function, recorder.other_leaves
             ) as has_foreign_part,
             recorder.backward(),
@@ -41,11 +41,11 @@ def backward(
 
 
 @contextlib.contextmanager
-def _without_other_gradients(
+def without_other_gradients(
     value: torch.Tensor,
     parameters: Iterable[nn.Parameter],
     first_function: int,
-    other_leaves: set[int],
+    other_leaves: set[int] | None = None,
 ) -> Iterator[bool]:
     """Context that restores gradients of other tensors; yields whether the graph must be retained.
 
@@ -59,7 +59,8 @@ def _without_other_gradients(
             if type(function).__name__ != "AccumulateGrad":
                 has_foreign_part |= function._sequence_nr() < first_function
             elif id(function.variable) not in ours:
-                other_leaves.add(id(function.variable))
+                if other_leaves is not None:
+                    other_leaves.add(id(function.variable))
                 undo.callback(setattr, function.variable, "grad", function.variable.grad)
                 function.variable.grad = None
         yield has_foreign_part

@@ -8,6 +8,7 @@ fails, the model still runs as it would without nndiag.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import wraps
 from typing import Any, Protocol
@@ -95,6 +96,12 @@ class Recording(Protocol):
     def measure_directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
         """Measure the mean cosine between its samples."""
 
+    def remember_linear(self, out: torch.Tensor, x: Any, weight: Any, bias: Any) -> None:
+        """Keep what the last linear layer read, until the next one."""
+
+    def measure_chance(self, row: Row, z: torch.Tensor) -> None:
+        """Count how many random units would be off, where ``z`` comes from a linear layer."""
+
     def measure_optional(
         self, row: Row, what: str, look: Callable[[], tuple[Pending | None, str]]
     ) -> None:
@@ -149,12 +156,17 @@ def activation(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
         rec.measure_flat(row, z, act.flat, trail.axes)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
+        elif act.flat == _OFF_BELOW_ZERO:
+            rec.measure_chance(row, z)
     before = rec.paths.made.get(z)
     made = by_activation(call.op, shaping, row.name, before)
     rec.twice(call, row, before)
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
     rec.paths.made[result] = made
+
+
+_OFF_BELOW_ZERO = ((-math.inf, 0.0),)
 
 
 @of_values
@@ -197,6 +209,8 @@ def affine(
     if op == "embedding_bag":
         batch, samples = 0, result.shape[0]
     rec.finish(row, result, trails, Axes(result.dim() - 1 - spatial(op), batch, samples), "")
+    if op == "linear":
+        rec.remember_linear(result, x, weight, bias)
 
 
 @of_values
@@ -274,6 +288,7 @@ def recurrent(rec: Recording, call: Call) -> Generator[None, Any, None]:
     axes = trail.axes._replace(unit=x.dim() - 1)
     if x.dim() == 3:
         axes = rec.paths.axes_along(x, trail, 0 if call.args[-1] else 1, unit=2)
+    rec.measure_optional(row, "its input", lambda: (opaque.reads(x), ""))
     rec.measure_optional(row, "its gates", lambda: opaque.gates(call.op, call.args))
     result = yield
     rec.finish(row, result, [trail], axes, "")

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,10 @@ from torch.overrides import TorchFunctionMode
 
 from nndiag import ops
 from nndiag.batch import tensors_in
-from nndiag.capture import losses
+from nndiag.capture import chance, losses
 from nndiag.capture.calls import Call, understood
 from nndiag.capture.handlers import COMPARISONS, HANDLERS, IN_LOSS, QUIET, inside_leaf
-from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, whole
+from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, version, whole
 from nndiag.capture.locate import location
 from nndiag.capture.modules import (
     as_one_call,
@@ -154,6 +155,7 @@ class Recorder(TorchFunctionMode):
         self._calls: Counter[nn.Module] = Counter()
         self._stack: list[Scope] = []
         self._handles: list[Any] = []
+        self._last_linear: tuple[Any, torch.Tensor, Any, Any, Any] | None = None
         self._thread = threading.get_ident()
         self._busy = False
         self._backward = False
@@ -175,6 +177,7 @@ class Recorder(TorchFunctionMode):
             after = torch_module.register_module_forward_hook(self._leave, always_call=True)
             undo.callback(after.remove)
             undo.callback(self._stack.clear)
+            undo.callback(setattr, self, "_last_linear", None)
             with self:
                 yield
 
@@ -479,6 +482,26 @@ class Recorder(TorchFunctionMode):
         self, row: Row, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes
     ) -> None:
         row.flat = self.meter.flat(tensor, flat, axes, of=row.input)
+
+    def remember_linear(self, out: torch.Tensor, x: Any, weight: Any, bias: Any) -> None:
+        """Keep what the last linear layer read, until the next one; only if that is small."""
+        fits = measurable(x) and measurable(out) and out.numel() <= 4 * chance.MOST_VALUES
+        if fits and not x.is_complex() and 0 < x.numel() <= chance.MOST_VALUES:
+            self._last_linear = weakref.ref(out), x, version(x), weight, bias
+        else:
+            self._last_linear = None
+
+    def measure_chance(self, row: Row, z: torch.Tensor) -> None:
+        """Count how many random units would be off, where ``z`` comes from a linear layer."""
+        if self._last_linear is None or self.only_inputs:
+            return
+        out, x, read, weight, bias = self._last_linear
+        if out() is z and version(x) == read and z.numel():
+            self.measure_optional(
+                row,
+                "its chance of dead units",
+                lambda: (chance.never_active(x, weight, bias, z), ""),
+            )
 
     def measure_directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
         row.direction = self.meter.directions(tensor, features, of=row.input)

@@ -14,24 +14,29 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from nndiag.batch import Batch, describe, detached, tensors_in
+from nndiag.batch import Batch, argument_names, describe, detached, tensors_in
+from nndiag.capture.again import look_again, unexplained
 from nndiag.capture.backward import backward
 from nndiag.capture.constant_output import Outputs, baseline, outputs_of
+from nndiag.capture.data import columns
 from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
 from nndiag.capture.forward import forward
 from nndiag.capture.leaves import unregistered
+from nndiag.capture.libraries import of_libraries
 from nndiag.capture.lineage import next_function
 from nndiag.capture.losses import experiment
 from nndiag.capture.modules import is_script, is_torch_leaf
+from nndiag.capture.optimizing import Trial, filled, held_by, optimizers_of, try_steps
+from nndiag.capture.output_gradient import OutputGradient
 from nndiag.capture.parameters import measure_parameters
 from nndiag.capture.probes import gap, mixing
 from nndiag.capture.recorder import Recorder
 from nndiag.capture.step import shifts, step
-from nndiag.capture.untouched import SavedState, untouched
+from nndiag.capture.untouched import SavedState, same_state, untouched
 from nndiag.capture.weights import RunningStatistics
 from nndiag.errors import LossError, ModelError
-from nndiag.experiment import Baseline, Experiment, LossCall
+from nndiag.experiment import Baseline, Experiment, LossCall, Optimizer
 from nndiag.loss import LossMaker
 from nndiag.stats import (
     Layer,
@@ -98,8 +103,11 @@ class _CheckState:
     shifts: dict[str, Shift] = field(default_factory=dict)
     running_statistics: dict[str, RunningStatistics] = field(default_factory=dict)
     no_step: str = ""
+    again: dict[str, str] = field(default_factory=dict)
     device: str = ""
     experiment: Experiment = field(default_factory=Experiment)
+    optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
+    optimizer: Optimizer | None = None
 
     def recorder(self, *, gradients: bool, tick: Tick, only_inputs: bool = False) -> Recorder:
         return Recorder(
@@ -130,13 +138,19 @@ def watch(
         BatchError, LossError: a batch or the loss does not fit.
     """
     names = {module: name for name, module in model.named_modules()}
+    parameters = dict(model.named_parameters())
+    is_judged = optimizer is not None and "optimizer" in needs
+    there = filled(parameters) if is_judged else {}
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         eager(),
         untouched(seed, model, loss.loss_fn) as saved,
     ):
-        run = _CheckState(names, dict(model.named_parameters()), next_function())
+        run = _CheckState(names, parameters, next_function())
+        if is_judged:
+            run.optimizers = optimizers_of(optimizer, model)
+            run.optimizer = dataclasses.replace(held_by(run.optimizers, parameters), filled=there)
         iterator = iter(stream)
         for _ in range(max_batches):
             with saved.drawing_data():
@@ -182,21 +196,30 @@ def _record_batch(
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
+        at_output = OutputGradient(output if gradients and first else ())
         value = _loss(output, batch, loss, run, recorder) if wants_loss else None
         shapes = tuple(tuple(x.shape) for x in tensors_in(output))
         alone = _only_output(output, recorder) if first and "loss" in needs else None
+        kept = detached(output) if first and run.optimizers else None
         del output  # free what only the loss needed before the backward runs
         reached = gradients and value is not None and _backward(value, recorder, run)
         del value
         recorder.gradients = reached
         layers = recorder.layers()
         if first:
+            rows, zero_rows = at_output.counted()
             found = _baseline(recorder.loss_calls, run.loss.value, alone, batch, loss)
             run.experiment = dataclasses.replace(
                 experiment(batch, recorder.loss_calls, unregistered(model, recorder)),
+                inputs=columns(
+                    argument_names(batch, model), recorder.paths.nodes, layers,
+                    recorder.paths.samples,
+                ),
                 outputs=shapes,
                 baseline=found,
-            )
+                output_rows=rows,
+                output_zero_rows=zero_rows,
+            )  # fmt: skip
     finally:
         recorder.close()
     if reached or first:
@@ -218,9 +241,31 @@ def _record_batch(
     run.batches += 1
     if first:
         run.device = str(next((t.device for t in tensors_in((batch.args, batch.kwargs))), "cpu"))
-        if "step" in needs and reached:
-            _virtual_step(model, batch, run, saved, tick)
+        grads = {name: p.grad for name, p in run.model_parameters.items()} if reached else {}
+        if reached:
+            waiting, random = _waiting(run, layers, needs, saved)
+            if "step" in needs:
+                _virtual_step(model, batch, run, saved, grads, tick)
+            if waiting:
+                run.again = look_again(
+                    model, batch, loss, waiting, grads, saved, run.first_function, random
+                )
+        if run.optimizer is not None:
+            because = run.no_gradients or ("" if _is_real(run) else "pass target= and loss_fn=")
+            if because:
+                run.optimizer = dataclasses.replace(run.optimizer, no_step_because=because)
+            else:
+                trial = Trial(model, batch, loss, saved, run.model_parameters, run.first_function)
+                run.optimizer = try_steps(
+                    run.optimizer, run.optimizers, trial, grads, kept, run.loss.value
+                )
+            run.experiment = dataclasses.replace(run.experiment, optimizer=run.optimizer)
+        del grads
         _probe(model, batch, run, recorder, needs, loss, saved)
+
+
+def _is_real(run: _CheckState) -> bool:
+    return run.loss.kind in ("loss_fn", "output.loss") or bool(run.experiment.calls)
 
 
 def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
@@ -306,13 +351,43 @@ def _merge(
     run.used |= recorder.used
 
 
+def _waiting(
+    run: _CheckState, layers: list[Layer], needs: frozenset[str], saved: SavedState
+) -> tuple[frozenset[str], bool]:
+    """The parameters that a second look is worth, and whether the model draws random numbers.
+
+    Not in a job of several processes: each would decide for itself how often to run, while its
+    backward waits for the others.
+    """
+    trainable = [p for p in run.parameters.values() if p.trainable]
+    all_reached = all(p.grad is not None and p.grad.zeros < p.grad.total for p in trainable)
+    if "second look" not in needs or all_reached or _distributed():
+        return frozenset(), False
+    after = saved.random_states()
+    saved.reset()
+    random = not same_state(saved.random_states(), after)
+    weight_of = {
+        layer.weight.bias: layer.weight.name
+        for layer in layers
+        if layer.weight is not None and layer.weight.bias is not None
+    }
+    return unexplained(run.parameters, weight_of, random), random
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _virtual_step(
-    model: nn.Module, batch: Batch, run: _CheckState, saved: SavedState, tick: Tick
+    model: nn.Module,
+    batch: Batch,
+    run: _CheckState,
+    saved: SavedState,
+    gradients: Mapping[str, torch.Tensor | None],
+    tick: Tick,
 ) -> None:
-    gradients = {name: p.grad for name, p in run.model_parameters.items()}
     saved.reset()
     step(run.model_parameters, gradients, run.parameters)
-    del gradients
     recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     run.shifts, run.no_step = shifts(model, batch, recorder, run.layers)
 
@@ -358,6 +433,7 @@ def _snapshot(
     because = run.no_gradients or ("" if wants_gradients else "no selected rule asks for them")
     layers = [_completed(layer, run) for layer in run.layers.values()]
     never_called, used_directly = _never_called(run)
+    library = of_libraries(model)
     observed = dict(run.not_observed)
     for name in used_directly:
         observed[f"{name}: never called as a module; its parameters were used by a direct call"] = (
@@ -368,7 +444,12 @@ def _snapshot(
         layers=tuple(layers),
         nodes=tuple(run.nodes),
         parameters=tuple(
-            dataclasses.replace(p, used=p.name in run.used or p.grad is not None)
+            dataclasses.replace(
+                p,
+                used=p.name in run.used or p.grad is not None,
+                again=run.again.get(p.name, ""),
+                library=library.get(p.name),
+            )
             for p in run.parameters.values()
         ),
         inputs=run.inputs,

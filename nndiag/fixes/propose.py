@@ -23,10 +23,13 @@ __all__ = [
     "normalize",
     "recalibrate",
     "redraw",
+    "replace",
     "rescale",
     "reset",
     "reset_norms",
     "restart",
+    "scale_output",
+    "standardize_input",
     "swap",
     "unfreeze",
     "zero_biases",
@@ -220,6 +223,50 @@ def recalibrate() -> Iterator[Fix]:
     )
 
 
+# -- data ------------------------------------------------------------------------------------------
+
+
+def standardize_input(
+    snapshot: Snapshot, layers: Iterable[Layer], source: str, what: str = "Standardise the input"
+) -> Iterator[Fix]:
+    """Scale what these first layers read to mean 0 and standard deviation 1, by fixed numbers.
+
+    ``source``: lines that do it to the data instead. Advice, where a layer is no module.
+    """
+    layers = facts.unique(layers)
+    names = list(dict.fromkeys(flow.owner(snapshot, layer) for layer in layers))
+    why = "Weights are drawn, and rates chosen, for columns of mean 0 and standard deviation 1."
+    if not all(facts.is_named(layer) for layer in layers) or not names:
+        yield Fix("advice", f"{what}: mean 0 and standard deviation 1.", why, source=source)
+        return
+    yield Fix(
+        "standardize-input",
+        f"{what}: in the data, or by a fixed layer before {facts.listing(names)}.",
+        why,
+        "every column has mean 0 and standard deviation 1 on this batch; in the data, use the mean "
+        "and standard deviation of the training set",
+        "scale",
+        (Action("standardize-input", tuple(names)),),
+        source,
+    )
+
+
+def scale_output(snapshot: Snapshot, layer: Layer, mean: float, std: float) -> Iterator[Fix]:
+    """Multiply and shift a model's output to the mean and standard deviation of its targets."""
+    if not facts.is_named(layer) or not (math.isfinite(mean) and std > 0):
+        return
+    mean, std = float(f"{mean:.6g}"), float(f"{std:.6g}")
+    yield Fix(
+        "scale-output",
+        f"Or multiply the output of {layer.name} by {std:g} and add {mean:g}, by a fixed layer.",
+        "The network then learns numbers of size 1.",
+        "predictions start at the targets' mean and scale; gradients grow with it, so use an "
+        "optimiser that divides by their size, such as Adam",
+        "scale",
+        (Action("scale-output", (flow.owner(snapshot, layer),), (mean, std)),),
+    )
+
+
 # -- architecture ----------------------------------------------------------------------------------
 
 
@@ -301,6 +348,34 @@ def _norm_code(norms: Sequence[places.Norm]) -> str:
     if len(different) == 1:
         return written_module(different[0])
     return " or ".join(dict.fromkeys(f"nn.{norm[0]}(its width)" for norm in different))
+
+
+def replace(
+    snapshot: Snapshot, layer: Layer, new: str, function: str, why: str, effect: str
+) -> Iterator[Fix]:
+    """Replace one activation, at the output too, by a class of torch.nn without arguments.
+
+    ``function``: what to write in forward in place of a call.
+    """
+    if flow.is_module(layer) and facts.is_named(layer):
+        yield Fix(
+            "swap-activation",
+            f"Replace {layer.kind} by {new} at {layer.name}.",
+            why,
+            effect,
+            "architecture",
+            _action("swap", [flow.owner(snapshot, layer)], new),
+            f"In __init__, replace {_module_code(layer)} by {written_module((new,))}",
+        )
+    else:
+        yield Fix(
+            "advice",
+            f"Replace {_op_names([layer])} by {new}{_locations([layer])}.",
+            why,
+            effect,
+            "architecture",
+            source=f"In forward, write {function} in place of {_op_names([layer])}.",
+        )
 
 
 def swap(

@@ -33,6 +33,7 @@ from nndiag.trained import training as shows_training
 
 __all__ = [
     "CLEAR_SHARE",
+    "DATA",
     "LEAST_FIRST",
     "MOST_BATCHES",
     "MOST_STEPS",
@@ -396,6 +397,8 @@ class _Search:
 
 
 LEAST_FIRST = get_args(Changes)
+DATA = "ND60"
+"""Codes of rules about data begin so."""
 SWAP = "swap-activation"
 TAKEN_BACK = "it led to findings that could not be fixed, so it was taken back"
 NO_BETTER = "but trains no better"
@@ -440,16 +443,20 @@ def _worst_severities(report: Report) -> dict[str, int]:
 def _worse(old: Report, new: Report, unseen: bool = False) -> str:
     """What became worse, in words; "" for nothing.
 
-    A finding that NaN may have hidden before does not count as new, unless ``unseen`` is True.
+    A finding that NaN may have hidden before does not count as new, unless ``unseen`` is True. Nor
+    does one that the data explained: what is left of it once they are scaled was there before.
     """
     if len(new.crashed) > len(old.crashed):
         return f"{new.crashed[-1].rule} crashes on the result"
     before, after = _worst_severities(old), _worst_severities(new)
+    explained = {f.rule for f in old.findings if f.cause and f.root.code.startswith(DATA)}
     hidden = 0  # new findings up to this severity may have been hidden: NaN blocks most rules
     if not unseen and max(before.values(), default=0) == 2:
         hidden = 2 if before.get("non-finite") == 2 else 1
     for finding in new.at_least("warning"):
         was, now = before.get(finding.rule, 0), after[finding.rule]
+        if was == 0 and now == 1 and finding.rule in explained:
+            continue
         if was == 0 and now > hidden:
             return f"it brings a new {finding.severity}: {finding.rule} at {finding.layer}"
         if 0 < was < now:

@@ -91,7 +91,16 @@ RULE = Rule(
             unit="factor",
         ),
     },
-    caused_by=("non-finite", "init-scale", "exploding-gradient", "covariate-shift"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-not-centered",
+        "non-finite",
+        "init-scale",
+        "exploding-gradient",
+        "covariate-shift",
+    ),
     fixes=(
         advice(
             "Re-estimate the running statistics on training data.",

@@ -7,9 +7,11 @@ Counts the units of a ReLU, or of another activation with a flat side, that are 
 samples and positions. It is a warning if they are more than 40 % of a layer and more than chance
 explains.
 
-Chance is what a random layer of the same width would show. Its inputs are as similar to each other
-as those measured here (mean pairwise cosine), its biases no larger than nn.Linear's. The bound is
-the binomial one at 99.9 %. Healthy deep networks have such units from the start, because the inputs
+Chance is what a random layer of the same width would show, with biases no larger than nn.Linear's.
+Behind a small linear layer, random units are drawn and given the very inputs of this batch: with
+two features, a quarter of all healthy units is off on inputs that are never negative. Elsewhere the
+share follows from how similar the inputs are to each other (mean pairwise cosine). The bound is the
+binomial one at 99.9 %. Healthy deep networks have such units from the start, because the inputs
 of deep layers resemble each other: a ten-layer He network shows 9 % on a thousand samples.
 
 A unit that was never active in n samples is active on less than 1 - 0.05^(1/n) of all inputs, at
@@ -94,7 +96,17 @@ RULE = Rule(
             59, "derived: 0.95^59 < 5 %, so a unit active on 5 % of inputs is spared", 1
         ),
     },
-    caused_by=("unreachable-target", "symmetry", "init-scale", "covariate-shift"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-outliers",
+        "input-not-centered",
+        "unreachable-target",
+        "symmetry",
+        "init-scale",
+        "covariate-shift",
+    ),
     fixes=(
         advice(
             "Re-initialise the weights (He), biases at zero, and lower the learning rate.",
@@ -167,8 +179,13 @@ def _judge(snapshot: Snapshot, layer: Layer, thresholds: Thresholds, confidence:
     assert flat.open is not None
     units, dead, samples = len(flat.open), flat.closed, flat.samples
     correlation = _input_correlation(snapshot, layer)
-    known = not math.isnan(correlation)
-    healthy = theory.never_active_bound(units, samples, correlation if known else 1.0, confidence)
+    drawn, off = (int(layer.facts.get(f"random_{n}_count", 0)) for n in ("units", "closed"))
+    known = drawn > 0 or not math.isnan(correlation)
+    if off:
+        healthy = theory.count_bound(units, theory.probability_bound(off, drawn), confidence)
+    else:  # too rare for the draw to show: the theory is good to the last digit
+        pairwise = 1.0 if math.isnan(correlation) else correlation
+        healthy = theory.never_active_bound(units, samples, pairwise, confidence)
     share = dead / units
     severity: Severity = "note"
     if dead == units and graph.only_path(snapshot, layer.node):

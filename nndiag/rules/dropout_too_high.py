@@ -100,6 +100,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
                 f"{number(lost, 'share')} of the samples lose all of them at once.",
                 summary=f"{number(lost, 'share')} of the samples will give no gradient before "
                 f"{layer.name}: it drops all of their {flow.plural(units, 'unit')}.",
+                severity="note",
                 against=("all_dropped", thresholds),
                 evidence={"all_dropped": lost, "p": p, "units": units},
             )

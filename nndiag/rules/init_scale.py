@@ -99,7 +99,11 @@ RULE = Rule(
         ),
         "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1, "share"),
     },
-    caused_by=("symmetry",),
+    caused_by=(
+        "training-damage",
+        "input-scale",
+        "symmetry",
+    ),
     fixes=(
         advice(
             "Re-initialise the weights: He before ReLU, Xavier before tanh.",

@@ -85,6 +85,7 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
         "non-finite",
         "output-activation",
         "loss-mismatch",

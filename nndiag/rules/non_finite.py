@@ -84,6 +84,7 @@ RULE = Rule(
     severity="error",
     about="activations",
     uses=("gradients",),
+    caused_by=("training-damage", "input-missing", "input-scale"),
     fixes=(
         advice(
             "Keep the argument of log, sqrt and division away from zero.", "", "x.clamp(min=1e-6)"

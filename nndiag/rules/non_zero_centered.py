@@ -84,7 +84,16 @@ RULE = Rule(
             8, "derived: below 8 inputs one sign is no rarity (2^(1-8) = 0.8 %)", 1
         ),
     },
-    caused_by=("symmetry", "saturation", "vanishing-gradient", "signal-collapse"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-not-centered",
+        "symmetry",
+        "saturation",
+        "vanishing-gradient",
+        "signal-collapse",
+    ),
     fixes=(
         advice(
             "Replace sigmoid by a zero-centred activation: tanh or ELU.",

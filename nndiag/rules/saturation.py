@@ -108,7 +108,15 @@ RULE = Rule(
             32, "derived: a share of 0.75 of 32 values or rows has a standard error of 0.077", 1
         ),
     },
-    caused_by=("symmetry", "init-scale", "covariate-shift"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-outliers",
+        "symmetry",
+        "init-scale",
+        "covariate-shift",
+    ),
     fixes=(
         advice(
             "Re-initialise the weights before it (Xavier), biases at zero.",

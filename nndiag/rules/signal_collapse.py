@@ -90,6 +90,11 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
+        "constant-feature",
+        "input-missing",
+        "input-scale",
+        "input-not-centered",
         "non-finite",
         "symmetry",
         "dead-relu",

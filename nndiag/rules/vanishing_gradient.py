@@ -109,7 +109,16 @@ RULE = Rule(
             0,
         ),
     },
-    caused_by=("non-finite", "symmetry", "init-scale", "saturation", "dead-relu"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "non-finite",
+        "symmetry",
+        "init-scale",
+        "saturation",
+        "dead-relu",
+    ),
     fixes=(
         advice(
             "Replace saturating activations by ReLU, with He weights.",

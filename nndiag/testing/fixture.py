@@ -39,6 +39,7 @@ class Diagnose:
         target: Any = None,
         loss_fn: Callable[..., Any] | None = None,
         *,
+        optimizer: Any = None,
         expect: Mapping[str, str] | None = None,
         name: str = "",
         select: Iterable[str] | str | None = None,
@@ -49,7 +50,7 @@ class Diagnose:
         """Check a model, keep its report, and fail the test if something is wrong.
 
         Args:
-            model, batch, target, loss_fn: as :func:`nndiag.check` takes them.
+            model, batch, target, loss_fn, optimizer: as :func:`nndiag.check` takes them.
             expect: known, intended findings, ``{"dead-relu": "sparse gate by design"}``. They and
                 what they explain do not fail the test. The test fails once they are gone.
             name: the report's name, if a test diagnoses several models.
@@ -64,7 +65,7 @@ class Diagnose:
         __tracebackhide__ = True
         try:
             verdict, lost = self._verdict(
-                (model, batch, target, loss_fn), name, expect,
+                (model, batch, target, loss_fn), name, expect, optimizer,
                 select=select, ignore=ignore, thresholds=thresholds, seed=seed,
             )  # fmt: skip
         except NNDiagError as error:
@@ -159,7 +160,12 @@ class Diagnose:
         return session.title_of(self._item) + (f"[{called}]" if called else "")
 
     def _verdict(
-        self, arguments: tuple[Any, ...], name: str, expect: object, **given: Any
+        self,
+        arguments: tuple[Any, ...],
+        name: str,
+        expect: object,
+        optimizer: Any = None,
+        **given: Any,
     ) -> tuple[expected.Verdict, str]:
         """What fails, and why its report could not be saved, if it could not."""
         from nndiag import api
@@ -167,7 +173,7 @@ class Diagnose:
         intended = expected.checked(expect, "expect")
         chosen = session.settings_for(self._item).override(**given)
         title = self._title("report", name)
-        report = api.check(*arguments, config=session.as_config(chosen))
+        report = api.check(*arguments, optimizer=optimizer, config=session.as_config(chosen))
         verdict = expected.judged(report, intended, chosen.fail_on)
         file, kept, lost = session.file_name(title), None, ""
         try:
