@@ -133,7 +133,7 @@ class LossCall:
     "outside", the share of the target's values beyond them; "outside_values" and "inside_values",
     how many different ones there are on either side, at most 2; "absolute_left" and "square_left",
     the mean distance from them, and its square; "variance" of the target; "first_outside", one of
-    the values beyond.
+    the values beyond. Of a clamp: "no_probability", the share of its inputs outside 0..1.
     """
 
     name: str

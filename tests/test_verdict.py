@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from nndiag.experiment import Baseline, Experiment
 from nndiag.fixes.fix import Fix
 from nndiag.report import Report
 from nndiag.rule import Finding, Outcome, Unjudged
@@ -128,3 +129,29 @@ def test_a_report_has_it():
     report = Report(NETWORK, (finding(),), PASSED, ())
     assert report.verdict == verdict(NETWORK, [finding()], PASSED)
     assert Report(NETWORK, (), PASSED, ()).verdict.startswith("No problem found")
+
+
+def with_loss(loss, constant=2.3, zero=2.3):
+    return replace(NETWORK, experiment=Experiment(baseline=Baseline(loss, constant, zero)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (2.31, " Its loss is 2.31, still that of a guess."),
+        (9.0, " Its loss is 9, worse than the 2.3 of a constant output."),
+        (2.2, ""),
+    ],
+)
+def test_no_health_is_told_over_a_loss_that_is_no_better_than_a_constant(loss, told):
+    assert verdict(with_loss(loss), [], PASSED) == (
+        f"No problem found in the network (14 rules).{told}"
+    )
+
+
+def test_what_is_noted_about_the_loss_comes_first():
+    note = finding("loss-at-init", "note", "(loss)", summary="What it learned does not help.")
+    told = verdict(with_loss(9.0), [note], PASSED)
+    assert (
+        told == "What it learned does not help. No problem found in the network (14 rules, 1 note)."
+    )

@@ -28,7 +28,7 @@ from nndiag.capture.lineage import (
     reshaped,
     viewed,
 )
-from nndiag.capture.losses import SeenLossCall
+from nndiag.capture.losses import MOST_VALUES, SeenLossCall
 from nndiag.capture.made import (
     alike,
     by_activation,
@@ -496,11 +496,17 @@ def activation_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]
         made = by_softmax(call.op, seen.name, seen.options)
     else:
         seen.options = shaping
+        if call.op == "clamp" and 0 < x.numel() <= MOST_VALUES and not x.is_complex():
+            off = (x.detach() < -_ROUNDING) | (x.detach() > 1 + _ROUNDING)
+            seen.facts["no_probability"] = float(off.double().mean())
         made = by_activation(call.op, shaping, seen.name, paths.made.get(x))
     result = yield
     rec.finish_loss_call(seen, result)
     paths.trails[result] = Trail(paths.node(call.op, [trail.node]), trail.axes, trail.why_no_units)
     paths.made[result] = made
+
+
+_ROUNDING = 1e-3
 
 
 def join_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]:

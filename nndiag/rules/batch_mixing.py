@@ -69,6 +69,7 @@ RULE = Rule(
             0,
         ),
     },
+    caused_by=("degenerate-softmax",),
     fixes=(
         advice(
             "Exchange axes by transpose or permute, not by view or reshape.",

@@ -44,6 +44,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from nndiag import loss_calls
 from nndiag.experiment import Baseline
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
@@ -142,7 +143,7 @@ def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator
     elif (
         base.constant > 0
         and base.loss < thresholds.too_low * base.constant
-        and snapshot.experiment.targets
+        and _has_answers(snapshot)
     ):
         yield RULE.finding(
             "(loss)",
@@ -169,17 +170,26 @@ def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator
         )
 
 
+def _has_answers(snapshot: Snapshot) -> bool:
+    """Whether the loss compares with a target, and not the outputs with one another."""
+    calls = snapshot.experiment.calls
+    return any(loss_calls.target_of(call) is not None for call in calls)
+
+
 def _trained(base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
     if base.constant < 0 or base.loss < base.constant * (1 + 1e-6):
         return
     worse = base.loss / max(base.constant, base.zero, 1e-12)
     far = worse > thresholds.worse
+    told = "It looks trained, but does not know the answers on this batch"
+    if far:
+        told = "What it learned does not help on this batch"
     yield RULE.finding(
         "(loss)",
         f"The network looks trained, but its loss is {number(base.loss)} on this batch. The best "
         f"constant output has {number(base.constant)}.",
-        summary=f"What it learned does not help on this batch: its loss is {number(base.loss)}, "
-        f"and a constant output has {number(base.constant)}.",
+        summary=f"{told}: its loss is {number(base.loss)}, and a constant output has "
+        f"{number(base.constant)}.",
         severity="warning" if far else "note",
         against=("worse", thresholds),
         evidence={

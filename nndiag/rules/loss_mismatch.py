@@ -333,7 +333,12 @@ _MOST = 20
 def _wrong_sign(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     experiment = snapshot.experiment
     baseline = experiment.baseline
-    if baseline is None or not baseline.loss < 0:
+    if baseline is None:
+        return
+    if baseline.constant == -math.inf and baseline.uphill > _DOWNHILL and not _logs(snapshot):
+        yield _without_end(baseline)
+        return
+    if not baseline.loss < 0:
         return
     for call, _, _ in loss_calls.pairs(snapshot, *_NEVER_NEGATIVE):
         if call.value > 0 and math.isclose(baseline.loss, -call.value, rel_tol=1e-4):
@@ -341,6 +346,29 @@ def _wrong_sign(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]
             return
     if baseline.uphill <= -thresholds.opposite:
         yield _rewards_errors("(loss)", None, baseline, "cross-entropy")
+
+
+_DOWNHILL = 0.5  # it does lead to the right answers
+_LOGARITHMS = ("log", "log_softmax", "logsigmoid", "softplus", "logsumexp")
+
+
+def _logs(snapshot: Snapshot) -> bool:
+    """Whether a logarithm is part of the loss, or of what the network does last."""
+    calls = snapshot.experiment.calls
+    if any(call.op in _LOGARITHMS for call in calls):
+        return True
+    return any(snapshot.nodes[node].op in _LOGARITHMS for node in snapshot.outputs)
+
+
+def _without_end(baseline: Baseline) -> Finding:
+    return RULE.finding(
+        "(loss)",
+        f"The loss is {number(baseline.loss)} and has no lowest value: it falls for ever as the "
+        "scores of the right classes grow. They are no log-probabilities.",
+        summary="The loss will fall without end: it takes scores for log-probabilities.",
+        evidence={"loss": baseline.loss},
+        fixes=(_LOGGED,),
+    )
 
 
 _NEVER_NEGATIVE = ("cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits",

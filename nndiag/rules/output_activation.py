@@ -206,6 +206,8 @@ def _guess(positive: float) -> float:
 
 def _cut_to_probabilities(snapshot: Snapshot, call: LossCall, made: Made) -> Finding | None:
     """Values that were cut to 0..1 to pass as probabilities."""
+    if made.op == "clamp" and call.op == "log" and 0 <= made.low <= made.high <= 1:
+        return _cut_scores(snapshot, call, made)
     wide = ops.named(made.op).range
     if wide is None or "clamp" not in made.after or 0 <= wide[0] <= wide[1] <= 1:
         return None
@@ -222,6 +224,35 @@ def _cut_to_probabilities(snapshot: Snapshot, call: LossCall, made: Made) -> Fin
         fixes=(
             loss_calls.removal(snapshot, made, "A sigmoid lies between 0 and 1.", "Sigmoid"),
             *RULE.fixes,
+        ),
+    )
+
+
+_MANY = 0.05  # of the values: fewer may be rounding of what was normalised by hand
+
+
+def _cut_scores(snapshot: Snapshot, call: LossCall, made: Made) -> Finding | None:
+    """Scores of a weight layer that the loss cuts to 0..1."""
+    cut = next((c for c in snapshot.experiment.calls if c.name == made.layer), None)
+    share = 0.0 if cut is None else cut.facts.get("no_probability", 0.0)
+    if cut is None or share < _MANY:
+        return None
+    return RULE.finding(
+        cut.name,
+        f"The loss takes the logarithm of the outputs as of probabilities, but "
+        f"{number(share, 'share')} of them lie outside 0..1. They are cut off there, and the loss "
+        "has no gradient.",
+        summary=f"{number(share, 'share')} of the outputs will not learn: the loss takes them for "
+        "probabilities and cuts them off.",
+        evidence={"no_probability": share},
+        location=call.location,
+        fixes=(
+            advice(
+                "Add a softmax at the output, or for one unit a sigmoid.",
+                "",
+                "torch.softmax(output, dim=1)",
+                "architecture",
+            ),
         ),
     )
 

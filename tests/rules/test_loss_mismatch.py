@@ -98,6 +98,20 @@ def test_a_turned_sign(model, target, loss_fn):
     assert "sign" in finding.message
 
 
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        lambda o, y: -o.gather(1, y[:, None]).mean(),
+        lambda o, y: -(o * F.one_hot(y, 3)).sum(1).mean(),
+        lambda o, y: -o[torch.arange(60), y].sum(),
+    ],
+)
+def test_scores_taken_for_log_probabilities_by_hand(loss_fn):
+    [finding] = found(Net(3), CLASSES, loss_fn)
+    assert "no lowest value" in finding.message
+    assert found(Net(3, nn.LogSoftmax(1)), CLASSES, loss_fn) == []
+
+
 @pytest.mark.parametrize("target", [FLAGS, CLASSES.float()[:, None], several(0)])
 def test_squared_error_on_class_labels_is_a_note(target):
     assert [f.severity for f in found(Net(target.shape[1]), target, F.mse_loss)] == ["note"]

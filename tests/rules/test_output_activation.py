@@ -129,6 +129,18 @@ def test_relu_cut_to_a_probability_loses_its_slope():
     assert "Sigmoid" in finding.fixes[0].what
 
 
+def test_scores_cut_to_probabilities_lose_their_slope():
+    def cut(p, y):
+        return -p.clamp(1e-7, 1 - 1e-7).log().gather(1, y[:, None]).mean()
+
+    def shared(p, y):
+        return cut(p / p.sum(1, keepdim=True), y)
+
+    assert only(Net(5, nn.Identity()), CLASSES, cut).severity == "error"
+    assert found(Net(5, nn.Softmax(1)), CLASSES, shared) == []
+    assert found(Net(5, lambda z: (200 * z).softmax(1)), CLASSES, shared) == []
+
+
 @pytest.mark.parametrize(("bound", "alarms"), [(1.0, 1), (3.0, 0), (10.0, 0)])
 def test_bounds_that_are_wide_enough_are_no_fault(bound, alarms):
     last = lambda z: bound * torch.tanh(z)  # noqa: E731  one line says it
