@@ -76,7 +76,7 @@ def test_large_tensors_are_looked_at_in_part():
     assert len(look(wide).at) == len(look(wide).mean) == MOST_COLUMNS
     for x in (wide, tall, images):
         seen = look(x)
-        assert 500 <= seen.rows <= 4096
+        assert 250 <= seen.rows <= 4096
         assert seen.rows * len(seen.at) <= 2 * MOST_VALUES
         assert seen.rms == pytest.approx(float(x.square().mean().sqrt()), rel=0.03)
 
@@ -122,7 +122,7 @@ def test_the_numbers_are_in_the_snapshot_and_in_a_saved_report(tmp_path):
     assert {n: c.kind for n, c in report.snapshot.experiment.inputs.items()} == {
         "input.ids": "ids", "input.x": "generic",
     }  # fmt: skip
-    assert again.snapshot.experiment.inputs == report.snapshot.experiment.inputs
+    assert repr(again.snapshot.experiment.inputs) == repr(report.snapshot.experiment.inputs)
     assert all(torch.equal(batch[name], before[name]) for name in batch)
 
 
