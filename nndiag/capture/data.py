@@ -23,9 +23,9 @@ __all__ = [
     "columns_of",
 ]
 
-MOST_VALUES = 1 << 17
-"""So many values of a tensor are looked at: 512 rows of 256 columns."""
-MOST_COLUMNS, MOST_ROWS, LEAST_ROWS = 256, 4096, 512
+MOST_VALUES = 1 << 16
+"""So many values of a tensor are looked at: 512 rows of 128 columns."""
+MOST_COLUMNS, MOST_ROWS, LEAST_ROWS = 128, 4096, 512
 MOST_FOR_CONDITION = 64
 """Columns. With more, such as pixels, the matrix is nearly singular and says little."""
 FAR = 10

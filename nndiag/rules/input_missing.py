@@ -91,7 +91,10 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     for name, (columns, layers) in entrances(snapshot).items():
         stats = snapshot.inputs[name]
         if stats.nonfinite:
-            if any((read := reading(x)) is not None and read.nonfinite for x in layers):
+            # Infinities beside one other value, such as zero, are a mask.
+            if (stats.nan or stats.std > 0) and any(
+                (read := reading(x)) is not None and read.nonfinite for x in layers
+            ):
                 yield _not_finite(name, stats.nan, stats.inf, stats.total, layers[0])
             continue
         yield from _stand_ins(name, columns, layers, thresholds)
