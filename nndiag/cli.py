@@ -218,8 +218,8 @@ def check(
         str | None,
         typer.Option(
             metavar="TARGET",
-            help="The training's optimiser, or optimizer(parameters) that makes it. With --fix: what "
-            "--trial trains with; Adam by default.",
+            help="The training's optimiser, or optimizer(parameters) that makes it. With --fix: "
+            "what --trial trains with; Adam by default.",
         ),
     ] = None,
     force: Annotated[
