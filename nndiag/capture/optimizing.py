@@ -24,7 +24,7 @@ from nndiag.errors import OptimizerError
 from nndiag.experiment import Group, Optimizer, Update
 from nndiag.loss import LossMaker
 
-__all__ = ["FAR", "NEAR", "Trial", "filled", "held_by", "optimizers_of", "try_steps"]
+__all__ = ["AGAIN", "FAR", "NEAR", "Trial", "filled", "held_by", "optimizers_of", "try_steps"]
 
 FAR = (100.0, 1000.0)
 """How many times the step is taken where one of it lowers the loss."""

@@ -143,10 +143,11 @@ def page(rows: pd.DataFrame) -> str:
         "",
         "## Small networks at every rate",
         "",
-        "Over 8 networks and 7 optimisers. Factor: of the usual rate. Change: the median. Farther: "
-        "share of runs in which a step a hundred times as long still lowers the loss. One, two: "
-        "the largest loss after one and after two steps, over the loss before. Fails: share of runs "
-        "that end no lower than they began after 60 steps, or not finite.",
+        f"{grid.network.nunique()} networks, {grid.optimizer.nunique()} optimisers. Factor: of the "
+        "usual rate. Change: the median. Farther: share of runs in which a step a hundred times as "
+        "long still lowers the loss. One, two: the largest loss after one and after two steps, "
+        "over the loss before. Fails: share of runs that end no lower than they began after 60 "
+        "steps, or not finite.",
         "",
         "| factor | change | farther | one | two | fails |",
         "|---|---|---|---|---|---|",
