@@ -129,7 +129,8 @@ def page(rows: pd.DataFrame) -> str:
         "The smallest values over the networks. `change`: of the loss by one step, as a share of "
         "it. `update`: norm of the update over norm of the weights, where the change is below "
         "1.5e-5, and anywhere. `gradient`: gradient norm times weight norm over the loss. `two`: "
-        "the largest loss after two steps where the first one raised it, over the loss before.",
+        "the largest loss after two steps where the first one raised it, over the loss before (of "
+        "SGD: a variational autoencoder whose loss is a sum over pixels).",
         "",
         "| optimiser | change | update, small change | update | gradient | two |",
         "|---|---|---|---|---|---|",
