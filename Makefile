@@ -52,7 +52,7 @@ exhaustive: $(READY)
 benchmarks: $(READY) ## measure what nndiag costs in time and memory; remakes reports/benchmarks
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) benchmarks
 
-comparison: $(READY) ## measure how often two runs are told apart; remakes reports/comparison (20 minutes)
+comparison: $(READY) ## measure how often two runs are called different; remakes reports/comparison (20 minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) comparison
 
 # One page: make gallery PAGE=zigzag. The pages of the tables that are there: make gallery REDRAW=1

@@ -29,7 +29,10 @@ FAMILIES = {
     "ND2": "Gradients",
     "ND3": "Weights and signals",
     "ND4": "Numbers",
-    "ND5": "Training dynamics",
+    "ND5": "Normalisation and shift",
+    "ND6": "Data",
+    "ND7": "Loss and targets",
+    "ND8": "Optimiser and regularisation",
 }
 
 
@@ -129,19 +132,19 @@ def _fixes(text: str) -> Iterator[str]:
 
 
 def command_line() -> str:
-    """Every command with its arguments and options, as typer tells of them."""
+    """Every command with its arguments and options, as typer lists them."""
     command = [sys.executable, "-m", "typer", "nndiag.cli", "utils", "docs", "--name", "nndiag"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
-    _, _, commands = told.stdout.partition("\n## ")  # what stands before is this page's own
+    run = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
+    _, _, commands = run.stdout.partition("\n## ")  # the text before it is in command-line.md
     head = (HERE / "command-line.md").read_text(encoding="utf-8").rstrip()
     return f"{head}\n\n## {commands}"
 
 
 def pytest_options() -> str:
-    """The plugin's options, as pytest is told of them."""
+    """The plugin's options, as pytest gets them."""
     from nndiag import pytest_plugin
 
-    told: list[tuple[str, str, str]] = []
+    options: list[tuple[str, str, str]] = []
 
     class Parser:
         def getgroup(self, *_: str) -> Parser:
@@ -149,7 +152,7 @@ def pytest_options() -> str:
 
         def addoption(self, name: str, **about: Any) -> None:
             choices = "\\|".join(about.get("choices", ()))
-            told.append((name, about.get("metavar", choices), about["help"]))
+            options.append((name, about.get("metavar", choices), about["help"]))
 
         def addini(self, name: str, *_: Any, **__: Any) -> None:
             inis.append(name)
@@ -158,7 +161,7 @@ def pytest_options() -> str:
     pytest_plugin.pytest_addoption(Parser())  # type: ignore[arg-type]  # only what it calls
     lines = [(HERE / "pytest-options.md").read_text(encoding="utf-8").rstrip(), ""]
     lines += ["| option | ini | |", "|-|-|-|"]
-    for name, value, text in told:
+    for name, value, text in options:
         ini = name.removeprefix("--").replace("-", "_")
         shown = f"`{name}={value}`" if value else f"`{name}`"
         lines.append(f"| {shown} | {f'`{ini}`' if ini in inis else ''} | {_escaped(text)} |")

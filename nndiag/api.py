@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nndiag import judge, settings
+from nndiag.experiment import Fresh
 from nndiag.report import Report
+from nndiag.rule import Finding
+from nndiag.rules import catalogue
+from nndiag.stats import Snapshot
+from nndiag.trained import training
 
 if TYPE_CHECKING:
     from nndiag.batch import Batch
@@ -67,7 +74,8 @@ def check(
     modules = judge.chosen(chosen.select, chosen.ignore)
     judge.effective_thresholds(chosen.thresholds)  # raises for a wrong one, before anything runs
     validate(model)
-    stream = stream_of(model, batch, target, loss_fn)
+    first: list[Batch] = []
+    stream = _keeping_the_first(stream_of(model, batch, target, loss_fn), first)
     with gc_paused(), Progress("checking") as progress:
         snapshot = watch(
             model,
@@ -80,7 +88,67 @@ def check(
             tick=lambda layer: progress.update(None, None, layer),
         )
         judgement = judge.judge(snapshot, chosen.select, chosen.ignore, chosen.thresholds)
+        if "training-damage" in modules and (sick := _made_sick(snapshot, judgement.findings)):
+            fresh = _fresh(model, first[0], loss_fn, chosen, sick)
+            snapshot = replace(snapshot, experiment=replace(snapshot.experiment, fresh=fresh))
+            judgement = judge.judge(snapshot, chosen.select, chosen.ignore, chosen.thresholds)
     return Report(snapshot, judgement.findings, judgement.outcomes, judgement.unjudged)
+
+
+def _keeping_the_first(stream: Iterable[Batch], kept: list[Batch]) -> Iterator[Batch]:
+    for batch in stream:
+        if not kept:
+            kept.append(batch)
+        yield batch
+
+
+_ABOUT_VALUES = ("parameters", "activations", "gradients")
+
+
+def _made_sick(snapshot: Snapshot, findings: Iterable[Finding]) -> list[Finding]:
+    """The findings about the values of a network whose training may be their cause."""
+    base = snapshot.experiment.baseline
+    if base is None or (math.isfinite(base.loss) and base.loss < base.constant):
+        return []
+    about = {rule.name: rule.about for rule in catalogue().values()}
+    severe = [f for f in findings if f.severity != "note"]
+    sick = [f for f in severe if about.get(f.rule) in _ABOUT_VALUES]
+    return sick if sick and training(snapshot) else []
+
+
+def _fresh(
+    model: Any, batch: Batch, loss_fn: Any, chosen: settings.Settings, sick: list[Finding]
+) -> Fresh | None:
+    """The same network with new weights, checked on the same batch; None where it cannot be made.
+
+    No batch that the loss or the data spoil leaves a fresh network healthy.
+    """
+    from nndiag.capture.fresh import drawn_again
+    from nndiag.capture.watch import watch
+    from nndiag.errors import NNDiagError
+    from nndiag.loss import LossMaker
+
+    seed = chosen.seed or 0
+    copied = drawn_again(model, seed)
+    if copied is None:
+        return None
+    try:
+        snapshot = watch(
+            copied,
+            [batch],
+            needs=judge.needed(judge.chosen(None, chosen.ignore)),
+            loss=LossMaker(loss_fn, chosen.seed),
+            seed=chosen.seed,
+            max_batches=1,
+        )
+    except NNDiagError:
+        return None
+    judgement = judge.judge(snapshot, None, chosen.ignore, chosen.thresholds)
+    found = [f.rule for f in judgement.findings if f.severity != "note"]
+    rules = dict.fromkeys(f.rule for f in sick)
+    return Fresh(
+        tuple(dict.fromkeys(found)), tuple(rules), any(f.severity == "error" for f in sick)
+    )
 
 
 def stream_of(

@@ -17,6 +17,7 @@ from torch import nn
 from nndiag.errors import BatchError
 
 __all__ = [
+    "TARGETS",
     "Batch",
     "argument_names",
     "as_batch",
@@ -56,7 +57,7 @@ def batches(data: Any, model: nn.Module) -> Iterator[Batch]:
         or not isinstance(data, Iterable)
     ):
         raise BatchError(
-            f"a batch of type {_type_name(data)} is not understood. Legal are a tensor, "
+            f"a batch of type {_type_name(data)} is not understood. Pass a tensor, "
             "(inputs, target), a dict of forward's arguments, nndiag.Batch(args=…, kwargs=…, "
             f"target=…), or a DataLoader of those.{_array_hint(data)}"
         )
@@ -93,13 +94,29 @@ def as_batch(data: Any, model: nn.Module) -> Batch:
     elif isinstance(data, torch.Tensor):
         batch = Batch((data,))
     elif isinstance(data, Mapping):
-        batch = Batch(kwargs={str(key): value for key, value in data.items()})
+        batch = _from_mapping({str(key): value for key, value in data.items()}, model)
     elif hasattr(data, "_fields") and isinstance(data, tuple):  # a PackedSequence and its like
         batch = Batch((data,))
     else:
         batch = _from_items(tuple(data), model)
     _check_fit(batch, model)
     return batch
+
+
+TARGETS = ("labels", "label", "targets", "target", "y")
+"""What a dict calls its target, where ``forward`` has no argument of that name."""
+
+
+def _from_mapping(kwargs: dict[str, Any], model: nn.Module) -> Batch:
+    """A dict of forward's arguments, and of a target that forward does not take."""
+    names = [key for key in TARGETS if key in kwargs]
+    if _call_error(Batch(kwargs=kwargs), model) is None or len(names) != 1:
+        return Batch(kwargs=kwargs)
+    inputs = {key: value for key, value in kwargs.items() if key != names[0]}
+    batch = Batch(kwargs=inputs, target=kwargs[names[0]])
+    if len(inputs) == 1 and _call_error(batch, model) is not None:
+        batch = Batch(tuple(inputs.values()), target=batch.target)
+    return batch if _call_error(batch, model) is None else Batch(kwargs=kwargs)
 
 
 def _from_items(items: tuple[Any, ...], model: nn.Module) -> Batch:
@@ -181,7 +198,7 @@ def _check_fit(batch: Batch, model: nn.Module) -> None:
     if error is not None:
         raise BatchError(
             f"the batch does not fit {_forward_text(model)}: {error}. Given: {describe(batch)}. "
-            "nndiag.Batch(args=…, kwargs=…, target=…) leaves nothing to guess."
+            "To name each argument, pass nndiag.Batch(args=…, kwargs=…, target=…)."
         )
 
 

@@ -23,8 +23,10 @@ def explain(
     """Set each finding's ``cause``, and sort the findings for the report.
 
     The cause of a finding is a finding of a rule in its ``suspects`` (the first one named wins)
-    that shares a path with it. A note can only be the cause of notes. Findings without a cause come
-    first, by ``rank``, then by depth; the others follow in the same order.
+    that shares a path with it. If it has an ``origin``, a finding of ``suspects_there`` that lies
+    at the origin comes before those: nothing before a layer explains a zero that arises behind it.
+    A note can only be the cause of notes. Findings without a cause come first, by ``rank``, then by
+    depth; the others follow in the same order.
     """
     places = _Places(snapshot)
     ordered = sorted(findings, key=lambda f: (*rank(f), places.depth(f.layer)))
@@ -37,14 +39,17 @@ def explain(
     def cause_of(index: int, seen: frozenset[int]) -> int | None:
         finding = ordered[index]
         candidates = all_by_rule if finding.severity == "note" else without_notes
-        path = places.path(finding.layer)
-        for name in finding.suspects:
-            if name in candidates:
-                # Of its own rule only earlier findings, so that causes form no circle.
-                end = index if name == finding.rule else len(ordered)
-                cause = candidates[name].first(path, end, seen)
-                if cause is not None:
-                    return cause
+        searched = [(places.path(finding.layer), finding.suspects)]
+        if finding.origin:
+            searched.insert(0, (places.only(finding.origin), finding.suspects_there))
+        for path, suspects in searched:
+            for name in suspects:
+                if name in candidates:
+                    # Of its own rule only earlier findings, so that causes form no circle.
+                    end = index if name == finding.rule else len(ordered)
+                    cause = candidates[name].first(path, end, seen)
+                    if cause is not None:
+                        return cause
         return None
 
     def resolve(index: int, seen: frozenset[int]) -> Finding:
@@ -64,7 +69,7 @@ def _by_rule(ordered: Sequence[Finding], places: _Places, notes: bool) -> dict[s
         if notes or finding.severity != "note":
             indices.setdefault(finding.rule, []).append(index)
     return {
-        rule: _Candidates(own, [places.at(ordered[index].layer) for index in own])
+        rule: _Candidates(own, [places.of(ordered[index]) for index in own])
         for rule, own in indices.items()
     }
 
@@ -156,6 +161,14 @@ class _Places:
     def at(self, name: str) -> int:
         """The place of a name. Two names share a path if one's place meets the other's path."""
         return (self._at(name) or self._never_ran(name)) | self._somewhere
+
+    def of(self, finding: Finding) -> int:
+        """The place of a finding: of its layer, and of where it arises."""
+        return self.at(finding.layer) | (self._at(finding.origin) if finding.origin else 0)
+
+    def only(self, name: str) -> int:
+        """The path that consists of a name's own place."""
+        return self._at(name) | self._always
 
     def path(self, name: str) -> int:
         """The place of a name, with everything before and after it."""

@@ -102,7 +102,7 @@ def main() -> None:
             print(f"nndiag: the output could not be written: {error}.", file=sys.stderr)
             sys.exit(FAILED)
         traceback.print_exc()
-        print("This is a fault in nndiag, not in your model. Please report it.", file=sys.stderr)
+        print("This is an error in nndiag, not in your model. Please report it.", file=sys.stderr)
         sys.exit(FAILED)
 
 
@@ -136,7 +136,10 @@ def check(
         typer.Option(metavar="TARGET", help="What a DataLoader yields, or a whole DataLoader."),
     ],
     target: Annotated[
-        str | None, typer.Option(metavar="TARGET", help="What the loss compares outputs with.")
+        str | None,
+        typer.Option(
+            metavar="TARGET", help="The target of the loss, if the batch does not hold it."
+        ),
     ] = None,
     loss: Annotated[
         str | None,
@@ -147,7 +150,8 @@ def check(
     formats: Annotated[
         list[Format] | None,
         typer.Option(
-            "--format", help="Repeatable with --output; by default all formats that are files."
+            "--format",
+            help="The format; repeatable with --output, whose default is all file formats.",
         ),
     ] = None,
     output: Annotated[
@@ -180,9 +184,11 @@ def check(
             help="A saved report: only findings that are not in it make the exit status 1.",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The seed of everything random; 0 by default.")
+    ] = None,
     notes: Annotated[
-        bool, typer.Option("--notes", help="On the terminal, each note and not only their number.")
+        bool, typer.Option("--notes", help="On the terminal, show each note in full.")
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no report on the terminal.")
@@ -211,7 +217,7 @@ def check(
         typer.Option(
             metavar="STEPS",
             min=0,
-            help="With --fix: also train the original and the repaired model.",
+            help="With --fix: also train the original and the repaired model for this many steps.",
         ),
     ] = 0,
     optimizer: Annotated[
@@ -231,16 +237,10 @@ def check(
     from nndiag.progress import silenced
 
     formats = formats or []
-    if name in ("", ".", "..", "index") or set(name) & set("/\\\0"):
-        raise typer.BadParameter("give a file name for --output, not a path", param_hint="--name")
-    if output is None and len(formats) > 1:
-        raise typer.BadParameter(
-            "several formats need --output DIR; without it, one goes to stdout",
-            param_hint="--format",
-        )
-    kept_as = "repair" if name == "report" else f"{name}.repair"
+    _check_output(formats, output, name)
+    saved_as = "repair" if name == "report" else f"{name}.repair"
     if fix:
-        _fits_a_repair(formats, output, kept_as, force)
+        _check_repair_output(formats, output, saved_as, force)
     else:
         given = {
             "--allow": allow is not Allow.safe, "--trained": trained is not None,
@@ -287,19 +287,9 @@ def check(
         else:
             report = run(*inputs, **chosen)
     if fix:
-        _show_repair(repaired, formats, output, kept_as, force, quiet)
-    elif output is not None:
-        from nndiag.render.formats import save
-
-        save(report, output, [form.value for form in formats] or settings.KEPT, name)
-    if fix:
-        pass
-    elif output is None and formats and formats != [Format.terminal]:
-        print(_text(report, formats[0]), end="")
-    elif not quiet:
-        from nndiag.render import terminal
-
-        _console().print(terminal.render(report, notes))
+        _show_repair(repaired, formats, output, saved_as, force, quiet)
+    else:
+        _show_report(report, formats, output, name, notes, quiet)
     failing = () if fails == "never" else report.at_least(fails)
     if known is not None and fails != "never":
         failing = known.compare(report).new_findings(fails)
@@ -307,6 +297,38 @@ def check(
         print(_against_baseline(str(baseline), known, report, failing, fails), file=sys.stderr)
     _write_github(report, failing if known is not None else report.findings, formats, output, quiet)
     raise typer.Exit(FOUND if failing or (report.crashed and fails != "never") else FINE)
+
+
+def _check_output(formats: Sequence[Format], output: Path | None, name: str) -> None:
+    """Check the options of the output before anything runs."""
+    if name in ("", ".", "..", "index") or set(name) & set("/\\\0"):
+        raise typer.BadParameter("give a file name for --output, not a path", param_hint="--name")
+    if output is None and len(formats) > 1:
+        raise typer.BadParameter(
+            "several formats need --output DIR; without it, one goes to stdout",
+            param_hint="--format",
+        )
+
+
+def _show_report(
+    report: Report,
+    formats: Sequence[Format],
+    output: Path | None,
+    name: str,
+    notes: bool,
+    quiet: bool,
+) -> None:
+    if output is not None:
+        from nndiag.render.formats import save
+        from nndiag.settings import KEPT
+
+        save(report, output, [form.value for form in formats] or KEPT, name)
+    if output is None and formats and formats != [Format.terminal]:
+        print(_text(report, formats[0]), end="")
+    elif not quiet:
+        from nndiag.render import terminal
+
+        _console().print(terminal.render(report, notes))
 
 
 def _saved(baseline: Path) -> Report:
@@ -371,14 +393,16 @@ def _write_github(
 _OF_REPAIRS = (Format.terminal, Format.html, Format.markdown)
 
 
-def _fits_a_repair(formats: Sequence[Format], output: Path | None, name: str, force: bool) -> None:
+def _check_repair_output(
+    formats: Sequence[Format], output: Path | None, name: str, force: bool
+) -> None:
     """Check the options of a repair before anything runs."""
     from nndiag.fixes.result import ENDINGS
     from nndiag.render import files
 
     if wrong := [form.value for form in formats if form not in _OF_REPAIRS]:
         raise typer.BadParameter(
-            f"a repair has no format {wrong[0]}; legal with --fix are terminal, html and markdown",
+            f"a repair has no format {wrong[0]}; with --fix use terminal, html or markdown",
             param_hint="--format",
         )
     if output is not None:
@@ -396,14 +420,14 @@ def _show_repair(
     from nndiag.render import repair as page
 
     if output is not None:
-        kept = repair.save(output, name, force=force)
+        paths = repair.save(output, name, force=force)
     if output is None and formats and formats != [Format.terminal]:
         print((page.html if formats[0] is Format.html else page.markdown)(repair), end="")
     elif not quiet:
         _console().print(repair)
         if output is not None:
-            paths = ", ".join(str(path) for path in kept)
-            _console().print(f"Saved: {paths}", markup=False, soft_wrap=True)
+            names = ", ".join(str(path) for path in paths)
+            _console().print(f"Saved: {names}", markup=False, soft_wrap=True)
 
 
 class CompareFormat(str, Enum):
@@ -421,7 +445,7 @@ def compare(
     ] = CompareFormat.terminal,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")] = None,
 ) -> None:
-    """Show what differs between two saved reports beyond chance; exit status 1 if anything does."""
+    """Show what differs between two saved reports by more than chance. Then exit status 1."""
     from nndiag.render import comparison as page
     from nndiag.render import files
     from nndiag.report import Report

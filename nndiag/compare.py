@@ -327,25 +327,25 @@ def _findings(
     after = {(f.rule, f.layer): f for f in new.findings}
     back = {now: was for was, now in names.items()}
     judged_old, judged_new = _judged(old), _judged(new)
-    came = [
+    new_pairs = [
         (before.get(key), f)
         for key, f in after.items()
         if f.rule in judged_old and _is_more_severe(f, before.get(key))
     ]
-    went = [
+    gone_pairs = [
         (f, after.get(key))
         for key, f in before.items()
         if f.rule in judged_new and _is_more_severe(f, after.get(key))
     ]
-    moved = Counter(f.rule for was, f in came if was is None)
-    moved &= Counter(f.rule for f, now in went if now is None)
+    moved = Counter(f.rule for was, f in new_pairs if was is None)
+    moved &= Counter(f.rule for f, now in gone_pairs if now is None)
     appeared = tuple(
         Change(was, f, _may_be_chance(f, was, old.snapshot, back.get(f.layer, f.layer), moved))
-        for was, f in came
+        for was, f in new_pairs
     )
     vanished = tuple(
         Change(f, now, _may_be_chance(f, now, new.snapshot, names.get(f.layer, f.layer), moved))
-        for f, now in went
+        for f, now in gone_pairs
     )
     worse: list[Change] = []
     better: list[Change] = []
@@ -394,20 +394,20 @@ def _may_be_chance(
 
 def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
     """Whether the other run would have it too with a slightly looser threshold."""
-    value, edge = finding.evidence.get(finding.measure, math.nan), finding.threshold
+    value, used = finding.evidence.get(finding.measure, math.nan), finding.threshold
     known = rules.discover().get(finding.rule)
-    if known is None or edge is None or not (edge > 0 and value > 0):
+    if known is None or used is None or not (used > 0 and value > 0):
         return False
     threshold = known.RULE.thresholds.get(finding.measure)
     if threshold is None:
         return False
     chance = 0.0
     if threshold.unit == "share":  # a share of few rows or units varies widely by chance
-        chance = CHANCE * math.sqrt(2 * edge * (1 - edge) / _share_of(finding))
-    lower = min(edge / SLACK_OF_FINDINGS, edge - chance)
-    upper = max(edge * SLACK_OF_FINDINGS, edge + chance)
+        chance = CHANCE * math.sqrt(2 * used * (1 - used) / _units_behind(finding))
+    lower = min(used / SLACK_OF_FINDINGS, used - chance)
+    upper = max(used * SLACK_OF_FINDINGS, used + chance)
     # A number equal to its threshold does not show on which side the fault lies: try both.
-    looser = [lower] * (value >= edge) + [upper] * (value <= edge)
+    looser = [lower] * (value >= used) + [upper] * (value <= used)
     had = {f.layer for f in judge.judge(other, [finding.rule]).findings}
     return any(
         not _is_more_severe(finding, f) and (f.layer == layer or f.layer not in had)
@@ -421,7 +421,7 @@ def _is_near(finding: Finding, other: Snapshot, layer: str) -> bool:
     )
 
 
-def _share_of(finding: Finding) -> float:
+def _units_behind(finding: Finding) -> float:
     """The number of rows or units behind a finding's share; infinity if unknown."""
     evidence = finding.evidence
     if evidence.get("dead_units", 0) > 0 and evidence.get("share", 0) > 0:

@@ -45,16 +45,16 @@ __all__ = [
     "accuracy",
     "build",
     "digits",
-    "go_on",
     "leading",
     "main",
     "networks",
     "one_thread",
+    "repaired_accuracy",
     "repaired_from",
     "save",
     "summary",
-    "then",
     "train",
+    "train_steps",
     "verdict",
     "xavier",
 ]
@@ -257,7 +257,7 @@ def train(recipe: Recipe, data: Digits, watch: Watch = lambda steps, name: steps
     """Build and train one of the four networks."""
     with torch.random.fork_rng():
         model = build(recipe)
-        go_on(model, recipe.optimizer, recipe.steps, data, watch, recipe.name)
+        train_steps(model, recipe.optimizer, recipe.steps, data, watch, recipe.name)
     return model
 
 
@@ -267,7 +267,7 @@ def build(recipe: Recipe) -> nn.Module:
     return recipe.build()
 
 
-def go_on(
+def train_steps(
     model: nn.Module,
     optimizer: Optimizer,
     steps: int,
@@ -323,7 +323,7 @@ def repaired_from(network: Network, data: Digits) -> Repaired:
     trained = copy.deepcopy(repair.model)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        go_on(trained, optimizer, recipe.steps, data)
+        train_steps(trained, optimizer, recipe.steps, data)
     return Repaired(repair, accuracy(trained, data.test_images, data.test_labels))
 
 
@@ -397,7 +397,12 @@ def main(output: Path, console: Console) -> None:
         output / "index.md": jinja2.Environment(trim_blocks=True).from_string(INDEX_MD),
         output / "index.html": jinja2.Environment(autoescape=True).from_string(INDEX_HTML),
     }
-    words = {"diagnosed": diagnosed, "verdict": verdict, "leading": leading, "then": then}
+    words = {
+        "diagnosed": diagnosed,
+        "verdict": verdict,
+        "leading": leading,
+        "repaired_accuracy": repaired_accuracy,
+    }
     files.write({path: template.render(words) for path, template in index.items()})
     console.print(f"All reports: {output / 'index.html'}", markup=False, soft_wrap=True)
 
@@ -418,7 +423,7 @@ def summary(diagnosed: Iterable[tuple[Network, Report, Repaired | None]]) -> Tab
     table.add_column("leading finding")
     table.add_column("repaired", justify="right")
     for network, report, repaired in diagnosed:
-        cells = (verdict(report), leading(report), then(repaired))
+        cells = (verdict(report), leading(report), repaired_accuracy(repaired))
         table.add_row(network.name, f"{network.accuracy:.1%}", *cells)
     return table
 
@@ -428,7 +433,7 @@ def verdict(report: Report) -> str:
     return "healthy" if report.ok else "sick" if report.at_least("warning") else "unclear"
 
 
-def then(repaired: Repaired | None) -> str:
+def repaired_accuracy(repaired: Repaired | None) -> str:
     return "" if repaired is None else f"{repaired.accuracy:.1%}"
 
 
@@ -445,7 +450,8 @@ INDEX_MD = """\
 | --- | ---: | --- | --- | ---: | --- |
 {% for network, report, repaired in diagnosed %}
 | {{ network.name }} | {{ "{:.1%}".format(network.accuracy) }} | {{ verdict(report) }} \
-| {{ leading(report) }} | {{ then(repaired) }} | [HTML]({{ network.name }}/report.html), \
+| {{ leading(report) }} | {{ repaired_accuracy(repaired) }} \
+| [HTML]({{ network.name }}/report.html), \
 [Markdown]({{ network.name }}/report.md), [JSON]({{ network.name }}/report.json), \
 [CSV]({{ network.name }}/findings.csv) |
 {% endfor %}
@@ -476,7 +482,7 @@ Leading finding: {{ leading(report) }}.</p>
 {% if repaired %}
 <p><a href="{{ network.name }}/repair.html">Repaired</a> by \
 {{ repaired.repair.taken | map(attribute="fix.kind") | join(", ") }}, \
-and trained again for as long: accuracy {{ then(repaired) }}.</p>
+and trained again for as long: accuracy {{ repaired_accuracy(repaired) }}.</p>
 {% endif %}
 {% endfor %}
 """

@@ -8,16 +8,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from nndiag.columns import Columns
+
 __all__ = [
     "INPUT",
     "OUTPUT",
     "TARGET",
+    "Baseline",
     "Experiment",
+    "Fresh",
     "Group",
     "LossCall",
     "Made",
+    "Mixing",
     "Operand",
     "Optimizer",
+    "TrainEvalGap",
+    "Unregistered",
     "Update",
     "Values",
 ]
@@ -50,7 +57,8 @@ class Values:
     """Numbers about all values of a small tensor, such as a target.
 
     Moments, extremes and the median are over finite values. ``whole``: every value is a whole
-    number. ``distinct``: how many different values there are, at most ``MOST_DISTINCT`` + 1.
+    number. ``size``: the mean size of a value; ``deviation``: its mean distance from the median.
+    ``distinct``: how many different values there are, at most ``MOST_DISTINCT`` + 1.
     ``counts``: how often each occurs, where they are whole numbers and not more than that.
 
     The rest is about rows along the class axis, of a tensor with more than one value a row.
@@ -77,6 +85,8 @@ class Values:
     several: float = math.nan
     column_means: tuple[float, ...] = ()
     column_variances: tuple[float, ...] = ()
+    size: float = math.nan
+    deviation: float = math.nan
 
     MOST_DISTINCT = 1000
 
@@ -118,6 +128,12 @@ class LossCall:
     ``operands``: its tensors, in the order of the arguments; of a loss the first is the output and
     the second the target. ``options``: its other arguments, as numbers ("reduction": 0 none, 1
     mean, 2 sum). ``value``: the mean of its result.
+
+    ``facts``, of a loss or a difference between an output with known bounds and a target:
+    "outside", the share of the target's values beyond them; "outside_values" and "inside_values",
+    how many different ones there are on either side, at most 2; "absolute_left" and "square_left",
+    the mean distance from them, and its square; "variance" of the target; "first_outside", one of
+    the values beyond.
     """
 
     name: str
@@ -128,6 +144,81 @@ class LossCall:
     options: dict[str, float] = field(default_factory=dict)
     value: float = math.nan
     location: str | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Losses of the first batch for outputs that do not look at the input.
+
+    ``loss``: of the network's own output. ``constant``: of the best output that is the same for
+    every sample, -inf where there is none. ``zero``: of outputs that are zero. ``large``, ``huge``:
+    of outputs drawn from N(0, ``LARGE``²) and N(0, ``HUGE``²). Where the network's last activation
+    is a softmax, sigmoid or tanh, these are the values before it. ``tried``: found by trying
+    outputs in ``loss_fn``, and not from the target alone.
+
+    ``uphill``: cosine between the gradient of the loss and that of a cross-entropy with this
+    target, at the output; -1 where the loss rewards wrong answers. NaN where that is not known.
+    """
+
+    loss: float
+    constant: float
+    zero: float = math.nan
+    large: float = math.nan
+    huge: float = math.nan
+    tried: bool = False
+    uphill: float = math.nan
+
+    LARGE = 3.0
+    HUGE = 10.0
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Whether one sample's output depends on another sample's input, in evaluation mode.
+
+    Of ``samples`` samples one was replaced. ``changed``: how many of the others' outputs changed;
+    ``most``: by how much at most, as a share of the outputs' rms. ``error``: why that is not known.
+    """
+
+    samples: int = 0
+    changed: int = 0
+    most: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class TrainEvalGap:
+    """The loss of one batch in training mode and in evaluation mode.
+
+    ``norms_only``: with dropout off, and BatchNorm as in training. ``tracked``: how many batches
+    BatchNorm's running averages have seen, at least.
+    """
+
+    train: float
+    evaluation: float
+    norms_only: float
+    tracked: float
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    """A tensor that learns from the loss but is no parameter of the model.
+
+    ``name``: how it can be reached from the model, as "model.layers[0].weight"; "" if it cannot.
+    ``layer``: the row of the call that used it first. ``in_module``: it is a parameter of a module
+    that the model does not know.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: str
+    location: str | None = None
+    in_module: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -231,13 +322,38 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Fresh:
+    """A copy of a trained, sick network with new weights, on the same batch.
+
+    ``found``: rules with an error or a warning for the copy; ``sick``: those about the trained
+    network's values; ``severe``: whether one of these is an error.
+    """
+
+    found: tuple[str, ...]
+    sick: tuple[str, ...]
+    severe: bool = False
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What the first batch shows of the experiment around the network.
 
-    ``targets``: the tensors of the target, as "target" or "target.KEY".
+    ``targets``: the tensors of the target, as "target" or "target.KEY". ``inputs``: the raw data,
+    as "input" or "input.KEY". ``outputs``: the shapes of the tensors that the model returned.
+    ``output_rows``: rows of the model's outputs whose gradient was looked at, ``output_zero_rows``:
+    those where it is exactly zero.
     """
 
     calls: tuple[LossCall, ...] = ()
     targets: dict[str, Values] = field(default_factory=dict)
+    outputs: tuple[tuple[int, ...], ...] = ()
+    baseline: Baseline | None = None
+    unregistered: tuple[Unregistered, ...] = ()
+    mixing: Mixing | None = None
+    gap: TrainEvalGap | None = None
+    fresh: Fresh | None = None
+    inputs: dict[str, Columns] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     no_optimizer_because: str = "pass optimizer="
+    output_rows: int = 0
+    output_zero_rows: int = 0

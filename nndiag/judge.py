@@ -63,7 +63,7 @@ def _matching(words: Iterable[str] | str, codes: Mapping[str, str]) -> set[str]:
             raise UnknownRuleError(
                 f"no rule is called {word!r}."
                 f"{did_you_mean(word, [*codes, *map(str.lower, codes.values())])} "
-                f"Legal are: {', '.join(legal)}; or the beginning of a code, such as ND2."
+                f"Choose one of: {', '.join(legal)}; or the beginning of a code, such as ND2."
             )
         matched |= matches
     return matched
@@ -96,16 +96,15 @@ def effective_thresholds(
         legal_names = known[rule_name].RULE.thresholds
         if not threshold_name and legal_names:
             raise UnknownRuleError(
-                f"thresholds name the rule {rule_name!r} but none of its thresholds. Legal are: "
-                f"{', '.join(f'{rule_name}.{n}' for n in legal_names)}."
+                f"thresholds name the rule {rule_name!r} but none of its thresholds. "
+                f"Choose one of: {', '.join(f'{rule_name}.{n}' for n in legal_names)}."
             )
         if threshold_name not in legal_names:
-            legal = (
-                ", ".join(f"{rule_name}.{n}" for n in legal_names) or "none: it has no threshold"
-            )
+            legal = ", ".join(f"{rule_name}.{n}" for n in legal_names)
             raise UnknownRuleError(
                 f"{rule_name} has no threshold {threshold_name!r}."
-                f"{did_you_mean(threshold_name, legal_names)} Legal are: {legal}."
+                f"{did_you_mean(threshold_name, legal_names)} "
+                + (f"Choose one of: {legal}." if legal else "It has none at all.")
             )
         t = legal_names[threshold_name]
         if isinstance(value, bool) or not isinstance(value, (int, float)):

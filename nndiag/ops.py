@@ -319,7 +319,7 @@ _PADS = tuple(
 _PASSING_ON = (
     Op("dropout", "dropout", ("Dropout", *_dims("Dropout"), "AlphaDropout", "FeatureAlphaDropout"),
        (*_dims("dropout"), "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),
-       hands_on=True),
+       ("p", "training"), hands_on=True),
     Op("pad", "resize", _PADS, hands_on=True),
     Op("interpolate", "resize", ("Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d"),
        hands_on=True),

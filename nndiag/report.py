@@ -29,15 +29,17 @@ _DID_NOT_RUN: tuple[Literal["crashed", "skipped"], ...] = ("crashed", "skipped")
 
 @dataclass(frozen=True)
 class NotJudged:
-    """Something that a report does not vouch for. ``str()`` says it in one line.
+    """Something that a report did not judge. ``str()`` is one line about it.
 
-    ``what``: "crashed", "skipped", "not judged", "never called" or "not observed".
-    ``rule``: the rule; empty where no rule had a look (never called, not observed).
+    ``what``: "crashed", "skipped", "not judged", "never called", "not observed" or "not looked at".
+    ``rule``: the rule; empty where it concerns no single rule (never called, not observed).
     ``layer``: the layer, module or parameter; empty where the rule judged nothing at all.
     ``reason``: why.
     """
 
-    what: Literal["crashed", "skipped", "not judged", "never called", "not observed"]
+    what: Literal[
+        "crashed", "skipped", "not judged", "never called", "not observed", "not looked at"
+    ]
     rule: str = ""
     layer: str = ""
     reason: str = ""
@@ -96,15 +98,16 @@ class Report(Document):
             NotJudged("not observed", layer=name if colon else "", reason=why if colon else name)
             for name, colon, why in unseen
         ]
-        return (*rules, *layers, *never, *parts)
+        never_seen, why = story.NOT_LOOKED_AT
+        return (*rules, *layers, *never, *parts, NotJudged("not looked at", "", never_seen, why))
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:
-        """The findings of this severity or a graver one."""
+        """The findings of this severity or a worse one."""
         if severity not in SEVERITIES:
             legal = ", ".join(map(repr, SEVERITIES))
-            raise SettingsError(f"there is no severity {severity!r}. Legal are: {legal}.")
-        grave = SEVERITIES[: SEVERITIES.index(severity) + 1]
-        return tuple(f for f in self.findings if f.severity in grave)
+            raise SettingsError(f"there is no severity {severity!r}. Choose one of: {legal}.")
+        severe = SEVERITIES[: SEVERITIES.index(severity) + 1]
+        return tuple(f for f in self.findings if f.severity in severe)
 
     @property
     def fixes(self) -> tuple[Fix, ...]:
@@ -136,13 +139,13 @@ class Report(Document):
         return Report(self.snapshot, judged.findings, judged.outcomes, judged.unjudged)
 
     def compare(self, new: Report) -> Comparison:
-        """What became of this report: ``old.compare(new)``, tolerant of what a seed changes."""
+        """What differs in a later report, beyond what a seed changes: ``old.compare(new)``."""
         from nndiag.compare import compare
 
         return compare(self, new)
 
     def raise_for_findings(self, at: Severity = "warning") -> None:
-        """Fail where there are findings of this severity or a graver one, or a rule crashed.
+        """Fail where there are findings of this severity or a worse one, or a rule crashed.
 
         Raises:
             FindingsError: its text is the report of those findings.
@@ -152,13 +155,13 @@ class Report(Document):
 
         found = self.at_least(at)
         if found or self.crashed:
-            told = [story.tally(found)] if found else []
-            told += [f"{story.plural(len(self.crashed), 'rule')} crashed"] if self.crashed else []
-            counts = " and ".join(told)
-            raise FindingsError(f"{self.verdict}\n{counts}\n\n{terminal.excerpt(self, found)}")
+            counts = [story.tally(found)] if found else []
+            counts += [f"{story.plural(len(self.crashed), 'rule')} crashed"] if self.crashed else []
+            excerpt = terminal.excerpt(self, found)
+            raise FindingsError(f"{self.verdict}\n{'; '.join(counts)}\n\n{excerpt}")
 
     def to_text(self, notes: bool = False) -> str:
-        """What ``print`` shows; ``notes`` adds each note, which are one line otherwise."""
+        """What ``print`` shows; with ``notes`` each note in full, not all of them in one line."""
         from nndiag.render import terminal
 
         return terminal.plain(terminal.render(self, notes))
@@ -198,7 +201,7 @@ class Report(Document):
         return json.read(cls, text, str(path))
 
     def to_sarif(self, path: PathLike) -> None:
-        """SARIF 2.1.0, which code hosts show beside the lines it speaks of.
+        """SARIF 2.1.0, which code hosts show beside the lines of code.
 
         Raises:
             OutputError: it cannot be written.
@@ -214,7 +217,7 @@ class Report(Document):
         self._write("junit", path)
 
     def to_github(self) -> str:
-        """GitHub's workflow commands: print them in a job, and they stand beside the lines."""
+        """GitHub's workflow commands. Print them in a job: GitHub shows them beside the code."""
         text: str = self._rendered("github")
         return text
 

@@ -59,6 +59,9 @@ class Finding:
     ``measure`` was compared with; the threshold has the same name. ``cause`` is the finding that
     explains this one, or None for a root; ``suspects`` are the rules whose findings can explain it.
     ``summary`` is one sentence that says what will happen because of it.
+
+    ``origin`` names the layer where it arises, if that is another one. What is found at that very
+    layer by one of ``suspects_there`` explains it first.
     """
 
     rule: str
@@ -74,6 +77,8 @@ class Finding:
     suspects: tuple[str, ...] = ()
     measure: str = ""
     summary: str = ""
+    origin: str = ""
+    suspects_there: tuple[str, ...] = ()
 
     @property
     def root(self) -> Finding:
@@ -95,8 +100,9 @@ class Rule:
     """The fixed part of a rule.
 
     ``needs``: what it cannot judge without: "outputs", "gradients", "step" (a virtual update),
-    "loss" (the caller's loss or the model's own), "optimizer". Without it the rule is skipped and
-    the report says why. ``uses``: what it judges better with.
+    "loss" (the caller's loss or the model's own), "optimizer", "mixing" (whether samples see one
+    another), "evaluation" (the loss in evaluation mode). Without it the rule is skipped and the
+    report says why. ``uses``: what it judges better with.
     """
 
     code: str
@@ -121,6 +127,8 @@ class Rule:
         location: str | None = None,
         fixes: tuple[Fix, ...] | None = None,
         suspects: tuple[str, ...] | None = None,
+        origin: str = "",
+        suspects_there: tuple[str, ...] = (),
     ) -> Finding:
         """A finding of this rule at a layer, a parameter or a named place.
 
@@ -139,6 +147,8 @@ class Rule:
             threshold=None if thresholds is None else getattr(thresholds, measure),
             measure=measure,
             summary=summary,
+            origin=origin,
+            suspects_there=suspects_there,
             location=where.location if isinstance(where, Layer) else location,
             fixes=self.fixes if fixes is None else fixes,
             suspects=self.caused_by if suspects is None else suspects,

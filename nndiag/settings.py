@@ -124,7 +124,7 @@ def load(config: Config = None, here: Path | None = None) -> Settings:
         return _settings(config, "config", Path.cwd())
     if config is not None and not isinstance(config, (str, os.PathLike)):
         raise SettingsError(
-            f"config is {type(config).__name__}. Legal are: a mapping of settings, the path of a "
+            f"config is {type(config).__name__}. Pass a mapping of settings, the path of a "
             "TOML file with a [tool.nndiag] table, None for the nearest pyproject.toml, or False "
             "for no file."
         )
@@ -174,7 +174,7 @@ def _settings(table: Mapping[str, Any], where: str, home: Path) -> Settings:
         if key not in _KEYS:
             raise SettingsError(
                 f"{where} has no setting {key!r}.{did_you_mean(str(key), _KEYS)} "
-                f"Legal are: {', '.join(_KEYS)}."
+                f"Choose one of: {', '.join(_KEYS)}."
             )
         try:
             given[key.replace("-", "_")] = TypeAdapter(_KEYS[key].type).validate_python(

@@ -1,4 +1,4 @@
-"""Plain numbers about tensors, layers and whole runs: all that rules get to see.
+"""Plain numbers about tensors, layers and whole runs: all that rules can use.
 
 Everything here is frozen data over NumPy, without torch. It is written to JSON and read back
 unchanged on a machine that has no torch.
@@ -445,6 +445,12 @@ class Parameter:
     one_sign_rows: int = 0
     graded_rows: int = 0
     used: bool = True
+    # What gave it a gradient that it did not have: "other seed", "later step", "never"; "": not
+    # looked at again.
+    again: str = ""
+    # The outermost module of an installed library around it, with none of the user's between; ""
+    # is the model itself.
+    library: str | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ __all__ = [
     "Moments",
     "activity_bound",
     "correlation_map",
+    "count_bound",
     "density",
     "fluctuation",
     "gain_backward",
@@ -40,6 +41,7 @@ __all__ = [
     "never_active",
     "never_active_bound",
     "normal_cdf",
+    "probability_bound",
     "recursion",
     "reference_name",
     "sign_coherence",
@@ -57,7 +59,7 @@ INF = math.inf
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function with everything the theory needs to know of it."""
+    """An activation function, with the facts about it that the theory uses."""
 
     name: str
     phi: Function
@@ -306,11 +308,22 @@ def never_active_bound(units: int, n: int, correlation: float, confidence: float
     One iterated from :func:`correlation_map` is right on average only: networks scatter about it,
     and their counts with them (twice the binomial deviation at width 500 and depth 10).
     """
-    p = never_active(n, correlation)
-    if p == 0:
+    return count_bound(units, never_active(n, correlation), confidence)
+
+
+def count_bound(units: int, probability: float, confidence: float) -> int:
+    """The binomial quantile: of ``units`` at most so many have what each has by ``probability``."""
+    if probability == 0:
         return 0
-    cdf = special.bdtr(np.arange(units + 1), units, p)
+    cdf = special.bdtr(np.arange(units + 1), units, probability)
     return min(int(np.searchsorted(cdf, confidence)), units)
+
+
+def probability_bound(hits: int, trials: int, confidence: float = 0.975) -> float:
+    """The largest probability that ``hits`` of ``trials`` leave likely (Clopper & Pearson 1934)."""
+    if hits >= trials:
+        return 1.0
+    return float(special.betaincinv(hits + 1, trials - hits, confidence))
 
 
 def activity_bound(n: int, confidence: float = 0.95) -> float:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 
 ALL = 100  # examples of a law that names no number of its own, as in hypothesis
 QUICK = 10
@@ -43,7 +43,14 @@ def left_out(items: list[pytest.Item]) -> Iterator[pytest.Item]:
 
 
 def looked_at_harder(items: list[pytest.Item]) -> Iterator[pytest.Item]:
-    """Tests of which ``make test`` tries few examples only."""
+    """Tests of which ``make test`` tries few examples only: laws, and tests that call one."""
     for item in items:
-        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        test, module = getattr(item, "obj", None), getattr(item, "module", None)
+        names = getattr(getattr(test, "__code__", None), "co_names", ())
+        if any(map(is_law, [test, *(getattr(module, name, None) for name in names)])):
             yield item
+
+
+def is_law(value: object) -> bool:
+    """Whether it tries examples; a test that calls ``given`` itself has a law inside."""
+    return value is given or getattr(value, "is_hypothesis_test", None) is True

@@ -369,3 +369,24 @@ def test_tensors_are_described_and_never_shown():
     )
     assert describe(Plain(X)) == "Plain"
     assert describe(torch.zeros(2, dtype=torch.complex128)) == "complex128[2]"
+
+
+# -- dicts with a target ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["labels", "label", "targets", "target", "y"])
+def test_what_forward_does_not_take_and_is_called_so_is_the_target(name):
+    same(as_batch({"x": X, name: Y}, taking("x")), kwargs={"x": X}, target=Y)
+
+
+def test_a_target_that_forward_takes_stays_an_argument():
+    same(as_batch({"x": X, "labels": Y}, taking("x, labels=None")), kwargs={"x": X, "labels": Y})
+
+
+def test_a_single_input_of_another_name_goes_by_position():
+    same(as_batch({"image": X, "label": Y}, taking("x")), args=(X,), target=Y)
+
+
+def test_two_targets_are_not_guessed():
+    with pytest.raises(nndiag.BatchError, match="does not fit"):
+        as_batch({"x": X, "labels": Y, "y": Y}, taking("x"))

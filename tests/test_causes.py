@@ -409,6 +409,55 @@ def test_a_cause_is_itself_in_the_report_and_no_circle():
             assert id(f) not in seen
 
 
+# -- by hand ---------------------------------------------------------------------------------------
+
+
+def at_place(rule, layer, severity="warning", suspects=()):
+    return Finding(rule, "", severity, layer, "", suspects=suspects)
+
+
+def one_layer(nodes, node):
+    """A snapshot of these nodes with a row for one of them, in the module ``body``."""
+    layer = Layer("body.1", "Linear", "linear", (1,), node, output=None)
+    return Snapshot("Net", (layer,), nodes, (), {"read": None}, Loss("none"), 1, 1,
+                    never_called=("lost",))  # fmt: skip
+
+
+INPUT_FIRST = (Node("input"), Node("linear", (0,), 0))
+
+
+def explained(snapshot, *findings):
+    """By its place, the place of each finding's cause."""
+    return {f.layer: f.cause and f.cause.layer for f in explain(findings, snapshot, rank)}
+
+
+@pytest.mark.parametrize(("severity", "cause"), [("note", "read"), ("warning", None)])
+def test_a_note_explains_notes_only(severity, cause):
+    snapshot = one_layer(INPUT_FIRST, 1)
+    note = at_place("a", "read", "note")
+
+    causes = explained(snapshot, note, at_place("b", "body.1", severity, suspects=("a",)))
+
+    assert causes == {"read": None, "body.1": cause}
+
+
+def test_what_is_said_of_a_module_around_layers_explains_what_holds_everywhere():
+    snapshot = one_layer(INPUT_FIRST, 1)
+
+    causes = explained(snapshot, at_place("a", "body"), at_place("b", "(model)", suspects=("a",)))
+
+    assert causes == {"body": None, "(model)": "body"}
+
+
+def test_an_input_lies_at_its_own_nodes_only():
+    # The layer, first of all nodes, does not read the input.
+    snapshot = one_layer((Node("linear", (), 0), Node("input")), 0)
+
+    causes = explained(snapshot, at_place("a", "read"), at_place("b", "body.1", suspects=("a",)))
+
+    assert causes == {"read": None, "body.1": None}
+
+
 # -- against a naive search ----------------------------------------------------------------------
 
 RULES = ("a", "b", "c")

@@ -94,11 +94,12 @@ def test_each_heading_of_a_rules_page_is_translated_and_underlined_as_wide_as_it
         assert f"\n{heading}\n{'-' * 2 * len(heading)}\n" in text
 
 
-def test_the_chinese_readme_names_each_rule_as_the_command_line_does():
-    rows = re.findall(r"^\| (ND\d+) \| `([\w-]+)` \| (\w+) \| (.+) \|$", CHINESE, re.M)
-    assert rows == [
-        (m.RULE.code, name, m.RULE.severity, page.title(m, "zh")) for name, m in RULES.items()
-    ]
+def test_the_chinese_readme_lists_the_rules_as_the_english_one_does():
+    def listed(text):
+        rows = re.findall(r"^\| (ND\d) \| [^|]+ \| (.+) \|$", text, re.M)
+        return {family: names.split(", ") for family, names in rows}
+
+    assert listed(CHINESE) == listed(ENGLISH) != {}
 
 
 @pytest.mark.parametrize("name", every())

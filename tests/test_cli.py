@@ -196,7 +196,7 @@ class TestExit:
 
         assert status == 2
         assert "Traceback" in err
-        assert "This is a fault in nndiag, not in your model." in err
+        assert "This is an error in nndiag, not in your model." in err
 
 
 class TestArguments:
@@ -475,12 +475,12 @@ class TestPages:
         def refuse(word):
             raise AssertionError(word)
 
-        told = json.loads(run("rule", "dead-relu", "--json")[1], parse_constant=refuse)
+        text = json.loads(run("rule", "dead-relu", "--json")[1], parse_constant=refuse)
 
-        assert (told["code"], told["name"], told["severity"]) == ("ND103", "dead-relu", "warning")
-        assert told["thresholds"]["samples"]["high"] == "Infinity"
-        assert told["title"] == "Units that were zero on every sample."
-        assert told["fixes"][0]["what"] == "Re-initialise the weights (He), biases at zero."
+        assert (text["code"], text["name"], text["severity"]) == ("ND103", "dead-relu", "warning")
+        assert text["thresholds"]["samples"]["high"] == "Infinity"
+        assert text["title"] == "Units that were zero on every sample."
+        assert text["fixes"][0]["what"] == "Re-initialise the weights (He), biases at zero."
 
     def test_an_unknown_rule_is_two_and_names_the_nearest(self, run):
         status, out, err = run("rule", "dead-rule")
@@ -707,7 +707,7 @@ class TestFix:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("--fix", "--format", "sarif"), "a repair has no format sarif; legal with --fix are"),
+            (("--fix", "--format", "sarif"), "a repair has no format sarif; with --fix use"),
             (("--force",), "it needs --fix"),
             (("--trial", "10"), "it needs --fix"),
             (("--allow", "all"), "it needs --fix"),

@@ -141,8 +141,8 @@ def test_the_original_error_is_the_cause():
 def test_a_batch_whose_key_forward_does_not_know():
     assert says(errors.BatchError, Masked(), {"image": X, "masc": X}) == [
         "the batch does not fit Masked.forward(image, mask, scale=1.0): missing a required "
-        "argument: 'mask'. Given: (image=f32[8, 6], masc=f32[8, 6]). nndiag.Batch(args=…, "
-        "kwargs=…, target=…) leaves nothing to guess."
+        "argument: 'mask'. Given: (image=f32[8, 6], masc=f32[8, 6]). To name each argument, pass "
+        "nndiag.Batch(args=…, kwargs=…, target=…)."
     ]
 
 
@@ -184,7 +184,7 @@ def test_a_stream_of_nothing(stream, name):
 
 
 LEGAL = (
-    "Legal are a tensor, (inputs, target), a dict of forward's arguments, nndiag.Batch(args=…, "
+    "Pass a tensor, (inputs, target), a dict of forward's arguments, nndiag.Batch(args=…, "
     "kwargs=…, target=…), or a DataLoader of those."
 )
 ARRAYS = " For arrays and lists of numbers, use torch.as_tensor first."
@@ -358,7 +358,9 @@ def test_an_output_that_cannot_be_differentiated():
 def test_a_rule_that_does_not_exist():
     [line] = says(errors.UnknownRuleError, net(), X, select="dead-rely")
 
-    assert line.startswith("no rule is called 'dead-rely'. Did you mean 'dead-relu'? Legal are: ")
+    assert line.startswith(
+        "no rule is called 'dead-rely'. Did you mean 'dead-relu'? Choose one of: "
+    )
     assert "dead-relu (ND103)" in line
     assert line.endswith("; or the beginning of a code, such as ND2.")
 
@@ -367,7 +369,7 @@ def test_a_threshold_that_does_not_exist():
     [line] = says(errors.UnknownRuleError, net(), X, thresholds={"dead-relu.shar": 0.5})
 
     assert line.startswith(
-        "dead-relu has no threshold 'shar'. Did you mean 'share'? Legal are: dead-relu.share"
+        "dead-relu has no threshold 'shar'. Did you mean 'share'? Choose one of: dead-relu.share"
     )
 
 

@@ -81,7 +81,7 @@ def test_looking_around_in_nndiag_loads_nothing_heavy():
 
 @pytest.fixture(scope="module")
 def loaded():
-    return loaded_by_each(RIGHT)
+    return loaded_by_each([*RIGHT, "nndiag.errors"])
 
 
 @pytest.mark.parametrize("module", RIGHT)
@@ -114,9 +114,7 @@ def test_such_a_test_can_fail():
         loaded_by("import nndiag.no_such_module")
 
 
-def test_so_can_that_of_many_modules():
-    loaded = loaded_by_each(["nndiag.errors", "nndiag.stats"])
-
+def test_so_can_that_of_many_modules(loaded):
     assert "nndiag.stats" in loaded["nndiag.stats"]
     assert "nndiag.stats" not in loaded["nndiag.errors"]
     assert "numpy" in loaded["nndiag.errors"] & HEAVY  # as torch would be

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from effort import LAID_OUT, left_out
+from effort import LAID_OUT, left_out, looked_at_harder
 
 from nndiag import rules
 
@@ -22,7 +22,7 @@ def quick(request) -> dict[str, list[bool]]:
     collected = {name.partition("::")[0] for name in cases}
     there = {str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py")}
     if there - collected - {"cuda/test_cuda.py"}:  # which is for machines that have a GPU
-        # What the whole suite touches can only be told of the whole suite.
+        # What the whole suite touches can only be checked on the whole suite.
         pytest.skip("only a part of the suite was asked for")
     return cases
 
@@ -76,4 +76,21 @@ def test_of_a_test_with_many_cases_one_in_so_many_is_quick(pytester):
 
     assert [item.name for item in items if item not in left] == [
         "test_one[x-x]", "test_one[y-y]", "test_other",
+    ]  # fmt: skip
+
+
+def test_laws_and_tests_that_call_one_are_looked_at_harder(pytester):
+    items = pytester.getitems(
+        "from hypothesis import given, strategies as st\n"
+        "@given(st.integers())\n"
+        "def law(n): pass\n"
+        "@given(st.integers())\n"
+        "def test_law(n): pass\n"
+        "def test_that_calls_one(): law()\n"
+        "def test_with_one_inside(): given(st.integers())(lambda n: None)()\n"
+        "def test_other(): pass\n"
+    )
+
+    assert [item.name for item in looked_at_harder(items)] == [
+        "test_law", "test_that_calls_one", "test_with_one_inside",
     ]  # fmt: skip

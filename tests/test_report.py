@@ -59,6 +59,13 @@ class TestOk:
         assert bool(report) is report.ok is False
 
 
+RUN = NotJudged(
+    "not looked at",
+    layer="the training run and validation data",
+    reason="a check sees a batch, not a run",
+)
+
+
 class TestNotJudged:
     def test_it_says_what_was_not_looked_at_and_why(self, report):
         snapshot = replace(
@@ -83,6 +90,7 @@ class TestNotJudged:
             NotJudged("never called", layer="spare"),
             NotJudged("not observed", layer="core", reason="ValueError: 3: no size"),
             NotJudged("not observed", reason="only 64 batches"),
+            RUN,
         )
         assert [str(item) for item in missing] == [
             "crashed: non-finite (ZeroDivisionError)",
@@ -91,13 +99,14 @@ class TestNotJudged:
             "never called: spare",
             "not observed: core (ValueError: 3: no size)",
             "not observed: only 64 batches",
+            "not looked at: the training run and validation data (a check sees a batch, not a run)",
         ]
 
     def test_where_all_was_looked_at_nothing_is_missing(self):
         seen = replace(
             samples.healthy(), unjudged=(), outcomes=(Outcome("dead-relu", "ND103", "passed"),)
         )
-        assert seen.not_judged == ()
+        assert seen.not_judged == (RUN,)  # no report vouches for these
 
     def test_every_name_in_it_is_one_the_report_prints(self, report):
         text = " ".join(str(report).split())
@@ -206,13 +215,13 @@ class TestRaiseForFindings:
             report.raise_for_findings()
 
         text = str(caught.value)
-        counts = "1 error and 7 warnings and 1 rule crashed"
+        counts = "1 error and 7 warnings; 1 rule crashed"
         assert text.startswith(f"{report.verdict}\n{counts}\n\nnndiag 0.1.0 · Tiny")
         assert "warning[ND103] dead-relu" in text
         assert "note[" not in text
         assert "crashed: ND401 non-finite" in text
 
-    def test_only_what_is_grave_enough_is_told(self, report):
+    def test_only_what_is_severe_enough_is_shown(self, report):
         with pytest.raises(FindingsError) as caught:
             report.raise_for_findings(at="error")
 
@@ -233,7 +242,7 @@ class TestRaiseForFindings:
             replace(samples.healthy(), outcomes=crashed).raise_for_findings()
 
     def test_a_severity_that_is_none_is_refused(self, report):
-        with pytest.raises(SettingsError, match=r"no severity 'warn'\. Legal are: 'error', "):
+        with pytest.raises(SettingsError, match=r"no severity 'warn'\. Choose one of: 'error', "):
             report.raise_for_findings(at="warn")
 
     def test_it_is_an_assertion_error(self, report):

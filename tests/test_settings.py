@@ -111,8 +111,8 @@ def test_none_is_not_given(project):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("selct = []", "has no setting 'selct'. Did you mean 'select'? Legal are: select, ignore, "
-                       "fail-on, seed, thresholds, max-batches, report, format, baseline."),
+        ("selct = []", "has no setting 'selct'. Did you mean 'select'? Choose one of: select, "
+                       "ignore, fail-on, seed, thresholds, max-batches, report, format, baseline."),
         ("fail_on = 'error'", "has no setting 'fail_on'. Did you mean 'fail-on'?"),
         ("fail-on = 'note'", "fail-on = 'note': write \"error\", \"warning\" or \"never\"."),
         ("seed = -1", "seed = -1: write a whole number from 0 to 4294967295."),
@@ -167,5 +167,5 @@ def test_a_named_file_that_is_missing_or_empty_of_settings_is_refused(project, t
 
 @pytest.mark.parametrize("config", [True, 3, ["seed"]])
 def test_a_config_of_another_kind_is_refused(config):
-    with pytest.raises(SettingsError, match="Legal are: a mapping of settings, the path"):
+    with pytest.raises(SettingsError, match="Pass a mapping of settings, the path"):
         settings.load(config)

@@ -20,10 +20,12 @@ from nndiag.stats import (
     Histogram,
     Layer,
     Node,
+    Parameter,
     ProbeStats,
     Snapshot,
     TensorStats,
     UnitStats,
+    Weight,
     merge_facts,
     merge_moments,
     merge_parts,
@@ -203,7 +205,10 @@ def test_flat_parts_of_other_units_keep_their_counts():
 
 
 def test_directions_of_other_widths_do_not_merge():
-    assert merge_parts(DirectionStats(1, np.ones(2)), DirectionStats(1, np.ones(3))) is None
+    narrow, wide = DirectionStats(1, np.ones(2)), DirectionStats(1, np.ones(3))
+
+    assert merge_parts(narrow, wide) is None
+    assert merge_parts(wide, narrow) is None
 
 
 def test_facts_add_up_if_they_are_counts_and_keep_the_larger_value_otherwise():
@@ -276,6 +281,25 @@ def test_a_snapshot_knows_who_uses_what():
     assert snapshot.layer_at(3) is None
     assert [layer.name for layer in snapshot.of_op("relu", "gelu")] == ["/relu"]
     assert set(snapshot.by_name) == {"/relu", "/tanh"}
+
+
+def test_a_snapshot_knows_the_parameters_of_a_module_and_those_inside_it():
+    [numbers] = collect([measure(torch.randn(4))])
+    names = ("scale", "body.0.weight", "body.0.bias", "body.shift")
+    parameters = tuple(Parameter(name, (4,), "float32", True, numbers) for name in names)
+    snapshot = Snapshot("Net", (), (), parameters, {}, None, 4, 1)
+
+    assert {module: [p.name for p in own] for module, own in snapshot.parameters_of.items()} == {
+        "": ["scale"], "body.0": ["body.0.weight", "body.0.bias"], "body": ["body.shift"],
+    }  # fmt: skip
+    assert [p.name for p in snapshot.parameters_in["body"]] == list(names[1:])
+
+
+def test_where_nothing_else_is_said_a_parameter_is_used_and_a_weight_meets_no_padding():
+    [numbers] = collect([measure(torch.randn(4))])
+
+    assert Parameter("a.weight", (2, 2), "float32", True, numbers).used
+    assert Weight("a.weight", None, 2, 2).coverage == 1
 
 
 def test_a_layer_seen_in_two_batches_says_what_was_unseen_in_either():

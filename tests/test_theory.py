@@ -737,6 +737,11 @@ def test_the_norm_of_a_he_network_strays_within_its_band(width, depth, confidenc
     assert np.exp(band) == pytest.approx([low, high], rel=2e-3)
 
 
+def test_the_norm_band_is_that_of_999_networks_in_a_thousand():
+    band = theory.log_norm_band([100] * 10, named("relu"))
+    assert band == theory.log_norm_band([100] * 10, named("relu"), 0.999)
+
+
 def test_the_norm_band_is_that_of_simulated_networks():
     rng = np.random.default_rng(0)
     logs = []
@@ -782,6 +787,11 @@ def test_the_correlation_map_is_that_of_a_random_relu_layer(c):
 def test_alike_inputs_stay_alike():
     assert theory.correlation_map(1.0) == 1
     assert theory.correlation_map(1.0 + 1e-12) == 1
+
+
+def test_opposite_inputs_have_no_unit_in_common():
+    assert theory.correlation_map(-1.0) == 0
+    assert theory.correlation_map(-1.0 - 1e-12) == 0
 
 
 NEVER_ACTIVE = {

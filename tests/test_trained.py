@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
-from hypothesis import given, settings
+from effort import tried
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -76,7 +77,7 @@ def started(biases, width=32, **options):
 
 
 @pytest.mark.parametrize("biases", BIASES)
-@settings(max_examples=15)
+@tried(15)
 @given(
     st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     st.sampled_from([8, 9, 16, 33, 64]),

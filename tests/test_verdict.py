@@ -35,14 +35,14 @@ def outcomes(status, count=1):
 
 
 def test_it_is_what_will_happen_and_the_first_sentence_of_the_first_fix():
-    told = verdict(NETWORK, [finding()], outcomes("found"))
-    assert told == f"{FADES} Add BatchNorm1d after each of 8 layers."
+    text = verdict(NETWORK, [finding()], outcomes("found"))
+    assert text == f"{FADES} Add BatchNorm1d after each of 8 layers."
 
 
 def test_a_second_fix_is_offered_where_it_is_of_another_kind():
     def fixes(*fixes):
-        [_, told] = verdict(NETWORK, [finding(fixes=fixes)], PASSED).split(FADES)
-        return told
+        [_, text] = verdict(NETWORK, [finding(fixes=fixes)], PASSED).split(FADES)
+        return text
 
     add = " Add BatchNorm1d after each of 8 layers"
     assert fixes(NORMALIZE, SWAP) == f"{add}. Or replace 0.sigmoid by nn.ReLU()."
@@ -52,8 +52,8 @@ def test_a_second_fix_is_offered_where_it_is_of_another_kind():
 
 
 def test_a_rule_without_a_summary_is_told_by_its_message_and_place():
-    told = verdict(NETWORK, [finding(summary="", fixes=())], PASSED)
-    assert told == "0: The gradient is small."
+    text = verdict(NETWORK, [finding(summary="", fixes=())], PASSED)
+    assert text == "0: The gradient is small."
 
 
 def test_the_leading_cause_is_told_and_the_others_are_counted():
@@ -66,9 +66,9 @@ def test_the_leading_cause_is_told_and_the_others_are_counted():
         finding("saturation", "warning", "4", cause=lead),
         finding("dense-activation", "note", "5"),
     ]
-    told = verdict(NETWORK, found, PASSED)
-    assert told.startswith(FADES)
-    assert told.endswith(" of 8 layers. 2 more causes below.")
+    text = verdict(NETWORK, found, PASSED)
+    assert text.startswith(FADES)
+    assert text.endswith(" of 8 layers. 2 more causes below.")
     assert verdict(NETWORK, found[:3], PASSED).endswith(" 1 more cause below.")
     assert verdict(NETWORK, [lead, found[4]], PASSED).endswith(" of 8 layers.")
 
@@ -85,17 +85,17 @@ def test_a_healthy_network_is_called_healthy():
 
 def test_notes_are_no_problem_but_are_counted():
     note = finding("dense-activation", "note")
-    told = verdict(NETWORK, [note], outcomes("found"))
-    assert told == "No problem found in the network (14 rules, 1 note)."
+    text = verdict(NETWORK, [note], outcomes("found"))
+    assert text == "No problem found in the network (14 rules, 1 note)."
 
 
 def test_rules_that_did_not_run_are_not_counted_as_health():
-    told = verdict(NETWORK, [], outcomes("skipped", 4))
-    assert told == "No problem found in the network (10 of 14 rules)."
+    text = verdict(NETWORK, [], outcomes("skipped", 4))
+    assert text == "No problem found in the network (10 of 14 rules)."
 
 
 @pytest.mark.parametrize(
-    ("seen", "unjudged", "told"),
+    ("seen", "unjudged", "shown"),
     [
         ({"never_called": ("aux",)}, (), "1 part of it never ran."),
         ({"never_called": ("a", "b")}, (), "2 parts of it never ran."),
@@ -103,10 +103,10 @@ def test_rules_that_did_not_run_are_not_counted_as_health():
         ({}, ("a", "a", "b"), "2 layers could not be judged by every rule."),
     ],
 )
-def test_what_was_not_looked_at_is_told(seen, unjudged, told):
+def test_what_was_not_looked_at_is_told(seen, unjudged, shown):
     gaps = [Unjudged("dead-relu", layer, "too few samples") for layer in unjudged]
     text = verdict(replace(NETWORK, **seen), [], PASSED, gaps)
-    assert text == f"No problem found in the network (14 rules). {told}"
+    assert text == f"No problem found in the network (14 rules). {shown}"
 
 
 def test_nothing_that_ran_is_no_health():
@@ -118,10 +118,10 @@ def test_nothing_that_ran_is_no_health():
 
 
 def test_a_rule_that_crashed_is_told_with_and_without_findings():
-    told = verdict(NETWORK, [], outcomes("crashed"))
-    assert told == "No problem found, but 1 rule crashed, so there may be one."
-    told = verdict(NETWORK, [finding()], outcomes("crashed", 2))
-    assert told.endswith(" 2 rules crashed, so there may be more.")
+    text = verdict(NETWORK, [], outcomes("crashed"))
+    assert text == "No problem found, but 1 rule crashed, so there may be one."
+    text = verdict(NETWORK, [finding()], outcomes("crashed", 2))
+    assert text.endswith(" 2 rules crashed, so there may be more.")
 
 
 def test_a_report_has_it():

@@ -22,12 +22,16 @@ def backward(
 ) -> Exception | None:
     """Run the backward; returns the exception that it raised, or None.
 
+    The recorder gets to know the leaves that the loss depends on besides the model's parameters.
+
     ``parameters``: the model's parameters. ``first_function``: the number of the first function of
     autograd that is ours.
     """
     try:
         with (
-            without_other_gradients(value, parameters, first_function) as has_foreign_part,
+            without_other_gradients(
+                value, parameters, first_function, recorder.other_leaves
+            ) as has_foreign_part,
             recorder.backward(),
         ):
             torch.autograd.backward(value, retain_graph=has_foreign_part)
@@ -38,7 +42,10 @@ def backward(
 
 @contextlib.contextmanager
 def without_other_gradients(
-    value: torch.Tensor, parameters: Iterable[nn.Parameter], first_function: int
+    value: torch.Tensor,
+    parameters: Iterable[nn.Parameter],
+    first_function: int,
+    other_leaves: set[int] | None = None,
 ) -> Iterator[bool]:
     """Context that restores gradients of other tensors; yields whether the graph must be retained.
 
@@ -52,6 +59,8 @@ def without_other_gradients(
             if type(function).__name__ != "AccumulateGrad":
                 has_foreign_part |= function._sequence_nr() < first_function
             elif id(function.variable) not in ours:
+                if other_leaves is not None:
+                    other_leaves.add(id(function.variable))
                 undo.callback(setattr, function.variable, "grad", function.variable.grad)
                 function.variable.grad = None
         yield has_foreign_part

@@ -8,6 +8,7 @@ fails, the model still runs as it would without nndiag.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import wraps
 from typing import Any, Protocol
@@ -28,14 +29,23 @@ from nndiag.capture.lineage import (
     viewed,
 )
 from nndiag.capture.losses import SeenLossCall
-from nndiag.capture.made import by_activation, by_softmax, carried, softmax_options
+from nndiag.capture.made import (
+    alike,
+    by_activation,
+    by_softmax,
+    carried,
+    softmax_axis,
+    softmax_options,
+)
 from nndiag.capture.paths import Paths, measurable
 from nndiag.capture.rows import Row
 from nndiag.capture.weights import running_statistics, spatial
+from nndiag.experiment import Made
 from nndiag.layout import Axes, Pending
 from nndiag.stats import Weight
 
 __all__ = [
+    "COMPARISONS",
     "HANDLERS",
     "HEADS",
     "IN_LOSS",
@@ -86,6 +96,12 @@ class Recording(Protocol):
     def measure_directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
         """Measure the mean cosine between its samples."""
 
+    def remember_linear(self, out: torch.Tensor, x: Any, weight: Any, bias: Any) -> None:
+        """Keep what the last linear layer read, until the next one."""
+
+    def measure_chance(self, row: Row, z: torch.Tensor) -> None:
+        """Count how many random units would be off, where ``z`` comes from a linear layer."""
+
     def measure_optional(
         self, row: Row, what: str, look: Callable[[], tuple[Pending | None, str]]
     ) -> None:
@@ -99,6 +115,9 @@ class Recording(Protocol):
 
     def loss_call(self, call: Call) -> SeenLossCall:
         """Look at the operands of a call that the loss makes."""
+
+    def twice(self, call: Call, row: Row, before: Made | None) -> None:
+        """Record an activation of the network that takes probabilities, as if of the loss."""
 
     def finish_loss_call(self, seen: SeenLossCall, result: Any) -> None:
         """After the call: record it."""
@@ -137,19 +156,27 @@ def activation(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
         rec.measure_flat(row, z, act.flat, trail.axes)
         if trail.axes.unit is None:
             row.unseen.append(f"per unit: {trail.why_no_units}")
-    made = by_activation(call.op, shaping, row.name, rec.paths.made.get(z))
+        elif act.flat == _OFF_BELOW_ZERO:
+            rec.measure_chance(row, z)
+    before = rec.paths.made.get(z)
+    made = by_activation(call.op, shaping, row.name, before)
+    rec.twice(call, row, before)
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
     rec.paths.made[result] = made
+
+
+_OFF_BELOW_ZERO = ((-math.inf, 0.0),)
 
 
 @of_values
 def softmax(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any, None]:
     z = call.input
     row = rec.row(call.op)
-    dim = call.bound.get("dim")
-    dim = -1 if dim is None else dim
+    dim = softmax_axis(z, call.bound.get("dim"))
     row.options = softmax_options(z, dim, trail.axes)
+    rec.twice(call, row, rec.paths.made.get(z))
+    rec.paths.loses_samples |= bool(row.options["over_samples"])
     rec.measure_optional(row, "its rows", lambda: (opaque.one_hot_rows(call.op, z, dim), ""))
     result = yield
     rec.finish(row, result, [trail], trail.axes, trail.why_no_units)
@@ -182,6 +209,8 @@ def affine(
     if op == "embedding_bag":
         batch, samples = 0, result.shape[0]
     rec.finish(row, result, trails, Axes(result.dim() - 1 - spatial(op), batch, samples), "")
+    if op == "linear":
+        rec.remember_linear(result, x, weight, bias)
 
 
 @of_values
@@ -210,6 +239,12 @@ def keeps_axes(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
     """Pooling, dropout and resizing: a layer whose output has the axes of its input."""
     x = call.input
     row = rec.row(call.op)
+    if call.category == "dropout":
+        row.options = {
+            name: float(value)
+            for name in ("p", "training")
+            if isinstance(value := call.bound.get(name, _DROPOUT[name]), (bool, int, float))
+        }
     before = x.dim()
     result = yield
     out = next(tensors_in(result))
@@ -217,6 +252,10 @@ def keeps_axes(rec: Recording, call: Call, trail: Trail) -> Generator[None, Any,
     if out.dim() != before or call.op.startswith("pixel"):
         axes, why = Axes(None, axes.batch, axes.samples), UNKNOWN
     rec.finish(row, result, [trail], axes, why)
+
+
+# What F.dropout does by itself.
+_DROPOUT = {"p": 0.5, "training": True}
 
 
 def attention(rec: Recording, call: Call) -> Generator[None, Any, None]:
@@ -249,6 +288,7 @@ def recurrent(rec: Recording, call: Call) -> Generator[None, Any, None]:
     axes = trail.axes._replace(unit=x.dim() - 1)
     if x.dim() == 3:
         axes = rec.paths.axes_along(x, trail, 0 if call.args[-1] else 1, unit=2)
+    rec.measure_optional(row, "its input", lambda: (opaque.reads(x), ""))
     rec.measure_optional(row, "its gates", lambda: opaque.gates(call.op, call.args))
     result = yield
     rec.finish(row, result, [trail], axes, "")
@@ -270,6 +310,8 @@ def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
     parents = [(trail, x.shape) for x in tensors if (trail := paths.trail_of(x)) is not None]
     known = [x for x in tensors if paths.trails[x] is not None]
     made = carried(call, paths.made.get(known[0])) if len(known) == 1 else None
+    if len(known) > 1 and call.op in ("cat", "stack"):
+        made = alike([paths.made.get(x) for x in known])
     result = yield
     outputs = tensors[:1] if call.op == "setitem" else list(tensors_in(result))
     if not parents:
@@ -282,7 +324,7 @@ def join(rec: Recording, call: Call) -> Generator[None, Any, None]:
     for out in outputs:
         axes = _joined_axes(call, parents, out)
         why = "" if axes.unit is not None else next(iter(_reasons(parents)), UNKNOWN)
-        if len(parents) == 1:
+        if made is not None:
             paths.made[out] = made
         if len(parents) == 1 and moved:  # only shifted or scaled by a constant: no node
             paths.trails[out] = Trail(nodes[0], axes, why)
@@ -347,6 +389,7 @@ def same_values(rec: Recording, call: Call) -> Generator[None, Any, None]:
     trail = paths.trail_of(x)
     if trail is not None and result.shape == x.shape:
         paths.trails[result] = trail
+        paths.loses_samples |= call.op in ("roll", "flip")  # along the samples, too, perhaps
         if call.op not in _OTHER_VALUES:
             _carry(rec, x, [result], call)
     elif trail is None:
@@ -449,8 +492,7 @@ def activation_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]
         return
     seen = rec.loss_call(call)
     if call.category == "softmax":
-        dim = call.bound.get("dim")
-        seen.options = softmax_options(x, -1 if dim is None else dim, trail.axes)
+        seen.options = softmax_options(x, softmax_axis(x, call.bound.get("dim")), trail.axes)
         made = by_softmax(call.op, seen.name, seen.options)
     else:
         seen.options = shaping
@@ -462,13 +504,23 @@ def activation_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]
 
 
 def join_in_loss(rec: Recording, call: Call) -> Generator[None, Any, None]:
-    """Arithmetic in the loss: recorded where its result is larger than each of its operands."""
+    """Arithmetic in the loss.
+
+    Recorded are results that are larger than each of their operands, differences between what has
+    bounds and a target, and logarithms of probabilities.
+    """
     sizes = [x.numel() for x in call.tensors]
-    seen = rec.loss_call(call) if len(sizes) > 1 and call.op in ops.ELEMENTWISE else None
+    elementwise = call.op in ops.ELEMENTWISE
+    single = call.op in ("log", "exp", "logsumexp")
+    seen = rec.loss_call(call) if single or (elementwise and len(sizes) > 1) else None
+    telling = seen is not None and (
+        bool(seen.facts) or (single and seen.operands[0].made is not None)
+    )
     joining = join(rec, call)
     next(joining)
     result = yield
-    if seen is not None and result.numel() > max(sizes):
+    larger = len(sizes) > 1 and elementwise and result.numel() > max(sizes)
+    if seen is not None and (larger or telling):
         rec.finish_loss_call(seen, result)
     with contextlib.suppress(StopIteration):
         joining.send(result)
@@ -525,3 +577,6 @@ QUIET = frozenset(
      "uniform", "normal", "retain_grad", "retains_grad", "_set_grad_enabled", "set_grad_enabled",
      "contains", "iter", "set", "output_nr", "itemsize", "nbytes", "is_signed")
 )  # fmt: skip
+
+# But in a loss: its mask of ``target == 1`` broadcasts as the target itself does.
+COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -13,7 +14,16 @@ from nndiag import ops
 from nndiag.batch import Batch, tensors_in
 from nndiag.capture.calls import Call
 from nndiag.capture.paths import Paths
-from nndiag.experiment import Experiment, LossCall, Operand, Values
+from nndiag.experiment import (
+    INPUT,
+    OUTPUT,
+    TARGET,
+    Experiment,
+    LossCall,
+    Operand,
+    Unregistered,
+    Values,
+)
 from nndiag.stats import Node
 
 __all__ = [
@@ -47,6 +57,7 @@ class SeenLossCall:
     operands: tuple[Operand, ...]
     nodes: tuple[int, ...]
     options: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
 
     def done(self, result: Any) -> LossCall:
         is_tensor = isinstance(result, torch.Tensor)
@@ -60,6 +71,7 @@ class SeenLossCall:
             self.options,
             float(result.detach().double().mean()) if measured else math.nan,
             self.location,
+            self.facts,
         )
 
 
@@ -67,14 +79,17 @@ _LOSSES = frozenset(op.name for op in ops.OPS.values() if op.loss is not None)
 _REDUCTIONS = {"none": 0.0, "mean": 1.0, "sum": 2.0, "batchmean": 3.0}
 
 
-def experiment(batch: Batch, calls: Iterable[LossCall]) -> Experiment:
+def experiment(
+    batch: Batch, calls: Iterable[LossCall], unregistered: tuple[Unregistered, ...] = ()
+) -> Experiment:
     """What a batch and the calls of its loss show, as plain data."""
     tensors = list(tensors_in(batch.target))
     names = ["target"] if len(tensors) == 1 else [f"target.{k}" for k in range(len(tensors))]
     if isinstance(batch.target, Mapping) and len(batch.target) == len(tensors) > 1:
         names = [f"target.{key}" for key in batch.target]
     values = {name: values_of(x) for name, x in zip(names, tensors, strict=True)}
-    return Experiment(tuple(calls), {n: v for n, v in values.items() if v is not None})
+    known = {name: v for name, v in values.items() if v is not None}
+    return Experiment(tuple(calls), known, unregistered=unregistered)
 
 
 def seen(call: Call, name: str, location: str | None, paths: Paths) -> SeenLossCall:
@@ -84,9 +99,51 @@ def seen(call: Call, name: str, location: str | None, paths: Paths) -> SeenLossC
     operands = tuple(_operand(x, paths, is_loss and k < 2) for k, x in enumerate(tensors))
     trails = [t for x in tensors if (t := paths.trails[x]) is not None]
     options = _options(call.bound) if is_loss else {}
-    return SeenLossCall(
-        name, call.op, location, operands, tuple(dict.fromkeys(t.node for t in trails)), options
-    )
+    nodes = tuple(dict.fromkeys(t.node for t in trails))
+    facts = _beyond_bounds(tensors, operands) if is_loss or call.op == "sub" else {}
+    return SeenLossCall(name, call.op, location, operands, nodes, options, facts)
+
+
+def _beyond_bounds(
+    tensors: Sequence[torch.Tensor], operands: Sequence[Operand]
+) -> dict[str, float]:
+    """How much of a target lies beyond the bounds of the output that it is compared with."""
+    if len(tensors) < 2:
+        return {}
+    for output, (target, its) in permutations(zip(tensors[:2], operands[:2], strict=True), 2):
+        made = output[1].made
+        if made is None or OUTPUT in its.sources or TARGET in output[1].sources:
+            continue
+        if made.low == -math.inf and made.high == math.inf:
+            continue
+        if not 0 < target.numel() <= MOST_VALUES or target.is_complex():
+            continue
+        if TARGET in its.sources or (INPUT in its.sources and OUTPUT not in output[1].sources):
+            return _distances(target.detach().double(), made.low, made.high)
+    return {}
+
+
+def _distances(target: torch.Tensor, low: float, high: float) -> dict[str, float]:
+    known = target[torch.isfinite(target)]
+    if not known.numel():
+        return {}
+    nearest = known.clamp(low, high)
+    distance = (known - nearest).abs()
+    beyond = distance > 1e-6 * (1 + nearest.abs())
+    outside, inside = known[beyond], known[~beyond]
+
+    def different(x: torch.Tensor) -> float:
+        return float(min(x.numel(), 1) + (x.numel() > 0 and bool((x != x[0]).any())))
+
+    return {
+        "outside": float(beyond.double().mean()),
+        "outside_values": different(outside),
+        "inside_values": different(inside),
+        "absolute_left": float(distance.mean()),
+        "square_left": float(distance.square().mean()),
+        "variance": float(known.var(correction=0)),
+        "first_outside": float(outside[0]) if outside.numel() else math.nan,
+    }
 
 
 def _loss_operands(call: Call) -> list[torch.Tensor]:
@@ -174,7 +231,9 @@ def values_of(tensor: torch.Tensor) -> Values | None:
         whole,
         distinct,
         counts,
-        **_rows(x, tensor.is_floating_point()),
+        size=float(known.abs().mean()),
+        deviation=float((known - known.median()).abs().mean()),
+        **_rows(x, tensor.is_floating_point(), tensor.element_size() < 4),
     )
 
 
@@ -200,8 +259,8 @@ def _counted(
     return len(different), dict(zip(values, counts.tolist(), strict=small)) if small else {}
 
 
-def _rows(x: torch.Tensor, floating: bool) -> dict[str, Any]:
-    """Numbers about rows along the class axis, and about columns."""
+def _rows(x: torch.Tensor, floating: bool, short: bool) -> dict[str, Any]:
+    """Numbers about rows along the class axis, and about columns. ``short``: of half precision."""
     if x.dim() < 2 or x.shape[1] > _COLUMNS:
         return {}
     rows = x.movedim(class_axis(x.shape), -1).reshape(-1, x.shape[1])
@@ -215,5 +274,6 @@ def _rows(x: torch.Tensor, floating: bool) -> dict[str, Any]:
     facts["summing"] = float((sums & (rows >= 0).all(1)).double().mean())
     facts["several"] = float(((rows > 0.5).sum(1) > 1).double().mean())
     if floating:
-        facts["normalized"] = float((rows.logsumexp(1).abs() <= 1e-3).double().mean())
+        off = rows.logsumexp(1).abs()
+        facts["normalized"] = float((off <= (0.05 if short else 1e-3)).double().mean())
     return facts

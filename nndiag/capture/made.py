@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,14 @@ from nndiag.capture.calls import Call
 from nndiag.experiment import Made
 from nndiag.layout import Axes
 
-__all__ = ["by_activation", "by_softmax", "carried", "softmax_options"]
+__all__ = [
+    "alike",
+    "by_activation",
+    "by_softmax",
+    "carried",
+    "softmax_axis",
+    "softmax_options",
+]
 
 
 def by_activation(op: str, options: Mapping[str, float], layer: str, before: Made | None) -> Made:
@@ -40,6 +47,22 @@ def by_softmax(op: str, layer: str, options: Mapping[str, float]) -> Made:
     return Made(op, layer, low, high, over or ("units" if options["over_units"] else ""))
 
 
+def softmax_axis(x: torch.Tensor, dim: int | None) -> int:
+    """The axis of a softmax; without ``dim`` the one that torch picks, and warns about."""
+    if dim is None:
+        return 0 if x.dim() in (0, 1, 3) else 1
+    return dim
+
+
+def alike(parts: Sequence[Made | None]) -> Made | None:
+    """What is known of tensors put side by side, if one kind of activation made them all."""
+    known = [m for m in parts if m is not None]
+    if not known or len(known) < len(parts) or len({(m.op, m.over, m.after) for m in known}) > 1:
+        return None
+    low, high = min(m.low for m in known), max(m.high for m in known)
+    return replace(known[0], low=low, high=high)
+
+
 def softmax_options(x: torch.Tensor, dim: int, axes: Axes) -> dict[str, float]:
     """The axis of a softmax: its length, and whether it runs over samples or units."""
     axis = dim % max(x.dim(), 1)
@@ -61,6 +84,8 @@ def carried(call: Call, made: Made | None) -> Made | None:
     Only of calls with one tensor that depends on the network. Numbers shift, scale and mirror the
     bounds.
     """
+    if call.op in _ONE_SIDED:
+        return _one_sided(call, made)
     if made is None:
         return None
     if call.op in _SLICES:
@@ -76,6 +101,24 @@ def carried(call: Call, made: Made | None) -> Made | None:
     if math.isnan(low) or math.isnan(high):
         return None
     return replace(made, low=low, high=high, after=(*made.after, call.op))
+
+
+_ONE_SIDED = ("exp", "abs", "square", "sqrt", "pow")
+
+
+def _one_sided(call: Call, made: Made | None) -> Made | None:
+    """An exponential, a size or an even power is no less than zero, whatever went in."""
+    if call.op == "exp" and made is not None and made.op in ops.SOFTMAXES:
+        return replace(made, low=_exp(made.low), high=_exp(made.high), after=(*made.after, "exp"))
+    if call.op == "exp" and made is not None:
+        return Made("exp", "", _exp(made.low), _exp(made.high))
+    if call.op == "pow" and (_number(call) != 2 or not isinstance(call.input, torch.Tensor)):
+        return None
+    return Made("exp" if call.op == "exp" else call.op, "", 0.0)
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
 
 
 def _log(x: float) -> float:
@@ -100,6 +143,6 @@ def _moved(call: Call, x: float, number: float) -> float:
         return number - x if backwards else x - number
     if call.op == "mul":
         return x * number if x and number else 0.0
-    if backwards or not number:  # 1 / x has a pole where x is zero
-        return math.nan
-    return x / number
+    if backwards:  # 1 / x has a pole where x is zero
+        return number / x if x > 0 else math.nan
+    return x / number if number else math.nan

@@ -26,6 +26,7 @@ __all__ = [
     "attention_rows",
     "gates",
     "one_hot_rows",
+    "reads",
 ]
 
 # A softmax row whose largest entry is p has slope at most p (1 - p); 5 % of its maximum 1/4 is
@@ -144,6 +145,31 @@ def _sampled_rows(
 
 
 @torch.no_grad()
+def reads(x: torch.Tensor) -> Pending | None:
+    """Numbers about what a recurrent call reads, of a sample of its rows; None for no tensor."""
+    if x.dim() not in (2, 3) or not x.numel():
+        return None
+    rows = x.detach().reshape(-1, x.shape[-1])
+    rows = as_double(rows[sample_positions((len(rows),), 16 * SEQUENCES, rows.device)[0]])
+    finite = rows.isfinite()
+    known = rows.where(finite, 0.0)
+    count = finite.sum(0).clamp_min(1)
+    mean = known.sum(0) / count
+    std = ((known - mean).square().where(finite, 0.0).sum(0) / count).sqrt()
+    times = (mean.abs() / std).where(std > 1e-6 * mean.abs(), 0.0).median()
+    scales = std.where(std > 0, math.inf).amin(), std.amax()
+    lost = (~finite).sum()
+    square = (known.square().sum() / finite.sum().clamp_min(1)).sqrt()
+    numbers = [square, known.amin(), known.amax(), times, *scales, lost]
+    return Pending(torch.stack([n.double() for n in numbers]), _read_reads)
+
+
+def _read_reads(values: np.ndarray) -> dict[str, float]:
+    names = ("rms", "min", "max", "times", "least_std", "most_std", "nonfinite_count")
+    return {f"read_{name}": float(v) for name, v in zip(names, values, strict=True)}
+
+
+@torch.no_grad()
 def gates(op: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
     """Saturation of the gates of a recurrent call, or why they cannot be recomputed.
 
@@ -164,7 +190,7 @@ def gates(op: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
 
 def _layer_gates(kind: str, args: Sequence[Any]) -> tuple[Pending | None, str]:
     x, hx, weights, has_bias, layers, dropout, train, bidirectional, *rest = args
-    if not rest or x.dim() != 3:  # then the arguments are others, too
+    if not rest or x.dim() != 3:  # a packed sequence, whose arguments are different
         return None, "its gates are not recomputed for packed sequences"
     per_direction = 4 if has_bias else 2
     directions = 2 if bidirectional else 1

@@ -114,19 +114,19 @@ def _compare_rows(
     parts = [_rows(p, axis)]
     if bias is not None and bias.numel() == len(parts[0]):
         parts.append(_rows(bias, 0).to(parts[0].dtype))
-    graded = grad is not None
+    has_grad = grad is not None
     if grad is not None:
         parts.append(_rows(grad, axis).to(parts[0].dtype))
     widths = [part.shape[1] for part in parts]
 
     def compare(*parts: torch.Tensor) -> Pending:
         rows, *rest = parts
-        grads = rest.pop() if graded else None
+        grads = rest.pop() if has_grad else None
         return _compared(rows, rest[0] if rest else None, grads)
 
     if not is_small(len(parts[0]) * sum(widths), parts[0].device):
         return meter.add_measured(compare(*(part[None] for part in parts)))
-    kind = ("rows", graded, *widths)
+    kind = ("rows", has_grad, *widths)
     return meter.measure_small(
         torch.cat(parts, 1), kind, lambda v: compare(*torch.split(v, widths, 2))
     )
@@ -167,12 +167,12 @@ def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor
     if bias is not None:
         equal &= bias[weight_index, one, 0] == bias[weight_index, other, 0]
     zero = ((rows.amin(2) == 0) & (rows.amax(2) == 0)).sum(1)
-    same_gradient = one_sign = graded = torch.zeros_like(zero)
+    same_gradient = one_sign = with_gradient = torch.zeros_like(zero)
     if grads is not None:
         low, high = grads.amin(2), grads.amax(2)
         nonzero = ~((low == 0) & (high == 0))  # NaN is not zero
         one_sign = (nonzero & ((low >= 0) | (high <= 0))).sum(1)
-        graded = nonzero.sum(1)
+        with_gradient = nonzero.sum(1)
         # Scaled by the largest value: squares of a vanished gradient would all be zero.
         largest = torch.maximum(-low.amin(1), high.amax(1)).clamp(min=torch.finfo(low.dtype).tiny)
         a, b = (grads[weight_index, unit] / largest[weight_index, None] for unit in (one, other))
@@ -185,7 +185,7 @@ def _compared(rows: torch.Tensor, bias: torch.Tensor | None, grads: torch.Tensor
             same_gradient,
             zero,
             one_sign,
-            graded,
+            with_gradient,
         ],
         1,
     )
@@ -205,7 +205,8 @@ def _with_equal_neighbour(
 ) -> torch.Tensor:
     """For each of k orders, how many elements have an equal neighbour.
 
-    ``equal``: whether the elements at ``here`` and ``here + 1`` of order ``at`` are equal.
+    ``equal``: whether the elements at ``position`` and ``position + 1`` of the order
+    ``weight_index`` are equal.
     """
     pairs = torch.zeros_like(like)
     pairs[weight_index, position] = equal

@@ -12,6 +12,7 @@ from nndiag.batch import has_samples
 from nndiag.capture.lineage import UNKNOWN, TensorMap, Trail, Trails
 from nndiag.experiment import INPUT, OUTPUT, TARGET, Made
 from nndiag.layout import Axes
+from nndiag.ops import CONTRACTIONS
 from nndiag.stats import Node
 
 __all__ = ["Paths", "measurable", "why_not_measurable"]
@@ -53,6 +54,7 @@ class Paths:
         self.trails = Trails()
         self.samples = 1
         self.axis = self.axis_found = axis
+        self.loses_samples = False  # whether a call may have mixed samples with one another
         self.made: TensorMap[Made | None] = TensorMap()
         self.direct: TensorMap[bool] = TensorMap()  # whole outputs and targets, at most viewed
         self._origins: list[int] = []  # for each node its sources, as bits
@@ -125,6 +127,23 @@ class Paths:
         axes = Axes(unit, batch, samples)
         self.trails[tensor] = Trail(self.node("input", []), axes)
         return axes
+
+    def follow_samples(self, tensors: list[torch.Tensor], result: Any) -> None:
+        """After a call: note whether it lost the axis of the samples, and so may have mixed them.
+
+        A product of two tensors that both have that axis may have summed over it.
+        """
+        if self.loses_samples or not isinstance(result, torch.Tensor):
+            return
+        trails = [(t, x) for x in tensors if (t := self.trails[x]) is not None]
+        with_samples = [(t.axes.batch, x.dim()) for t, x in trails if t.axes.batch is not None]
+        after = self.trails[result]
+        if not with_samples or after is None:
+            return
+        crossed = len(with_samples) > 1 and self.nodes[after.node].op in CONTRACTIONS
+        self.loses_samples = after.axes.batch is None or (
+            crossed and any(axis >= rank - 2 for axis, rank in with_samples[1:])
+        )
 
     def start_target(self, tensor: torch.Tensor) -> None:
         """Set the trail of a tensor of the target."""

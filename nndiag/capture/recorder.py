@@ -9,6 +9,7 @@ import dataclasses
 import math
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
+from nndiag import ops
 from nndiag.batch import tensors_in
-from nndiag.capture import losses
+from nndiag.capture import chance, losses
 from nndiag.capture.calls import Call, understood
-from nndiag.capture.handlers import HANDLERS, IN_LOSS, QUIET, inside_leaf
-from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, whole
+from nndiag.capture.handlers import COMPARISONS, HANDLERS, IN_LOSS, QUIET, inside_leaf
+from nndiag.capture.lineage import UNKNOWN, Trail, arrangement, version, whole
 from nndiag.capture.locate import location
 from nndiag.capture.modules import (
     as_one_call,
@@ -36,12 +38,21 @@ from nndiag.capture.modules import (
 from nndiag.capture.paths import Paths, measurable, why_not_measurable
 from nndiag.capture.rows import Row, layer_of
 from nndiag.capture.weights import RunningStatistics, use_of
-from nndiag.experiment import LossCall
+from nndiag.experiment import LossCall, Made
 from nndiag.layout import Axes, Pending
 from nndiag.measure import Meter
 from nndiag.stats import Layer, Node, TensorStats, Weight
 
-__all__ = ["FROZEN", "GRADIENTS_OFF", "NONE_CAME", "NONE_CAME_TO_VIEW", "ROOT", "Recorder", "Scope"]
+__all__ = [
+    "FROZEN",
+    "GRADIENTS_OFF",
+    "NONE_CAME",
+    "NONE_CAME_TO_VIEW",
+    "ROOT",
+    "Recorder",
+    "Scope",
+    "UnknownLeaf",
+]
 
 ROOT = "(root)"
 _NO_MODULE = nn.Module()
@@ -63,6 +74,15 @@ class Scope:
     leaf: bool = False  # a layer of torch.nn: the calls inside belong to its row
     muted: bool = False  # inside a leaf: nothing is recorded
     handling: Generator[None, Any, None] | None = None  # if it counts as one call
+
+
+@dataclass(frozen=True)
+class UnknownLeaf:
+    """A leaf that forward used and the model does not list; the row that its call opens."""
+
+    tensor: torch.Tensor
+    row: int
+    location: str | None
 
 
 class _OwnArithmetic:
@@ -125,13 +145,17 @@ class Recorder(TorchFunctionMode):
         self.finished: set[nn.Module] = set()
         self.used: set[str] = set()
         self.loss_calls: list[LossCall] = []
+        self.unknown_leaves: dict[int, UnknownLeaf] = {}  # that forward used, by id
+        self.other_leaves: set[int] = set()  # ids of leaves of the loss that are no parameters
         self.network_nodes = 0  # nodes of the network; those behind them belong to the loss
         self._loss_began = -1  # the first node of the loss; -1: the model runs
         self._loss_scope: Scope | None = None
+        self._rows_before_loss = sys.maxsize
         self.failed: tuple[BaseException, Scope] | None = None  # error, innermost module it left
         self._calls: Counter[nn.Module] = Counter()
         self._stack: list[Scope] = []
         self._handles: list[Any] = []
+        self._last_linear: tuple[Any, torch.Tensor, Any, Any, Any] | None = None
         self._thread = threading.get_ident()
         self._busy = False
         self._backward = False
@@ -153,6 +177,7 @@ class Recorder(TorchFunctionMode):
             after = torch_module.register_module_forward_hook(self._leave, always_call=True)
             undo.callback(after.remove)
             undo.callback(self._stack.clear)
+            undo.callback(setattr, self, "_last_linear", None)
             with self:
                 yield
 
@@ -161,7 +186,7 @@ class Recorder(TorchFunctionMode):
         """Context in which the caller's loss is recorded, after the forward."""
         for x in tensors_in(output):
             self.paths.mark_output(x)
-        self._loss_began = len(self.paths.nodes)
+        self._loss_began, self._rows_before_loss = len(self.paths.nodes), len(self.rows)
         for x in tensors_in(target):
             if self.paths.trails[x] is None:
                 self.paths.start_target(x)
@@ -177,6 +202,11 @@ class Recorder(TorchFunctionMode):
             yield
         finally:
             self._backward = False
+
+    @property
+    def loss_runs_layers(self) -> bool:
+        """Whether the loss called modules of the model."""
+        return len(self.rows) > self._rows_before_loss
 
     def close(self) -> None:
         """Remove the tensor hooks: a tensor that the model keeps must not keep the recorder."""
@@ -213,7 +243,7 @@ class Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._is_outside_forward() or module not in self.names:
             return
-        try:  # no tensor is touched here: what _ours does would be for nothing
+        try:  # no tensor is touched here, so _own_arithmetic is not needed
             scope = self._scope(module)
             self._stack.append(scope)
         except Exception as error:
@@ -315,7 +345,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         op, category = understood(func)
-        if op in QUIET or self._is_outside_forward():
+        quiet = op in QUIET and (self._loss_scope is None or op not in COMPARISONS)
+        if quiet or self._is_outside_forward():
             return func(*args, **kwargs)
         scope = self._stack[-1] if self._stack else None
         where = f"{scope.name if scope is not None else ''}/{op}"
@@ -326,6 +357,8 @@ class Recorder(TorchFunctionMode):
                 name = self.paths.parameter(x)
                 if name is not None:
                     self.used.add(name)
+                elif x.requires_grad and x.is_leaf and self.with_gradients:
+                    self._note_leaf(x, scope)
             handler = inside_leaf if scope is not None and scope.muted else HANDLERS[category]
             if scope is None and self._loss_scope is not None:
                 handler = IN_LOSS.get(category, handler)
@@ -334,9 +367,22 @@ class Recorder(TorchFunctionMode):
             handling = started
         result = func(*args, **kwargs)
         if handling is not None:
-            with self._own_arithmetic(where), contextlib.suppress(StopIteration):
-                handling.send(result)
+            with self._own_arithmetic(where):
+                with contextlib.suppress(StopIteration):
+                    handling.send(result)
+                if self._loss_scope is None:
+                    self.paths.follow_samples(call.tensors, result)
         return result
+
+    def _note_leaf(self, x: torch.Tensor, scope: Scope | None) -> None:
+        """Remember a leaf that learns, is no parameter, and no input."""
+        if id(x) in self.unknown_leaves or self.paths.trails[x] is not None or self.only_inputs:
+            return
+        if scope is None and self._loss_scope is not None:  # the loss's own weights
+            return
+        if scope is not None and any(p is x for p in scope.module._parameters.values()):
+            return  # functional_call or FSDP put it in the place of a parameter
+        self.unknown_leaves[id(x)] = UnknownLeaf(x, len(self.rows), location())
 
     def row(self, op: str) -> Row:
         """The row of the torch.nn layer that is running, or a new row for a call in a forward."""
@@ -359,6 +405,14 @@ class Recorder(TorchFunctionMode):
     def loss_call(self, call: Call) -> losses.SeenLossCall:
         name = self._call_name(call.op)
         return losses.seen(call, name, location(), self.paths)
+
+    def twice(self, call: Call, row: Row, before: Made | None) -> None:
+        if before is None or before.after or self.only_inputs:
+            return
+        if ops.named(before.op).makes and ops.named(call.op).makes:
+            seen = losses.seen(call, row.name, row.location, self.paths)
+            seen.options = dict(row.options)
+            self.finish_loss_call(seen, None)
 
     def finish_loss_call(self, seen: losses.SeenLossCall, result: Any) -> None:
         if len(self.loss_calls) < losses.MOST_CALLS and not self.only_inputs:
@@ -428,6 +482,26 @@ class Recorder(TorchFunctionMode):
         self, row: Row, tensor: torch.Tensor, flat: Sequence[tuple[float, float]], axes: Axes
     ) -> None:
         row.flat = self.meter.flat(tensor, flat, axes, of=row.input)
+
+    def remember_linear(self, out: torch.Tensor, x: Any, weight: Any, bias: Any) -> None:
+        """Keep what the last linear layer read, until the next one; only if that is small."""
+        fits = measurable(x) and measurable(out) and out.numel() <= 4 * chance.MOST_VALUES
+        if fits and not x.is_complex() and 0 < x.numel() <= chance.MOST_VALUES:
+            self._last_linear = weakref.ref(out), x, version(x), weight, bias
+        else:
+            self._last_linear = None
+
+    def measure_chance(self, row: Row, z: torch.Tensor) -> None:
+        """Count how many random units would be off, where ``z`` comes from a linear layer."""
+        if self._last_linear is None or self.only_inputs:
+            return
+        out, x, read, weight, bias = self._last_linear
+        if out() is z and version(x) == read and z.numel():
+            self.measure_optional(
+                row,
+                "its chance of dead units",
+                lambda: (chance.never_active(x, weight, bias, z), ""),
+            )
 
     def measure_directions(self, row: Row, tensor: torch.Tensor, features: int) -> None:
         row.direction = self.meter.directions(tensor, features, of=row.input)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules import module as torch_module
 
-__all__ = ["SavedState", "Undo", "seeded", "untouched"]
+__all__ = ["SavedState", "Undo", "same_state", "seeded", "untouched"]
 
 Undo = Callable[[], object]
 
@@ -52,11 +52,18 @@ class SavedState:
             tensor.grad = None
         self.reseed()
 
-    def reseed(self) -> None:
-        """Seed all random generators."""
+    def reseed(self, offset: int = 0) -> None:
+        """Start all random generators from the seed, or so many seeds further.
+
+        Without a seed they go on as they are.
+        """
         if self._seed is not None:
             for _, _, seed in self._generators:
-                seed(self._seed)
+                seed(self._seed + offset)
+
+    def random_states(self) -> list[Any]:
+        """The states of the process's random generators, to be compared by :func:`same_state`."""
+        return [get() for get, _, _ in self._generators]
 
     def restore(self) -> None:
         """Put everything back as it was saved."""
@@ -95,6 +102,15 @@ def untouched(seed: int | None, *things: object) -> Iterator[SavedState]:
             undo.enter_context(_without_optimizer_steps(tensor))
         saved.start()
         yield saved
+
+
+def same_state(a: Any, b: Any) -> bool:
+    """Whether two states of a random generator are equal."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return bool(np.array_equal(a, b))
 
 
 # -- the state of a module --------------------------------------------------------------------

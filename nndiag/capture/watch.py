@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,22 +14,29 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from nndiag.batch import Batch, describe, detached, tensors_in
+from nndiag.batch import Batch, argument_names, describe, detached, tensors_in
+from nndiag.capture.again import look_again, unexplained
 from nndiag.capture.backward import backward
+from nndiag.capture.constant_output import Outputs, baseline, outputs_of
+from nndiag.capture.data import columns
 from nndiag.capture.eager import eager
 from nndiag.capture.environment import environment
 from nndiag.capture.forward import forward
+from nndiag.capture.leaves import unregistered
+from nndiag.capture.libraries import of_libraries
 from nndiag.capture.lineage import next_function
 from nndiag.capture.losses import experiment
 from nndiag.capture.modules import is_script, is_torch_leaf
 from nndiag.capture.optimizing import Trial, filled, held_by, optimizers_of, try_steps
+from nndiag.capture.output_gradient import OutputGradient
 from nndiag.capture.parameters import measure_parameters
+from nndiag.capture.probes import gap, mixing
 from nndiag.capture.recorder import Recorder
 from nndiag.capture.step import shifts, step
-from nndiag.capture.untouched import SavedState, untouched
+from nndiag.capture.untouched import SavedState, same_state, untouched
 from nndiag.capture.weights import RunningStatistics
 from nndiag.errors import LossError, ModelError
-from nndiag.experiment import Experiment, Optimizer
+from nndiag.experiment import Baseline, Experiment, LossCall, Optimizer
 from nndiag.loss import LossMaker
 from nndiag.stats import (
     Layer,
@@ -40,9 +48,11 @@ from nndiag.stats import (
     TensorStats,
 )
 
-__all__ = ["Tick", "validate", "watch"]
+__all__ = ["NEED_GRADIENTS", "Tick", "validate", "watch"]
 
 Tick = Callable[[str], None]
+
+NEED_GRADIENTS = frozenset(("gradients", "step", "optimizer"))
 
 
 def validate(model: Any) -> None:
@@ -93,6 +103,7 @@ class _CheckState:
     shifts: dict[str, Shift] = field(default_factory=dict)
     running_statistics: dict[str, RunningStatistics] = field(default_factory=dict)
     no_step: str = ""
+    again: dict[str, str] = field(default_factory=dict)
     device: str = ""
     experiment: Experiment = field(default_factory=Experiment)
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
@@ -166,7 +177,8 @@ def _record_batch(
     saved: SavedState,
     tick: Tick,
 ) -> None:
-    gradients = bool(needs & {"gradients", "step", "loss", "optimizer"})
+    gradients = bool(needs & NEED_GRADIENTS)
+    wants_loss = gradients or ("loss" in needs and loss.loss_fn is not None)
     first = run.batches == 0
     if first:  # nothing ran yet, but drawing the batch may have drawn random numbers
         saved.start()
@@ -184,15 +196,30 @@ def _record_batch(
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
-        value = _loss(output, batch, loss, run, recorder) if gradients else None
+        at_output = OutputGradient(output if gradients and first else ())
+        value = _loss(output, batch, loss, run, recorder) if wants_loss else None
+        shapes = tuple(tuple(x.shape) for x in tensors_in(output))
+        alone = _only_output(output, recorder) if first and "loss" in needs else None
         kept = detached(output) if first and run.optimizers else None
         del output  # free what only the loss needed before the backward runs
-        reached = value is not None and _backward(value, recorder, run)
+        reached = gradients and value is not None and _backward(value, recorder, run)
         del value
         recorder.gradients = reached
         layers = recorder.layers()
         if first:
-            run.experiment = experiment(batch, recorder.loss_calls)
+            rows, zero_rows = at_output.counted()
+            found = _baseline(recorder.loss_calls, run.loss.value, alone, batch, loss)
+            run.experiment = dataclasses.replace(
+                experiment(batch, recorder.loss_calls, unregistered(model, recorder)),
+                inputs=columns(
+                    argument_names(batch, model), recorder.paths.nodes, layers,
+                    recorder.paths.samples,
+                ),
+                outputs=shapes,
+                baseline=found,
+                output_rows=rows,
+                output_zero_rows=zero_rows,
+            )  # fmt: skip
     finally:
         recorder.close()
     if reached or first:
@@ -214,9 +241,15 @@ def _record_batch(
     run.batches += 1
     if first:
         run.device = str(next((t.device for t in tensors_in((batch.args, batch.kwargs))), "cpu"))
-        found = {name: p.grad for name, p in run.model_parameters.items()} if reached else {}
-        if "step" in needs and reached:
-            _virtual_step(model, batch, run, saved, tick)
+        grads = {name: p.grad for name, p in run.model_parameters.items()} if reached else {}
+        if reached:
+            waiting, random = _waiting(run, layers, needs, saved)
+            if "step" in needs:
+                _virtual_step(model, batch, run, saved, grads, tick)
+            if waiting:
+                run.again = look_again(
+                    model, batch, loss, waiting, grads, saved, run.first_function, random
+                )
         if run.optimizer is not None:
             because = run.no_gradients or ("" if _is_real(run) else "pass target= and loss_fn=")
             if because:
@@ -224,9 +257,11 @@ def _record_batch(
             else:
                 trial = Trial(model, batch, loss, saved, run.model_parameters, run.first_function)
                 run.optimizer = try_steps(
-                    run.optimizer, run.optimizers, trial, found, kept, run.loss.value
+                    run.optimizer, run.optimizers, trial, grads, kept, run.loss.value
                 )
             run.experiment = dataclasses.replace(run.experiment, optimizer=run.optimizer)
+        del grads
+        _probe(model, batch, run, recorder, needs, loss, saved)
 
 
 def _is_real(run: _CheckState) -> bool:
@@ -238,18 +273,45 @@ def _output_nodes(output: Any, recorder: Recorder) -> tuple[int, ...]:
     return tuple(dict.fromkeys(t.node for t in trails if t is not None))
 
 
+def _only_output(output: Any, recorder: Recorder) -> Outputs | None:
+    if recorder.loss_runs_layers:  # each of many more evaluations would run the model
+        return None
+    made = recorder.paths.made.get(output) if isinstance(output, torch.Tensor) else None
+    return outputs_of(output, made, recorder.paths.samples)
+
+
+def _baseline(
+    calls: Sequence[LossCall],
+    number: float,
+    outputs: Outputs | None,
+    batch: Batch,
+    loss: LossMaker,
+) -> Baseline | None:
+    """What the loss of the first batch would be without looking at its input."""
+    target = detached(batch.target)
+
+    def loss_at(values: torch.Tensor) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the caller has seen them
+            return loss(values, Batch(target=target))[1]
+
+    return baseline(calls, number, outputs, target, loss_at if loss.loss_fn is not None else None)
+
+
 def _loss(
     output: Any, batch: Batch, loss: LossMaker, run: _CheckState, recorder: Recorder
 ) -> torch.Tensor | None:
-    if not any(p.requires_grad for p in run.model_parameters.values()):
+    trains = any(p.requires_grad for p in run.model_parameters.values())
+    if not trains:
         run.no_gradients = "no parameter of the model requires a gradient"
-        return None
+        if loss.loss_fn is None:
+            return None
     target = detached(batch.target)
     with contextlib.ExitStack() as traced:
         if loss.loss_fn is not None:
             traced.enter_context(recorder.watching_loss(output, target))
         kind, value = loss(output, Batch(target=target))
-    if not value.requires_grad:
+    if trains and not value.requires_grad:
         raise LossError(
             f"the loss ({kind}) is not connected to the model: no gradient would reach any "
             "parameter. Was it computed under no_grad, from a detached output, or with argmax?"
@@ -257,7 +319,7 @@ def _loss(
     number = float(value.detach())
     mean = run.loss.value + (number - run.loss.value) / (run.batches + 1) if run.batches else number
     run.loss = Loss(kind, mean)
-    return value
+    return value if trains else None
 
 
 def _backward(value: torch.Tensor, recorder: Recorder, run: _CheckState) -> bool:
@@ -289,15 +351,73 @@ def _merge(
     run.used |= recorder.used
 
 
+def _waiting(
+    run: _CheckState, layers: list[Layer], needs: frozenset[str], saved: SavedState
+) -> tuple[frozenset[str], bool]:
+    """The parameters that a second look is worth, and whether the model draws random numbers.
+
+    Not in a job of several processes: each would decide for itself how often to run, while its
+    backward waits for the others.
+    """
+    trainable = [p for p in run.parameters.values() if p.trainable]
+    all_reached = all(p.grad is not None and p.grad.zeros < p.grad.total for p in trainable)
+    if "second look" not in needs or all_reached or _distributed():
+        return frozenset(), False
+    after = saved.random_states()
+    saved.reset()
+    random = not same_state(saved.random_states(), after)
+    weight_of = {
+        layer.weight.bias: layer.weight.name
+        for layer in layers
+        if layer.weight is not None and layer.weight.bias is not None
+    }
+    return unexplained(run.parameters, weight_of, random), random
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _virtual_step(
-    model: nn.Module, batch: Batch, run: _CheckState, saved: SavedState, tick: Tick
+    model: nn.Module,
+    batch: Batch,
+    run: _CheckState,
+    saved: SavedState,
+    gradients: Mapping[str, torch.Tensor | None],
+    tick: Tick,
 ) -> None:
-    gradients = {name: p.grad for name, p in run.model_parameters.items()}
     saved.reset()
     step(run.model_parameters, gradients, run.parameters)
-    del gradients
     recorder = run.recorder(gradients=False, only_inputs=True, tick=tick)
     run.shifts, run.no_step = shifts(model, batch, recorder, run.layers)
+
+
+def _probe(
+    model: nn.Module,
+    batch: Batch,
+    run: _CheckState,
+    recorder: Recorder,
+    needs: frozenset[str],
+    loss: LossMaker,
+    saved: SavedState,
+) -> None:
+    """Short forwards in evaluation mode, where something hangs on them."""
+    mixes, paths = None, recorder.paths
+    if "mixing" in needs and (paths.loses_samples or paths.axis):
+        mixes = mixing(model, batch, paths.axis, saved.reset)
+
+    def in_this_mode() -> float:
+        args, kwargs = detached((batch.args, dict(batch.kwargs)))
+        output = model(*args, **kwargs)
+        return float(loss(output, Batch(target=detached(batch.target)))[1].detach())
+
+    differ = None
+    if "evaluation" in needs and run.loss.kind in ("loss_fn", "output.loss"):
+        try:
+            differ = gap(model, run.loss.value, in_this_mode, saved.reset)
+        except Exception as error:  # reported: the rest can still be judged
+            run.not_observed[f"evaluation mode: the model raised {type(error).__name__}"] = None
+    run.experiment = dataclasses.replace(run.experiment, mixing=mixes, gap=differ)
 
 
 # -- the snapshot ------------------------------------------------------------------------------
@@ -309,10 +429,11 @@ def _snapshot(
     needs: frozenset[str],
     seed: int | None,
 ) -> Snapshot:
-    wants_gradients = bool(needs & {"gradients", "step"})
+    wants_gradients = bool(needs & NEED_GRADIENTS)
     because = run.no_gradients or ("" if wants_gradients else "no selected rule asks for them")
     layers = [_completed(layer, run) for layer in run.layers.values()]
     never_called, used_directly = _never_called(run)
+    library = of_libraries(model)
     observed = dict(run.not_observed)
     for name in used_directly:
         observed[f"{name}: never called as a module; its parameters were used by a direct call"] = (
@@ -323,7 +444,12 @@ def _snapshot(
         layers=tuple(layers),
         nodes=tuple(run.nodes),
         parameters=tuple(
-            dataclasses.replace(p, used=p.name in run.used or p.grad is not None)
+            dataclasses.replace(
+                p,
+                used=p.name in run.used or p.grad is not None,
+                again=run.again.get(p.name, ""),
+                library=library.get(p.name),
+            )
             for p in run.parameters.values()
         ),
         inputs=run.inputs,

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
         LayerNorm,
         batch_norm_backward,
     )
+    from nndiag.fixes.scaling import (
+        ScaleOutput,
+        Standardize,
+        scale_output_,
+        standardize_input_,
+    )
     from nndiag.fixes.surgery import insert_after, insert_before, recalibrate_, swap
 
 __all__ = [
@@ -51,6 +57,8 @@ __all__ = [
     "Matrix",
     "Maxout",
     "PReLU",
+    "ScaleOutput",
+    "Standardize",
     "asymmetric_",
     "batch_norm_backward",
     "class_prior_bias_",
@@ -71,7 +79,9 @@ __all__ = [
     "orthogonal_",
     "positive_bias_",
     "recalibrate_",
+    "scale_output_",
     "small_normal_",
+    "standardize_input_",
     "swap",
     "unit_normal_",
     "xavier_normal_",
@@ -107,6 +117,7 @@ _NAMES = {
         "LayerNorm",
         "batch_norm_backward",
     ),
+    "scaling": ("ScaleOutput", "Standardize", "scale_output_", "standardize_input_"),
     "surgery": ("insert_after", "insert_before", "recalibrate_", "swap"),
 }
 _HOME = {name: f"nndiag.fixes.{module}" for module, names in _NAMES.items() for name in names}

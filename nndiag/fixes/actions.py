@@ -37,8 +37,8 @@ class Action:
     def __post_init__(self) -> None:
         if self.verb not in VERBS:
             raise FixError(
-                f"no action is called {self.verb!r}.{did_you_mean(self.verb, VERBS)} Legal are: "
-                f"{', '.join(VERBS)}."
+                f"no action is called {self.verb!r}.{did_you_mean(self.verb, VERBS)} "
+                f"Choose one of: {', '.join(VERBS)}."
             )
 
     @property
@@ -250,6 +250,33 @@ def _written_recalibrate(action: Action) -> str:
     return "fixes.recalibrate_(model, batch)  # better: a whole DataLoader"
 
 
+def _standardize_input(model: nn.Module, batch: Any, action: Action) -> None:
+    from nndiag import fixes
+
+    fixes.standardize_input_(model, batch, action.targets)
+
+
+def _written_standardize_input(action: Action) -> str:
+    names = code.listed(action.targets)
+    line = f"fixes.standardize_input_(model, batch, {names})"
+    if len(line) <= code.WIDE:
+        return line
+    return f"names = {names}\nfixes.standardize_input_(model, batch, names)"
+
+
+def _scale_output(model: nn.Module, batch: Any, action: Action) -> None:
+    from nndiag import fixes
+
+    mean, std = map(float, action.arguments)
+    for name in action.targets:
+        fixes.scale_output_(model, name, mean, std)
+
+
+def _written_scale_output(action: Action) -> str:
+    given = ", ".join(map(repr, action.arguments))
+    return code.for_each_name(action.targets, f"fixes.scale_output_(model, {{}}, {given})")
+
+
 VERBS = {
     # gain, fan_in: of the standard deviation gain/√fan_in
     "draw-normal": _each(
@@ -281,6 +308,11 @@ VERBS = {
     "insert-before": _surgery("insert_before"),
     "insert-after": _surgery("insert_after"),
     "swap": _surgery("swap"),
+    "standardize-input": Verb(
+        _standardize_input, _written_standardize_input, "module", ("fixes",), needs_batch=True
+    ),
+    # mean, std: of the targets
+    "scale-output": Verb(_scale_output, _written_scale_output, "module", ("fixes",)),
     "lsuv": Verb(_lsuv, _written_lsuv, "module", ("fixes",), needs_batch=True),
     "recalibrate": Verb(_recalibrate, _written_recalibrate, "module", ("fixes",), needs_batch=True),
 }

@@ -38,8 +38,8 @@ __all__ = [
 TorchCall: TypeAlias = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
 """A function of torch and its arguments: what ``as_torch_call`` of a module returns.
 
-A module with such a method says that its forward amounts to that one call, and ``nndiag.check``
-sees it as it sees torch's own module: one row, of that activation or normalisation.
+A module with such a method promises that its forward equals that one call. ``nndiag.check`` then
+treats it like torch's own module: one row, of that activation or normalisation.
 """
 
 
@@ -240,7 +240,7 @@ def _units(layer: nn.Module) -> tuple[int, int]:
 
 def _not_a_layer(where: str, layer: object) -> str:
     return (
-        f"{where} got a {type(layer).__qualname__}. Legal are nn.Linear, nn.Conv1d, nn.Conv2d and "
+        f"{where} got a {type(layer).__qualname__}. It takes nn.Linear, nn.Conv1d, nn.Conv2d or "
         "nn.Conv3d."
     )
 
@@ -273,7 +273,7 @@ def maxout_gain(pieces: int) -> float:
         FixError: fewer than 1 piece.
     """
     if pieces < 1:
-        raise FixError(f"pieces={pieces}: a maximum is over at least 1.")
+        raise FixError(f"pieces={pieces}: give 1 or more.")
 
     def integrand(z: float) -> float:
         density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)

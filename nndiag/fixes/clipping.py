@@ -88,7 +88,7 @@ def _norm(x: torch.Tensor, norm_type: float) -> torch.Tensor:
 
 def _check_positive(where: str, name: str, value: float) -> None:
     if not value > 0:
-        raise FixError(f"{where} got {name}={value}: legal is any number more than 0.")
+        raise FixError(f"{where} got {name}={value}: give a number above 0.")
 
 
 def _not_finite_text(
@@ -99,10 +99,14 @@ def _not_finite_text(
         for index, (grad, norm) in enumerate(zip(grads, norms, strict=True))
         if not norm.isfinite()
     ]
-    culprits = f" {len(bad)} of {len(grads)} are to blame, first {bad[0]}." if bad else ""
+    which = (
+        f" {len(bad)} of {len(grads)} gradients have a norm that is not finite, first {bad[0]}."
+        if bad
+        else ""
+    )
     return (
-        f"clip_grad_norm_: the norm of the gradients is {float(total)}.{culprits} Nothing was "
-        "changed: scaling would carry it into all others. Skip this step (optimizer.zero_grad()) "
-        "and look for the first layer with such values, as nndiag.check does; with a GradScaler, "
-        "call scaler.unscale_(optimizer) first."
+        f"clip_grad_norm_: the norm of the gradients is {float(total)}.{which} Nothing was "
+        "changed: scaling would make the other gradients wrong, too. Skip this step "
+        "(optimizer.zero_grad()), and find the first layer with such values by nndiag.check. With "
+        "a GradScaler, call scaler.unscale_(optimizer) first."
     )

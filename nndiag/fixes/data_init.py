@@ -61,8 +61,8 @@ def lsuv_(
     rescaled one after the other, in order of call, W ← W / √Var(output), until the variance is
     within the tolerance of 1, or after so many attempts. The variance is that of all values of the
     output together. One rescaling is exact where biases are zero or equal within the layer, as they
-    should be here; they are left alone. Where the spread of the biases alone exceeds 1, none
-    succeeds and the weights go to zero: the returned variance tells.
+    should be here; they are left alone. Where the spread of the biases alone exceeds 1, no
+    scale succeeds and the weights go to zero; the returned variance then stays above 1.
 
     Layers that did not run, or only inside ``nn.MultiheadAttention`` and recurrent layers, keep
     their weights. A layer called several times, or whose weight another shares, is scaled once, by
@@ -136,8 +136,8 @@ def _checked_variance(name: str, layer: nn.Module, output: torch.Tensor) -> floa
         why = "inf or NaN entered the layer or came about in it"
     raise FixError(
         f"lsuv_: the output of {name} ({type(layer).__name__}, {describe(output)}) has variance "
-        f"{variance:g} on this batch: {why}. The model is as it was; nndiag.check(model, batch) "
-        "says more."
+        f"{variance:g} on this batch: {why}. The model is as it was. To find the cause, run "
+        "nndiag.check(model, batch)."
     )
 
 
@@ -175,8 +175,8 @@ def data_bias_(model: nn.Module, batch: Any) -> dict[str, float]:
         if not mean.isfinite().all():
             raise FixError(
                 f"data_bias_: the output of {name} ({type(layer).__name__}, {describe(output)}) "
-                "has no finite mean on this batch. The model is as it was; "
-                "nndiag.check(model, batch) says where inf or NaN comes from."
+                "has no finite mean on this batch. The model is as it was. To find where inf or "
+                "NaN comes from, run nndiag.check(model, batch)."
             )
         bias.sub_(mean)
         removed[name] = float(mean.abs().max())
@@ -259,7 +259,7 @@ def class_prior_bias_(
     """Bias of the output layer = log of the classes' frequencies in ``target``.
 
     Softmax of it gives just these frequencies, so with small weights the loss starts at the entropy
-    of the labels and not at ln C: the network need not learn first what counting tells. A head of
+    of the labels and not at ln C: the network need not learn the class frequencies first. A head of
     one unit gets the log-odds of label 1 (Lin et al. 2017 section 3.3, there for rare objects).
 
     Args:

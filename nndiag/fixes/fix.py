@@ -18,7 +18,8 @@ Changes = Literal["nothing", "scale", "weights", "architecture"]
 
 Kind = Literal[
     "redraw", "rescale", "lsuv", "restart", "reset-bias", "reset-norm", "fill-in", "reset",
-    "unfreeze", "recalibrate", "normalize", "center", "swap-activation", "advice",
+    "unfreeze", "recalibrate", "standardize-input", "scale-output", "normalize", "center",
+    "swap-activation", "advice",
 ]  # fmt: skip
 KINDS: tuple[str, ...] = get_args(Kind)[:-1]
 """Those that can be run: all but "advice"."""
@@ -33,9 +34,10 @@ class Fix:
     ``actions`` are applied to a model in order. Where there is none, it is "advice" for a person.
 
     ``changes`` says what happens to the function that the model computes. "nothing": it stays the
-    same. "scale": weights keep their directions, or biases change. "weights": what a layer has
-    learned is lost. "architecture": layers are replaced or added. In a model that was never trained
-    all but the last are safe, in a trained one only the first.
+    same. "scale": weights keep their directions; biases change, or what goes in or comes out is
+    scaled by fixed numbers. "weights": what a layer has learned is lost. "architecture": layers are
+    replaced or added. In a model that was never trained all but the last are safe, in a trained one
+    only the first.
 
     ``source`` is the same change as an edit of the model's source, where there is one.
     """
@@ -78,9 +80,9 @@ class Fix:
                 batch is needed and there is none. Nothing is changed then.
         """
         if not self.actions:
-            raise FixError(f"this is advice, with nothing to run: {self.what}")
+            raise FixError(f"this is advice for a person and cannot be applied: {self.what}")
         if batch is None and self.needs_batch:
-            raise FixError(f"{self.kind} looks at data: give the batch, apply(model, batch).")
+            raise FixError(f"{self.kind} needs data: pass the batch, apply(model, batch).")
         for action in self.actions:
             action.check(model)
         for action in self.actions:

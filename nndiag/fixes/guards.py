@@ -34,7 +34,7 @@ def checked_kinds(only: Iterable[str] | str | None) -> frozenset[str] | None:
     for kind in kinds:
         if kind not in KINDS:
             raise FixError(
-                f"no fix is called {kind!r}.{did_you_mean(kind, KINDS)} Legal are: "
+                f"no fix is called {kind!r}.{did_you_mean(kind, KINDS)} Choose one of: "
                 f"{', '.join(KINDS)}."
             )
     return frozenset(kinds)
@@ -44,8 +44,8 @@ def check_changeable(model: nn.Module) -> None:
     """Raises ModelError for what cannot be changed layer by layer."""
     if _is_compiled(model):
         raise ModelError(
-            "the model is compiled, and what is compiled cannot be changed layer by layer. Repair "
-            "the model as it was before torch.compile (model._orig_mod) and compile the result."
+            "the model is compiled, so its layers cannot be changed. Repair the model from before "
+            "torch.compile (model._orig_mod), and compile the result."
         )
     for name, part in model.named_modules():
         where = name or "the model"
@@ -81,8 +81,8 @@ def copied(model: nn.Module) -> nn.Module:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise ModelError(
             f"a repair works on a copy, and {type(model).__name__} cannot be copied: "
-            f"copy.deepcopy raises {type(error).__name__}: {reason}. Tensors that are results of "
-            "computations, locks and open files cannot be; take them out, or give the model a "
+            f"copy.deepcopy raises {type(error).__name__}: {reason}. It cannot copy tensors that "
+            "are results of computations, locks and open files. Take them out, or give the model a "
             "__deepcopy__."
         ) from error
 

@@ -191,7 +191,7 @@ class BatchNorm(nn.Module):
         if x.dim() not in dims or x.shape[1] != self.num_features:
             legal = " or ".join(self.shapes).replace("C", str(self.num_features))
             raise FixError(
-                f"{type(self).__name__}({self.num_features}) got {describe(x)}. Legal is {legal}."
+                f"{type(self).__name__}({self.num_features}) got {describe(x)}. It takes {legal}."
             )
 
     def _check_batch(self, x: torch.Tensor) -> int:
@@ -208,7 +208,7 @@ class BatchNorm(nn.Module):
             )
         if self.eps <= 0:
             raise FixError(
-                f"{name} has eps={self.eps}. Legal is more than 0: a unit that is constant over "
+                f"{name} has eps={self.eps}. Give more than 0: a unit that is constant over "
                 "the batch would be divided by 0. The default is 1e-5."
             )
         return values
@@ -307,7 +307,7 @@ class LayerNorm(nn.Module):
         if tuple(x.shape[-len(shape) :]) != shape:
             legal = ", ".join(str(n) for n in shape)
             raise FixError(
-                f"LayerNorm({legal}) got {describe(x)}. Legal is [*, {legal}]: its last axes are "
+                f"LayerNorm({legal}) got {describe(x)}. It takes [*, {legal}]: its last axes are "
                 "normalised together."
             )
         wide = _at_least_float32(x)
@@ -360,7 +360,7 @@ class GroupNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() < 2 or x.shape[1] != self.num_channels:
             raise FixError(
-                f"GroupNorm({self.num_groups}, {self.num_channels}) got {describe(x)}. Legal is "
+                f"GroupNorm({self.num_groups}, {self.num_channels}) got {describe(x)}. It takes "
                 f"[N, {self.num_channels}, …]."
             )
         size = (self.num_channels // self.num_groups, *x.shape[2:])

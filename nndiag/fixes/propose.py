@@ -23,17 +23,20 @@ __all__ = [
     "normalize",
     "recalibrate",
     "redraw",
+    "replace",
     "rescale",
     "reset",
     "reset_norms",
     "restart",
+    "scale_output",
+    "standardize_input",
     "swap",
     "unfreeze",
     "zero_biases",
 ]
 
 MOST_CODE = 10_000
-"""Characters. Longer code for a whole network is not offered: nobody reads it."""
+"""In characters: longer code for a whole network is not offered, since nobody reads it."""
 MOST_FILLED = 0.1
 """The largest share of a parameter's values that may be replaced by zeros."""
 
@@ -104,8 +107,7 @@ def restart(snapshot: Snapshot) -> tuple[Fix, ...]:
     fix = Fix(
         "restart",
         "Re-initialise the whole network: He before ReLU, Xavier elsewhere, biases at zero.",
-        "Layers that were trained on what the fault made of their inputs do not fit a repaired "
-        "one.",
+        "Layers that were trained behind a faulty layer do not fit a repaired one.",
         "all that was learned is lost; it trains as a new network does",
         "weights",
         (*actions, *norms),
@@ -215,9 +217,53 @@ def recalibrate() -> Iterator[Fix]:
         "recalibrate",
         "Re-estimate the running statistics on training data.",
         "",
-        "evaluation mode normalises by what the data are like",
+        "evaluation mode normalises with the statistics of these data",
         "scale",
         (Action("recalibrate"),),
+    )
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def standardize_input(
+    snapshot: Snapshot, layers: Iterable[Layer], source: str, what: str = "Standardise the input"
+) -> Iterator[Fix]:
+    """Scale what these first layers read to mean 0 and standard deviation 1, by fixed numbers.
+
+    ``source``: lines that do it to the data instead. Advice, where a layer is no module.
+    """
+    layers = facts.unique(layers)
+    names = list(dict.fromkeys(flow.owner(snapshot, layer) for layer in layers))
+    why = "Weights are drawn, and rates chosen, for columns of mean 0 and standard deviation 1."
+    if not all(facts.is_named(layer) for layer in layers) or not names:
+        yield Fix("advice", f"{what}: mean 0 and standard deviation 1.", why, source=source)
+        return
+    yield Fix(
+        "standardize-input",
+        f"{what}: in the data, or by a fixed layer before {facts.listing(names)}.",
+        why,
+        "every column has mean 0 and standard deviation 1 on this batch; in the data, use the mean "
+        "and standard deviation of the training set",
+        "scale",
+        (Action("standardize-input", tuple(names)),),
+        source,
+    )
+
+
+def scale_output(snapshot: Snapshot, layer: Layer, mean: float, std: float) -> Iterator[Fix]:
+    """Multiply and shift a model's output to the mean and standard deviation of its targets."""
+    if not facts.is_named(layer) or not (math.isfinite(mean) and std > 0):
+        return
+    mean, std = float(f"{mean:.6g}"), float(f"{std:.6g}")
+    yield Fix(
+        "scale-output",
+        f"Or multiply the output of {layer.name} by {std:g} and add {mean:g}, by a fixed layer.",
+        "The network then learns numbers of size 1.",
+        "predictions start at the targets' mean and scale; gradients grow with it, so use an "
+        "optimiser that divides by their size, such as Adam",
+        "scale",
+        (Action("scale-output", (flow.owner(snapshot, layer),), (mean, std)),),
     )
 
 
@@ -258,7 +304,7 @@ def normalize(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
         effect,
         "architecture",
         grouped(actions),
-        f"In __init__, make {_norm_code(norms)}; in forward, call it between the layer and its "
+        f"In __init__, create {_norm_code(norms)}. In forward, call it between the layer and its "
         "activation.",
     )
 
@@ -283,7 +329,7 @@ def center(snapshot: Snapshot, activations: Iterable[Layer]) -> Iterator[Fix]:
             "the next weights' gradients no longer share one sign",
             "architecture",
             grouped(actions),
-            f"In __init__, make {_norm_code(norms)}; in forward, call it between the activation "
+            f"In __init__, create {_norm_code(norms)}. In forward, call it between the activation "
             "and the next layer.",
         )
 
@@ -302,6 +348,34 @@ def _norm_code(norms: Sequence[places.Norm]) -> str:
     if len(different) == 1:
         return written_module(different[0])
     return " or ".join(dict.fromkeys(f"nn.{norm[0]}(its width)" for norm in different))
+
+
+def replace(
+    snapshot: Snapshot, layer: Layer, new: str, function: str, why: str, effect: str
+) -> Iterator[Fix]:
+    """Replace one activation, at the output too, by a class of torch.nn without arguments.
+
+    ``function``: what to write in forward in place of a call.
+    """
+    if flow.is_module(layer) and facts.is_named(layer):
+        yield Fix(
+            "swap-activation",
+            f"Replace {layer.kind} by {new} at {layer.name}.",
+            why,
+            effect,
+            "architecture",
+            _action("swap", [flow.owner(snapshot, layer)], new),
+            f"In __init__, replace {_module_code(layer)} by {written_module((new,))}",
+        )
+    else:
+        yield Fix(
+            "advice",
+            f"Replace {_op_names([layer])} by {new}{_locations([layer])}.",
+            why,
+            effect,
+            "architecture",
+            source=f"In forward, write {function} in place of {_op_names([layer])}.",
+        )
 
 
 def swap(
@@ -364,12 +438,13 @@ def _init_text(layers: Sequence[Layer]) -> str:
 
 
 def _init_code(layers: Sequence[Layer]) -> str:
-    """How to initialise layers before a ReLU, as a second line of a change of the source."""
+    """How to initialise layers before a ReLU, as further lines of a change of the source."""
     if not layers:
         return ""
     return (
-        "\nFor each layer before it: "
-        'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"); nn.init.zeros_(layer.bias)'
+        "\nFor each layer before it:\n"
+        '    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")\n'
+        "    nn.init.zeros_(layer.bias)"
     )
 
 
@@ -378,7 +453,7 @@ def _op_names(activations: Sequence[Layer]) -> str:
 
 
 def _module_code(activation: Layer) -> str:
-    """``nn.Sigmoid()`` for a class of torch.nn; the bare class name for any other."""
+    """``nn.Sigmoid()`` for a class of torch.nn; for any other the name of the class."""
     own = activation.kind.lower() != activation.op.replace("_", "")
     return activation.kind if own else f"nn.{activation.kind}()"
 
@@ -409,7 +484,7 @@ def unfreeze(snapshot: Snapshot, layers: Iterable[Layer]) -> Iterator[Fix]:
             "unfreeze",
             f"Let {facts.listing(labels)} train.",
             "",
-            "gets a gradient; the function it computes stays",
+            "it gets a gradient",
             "nothing",
             (*_action("unfreeze-module", modules), *_action("unfreeze-parameter", parameters)),
         )
@@ -443,7 +518,7 @@ def reset(snapshot: Snapshot, parameters: Iterable[Parameter]) -> Iterator[Fix]:
         yield Fix(
             "reset",
             f"Re-initialise {facts.listing(names)}.",
-            "What is not a number stays so, whatever is trained.",
+            "A value that is NaN stays NaN in training.",
             "all parameters are finite",
             "weights",
             whole,
@@ -458,7 +533,7 @@ def fill_in(parameters: Iterable[Parameter]) -> Iterator[Fix]:
         yield Fix(
             "fill-in",
             f"Set NaN and infinity in {facts.listing(names)} to zero.",
-            "All other values stay: sensible where a few were damaged, not where a run diverged.",
+            "All other values stay. It helps if a few values were damaged, not if a run diverged.",
             "all parameters are finite",
             "scale",
             (Action("zero-nonfinite", tuple(names)),),

@@ -33,6 +33,7 @@ from nndiag.trained import training as shows_training
 
 __all__ = [
     "CLEAR_SHARE",
+    "DATA",
     "LEAST_FIRST",
     "MOST_BATCHES",
     "MOST_STEPS",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 MOST_STEPS = 40
-"""The most fixes that are tried: a model that needs more should be designed again."""
+"""The most fixes that are tried. A model that needs more needs another design."""
 
 MOST_BATCHES = 1000
 """The most batches of trial data, which are kept in memory."""
@@ -99,11 +100,11 @@ def repair(
         ModelError: the model cannot be copied or changed: compiled, scripted, quantised, lazy or
             on the meta device.
         FixError: ``only`` names a kind of fix that does not exist.
-        SettingsError: ``allow`` or ``optimizer`` is none that is legal.
+        SettingsError: ``allow`` or ``optimizer`` has a value that is not allowed.
         NNDiagError: what :func:`nndiag.check` raises.
     """
     if allow not in ("safe", "all"):
-        raise SettingsError(f'allow = {allow!r}: legal are "safe" and "all".')
+        raise SettingsError(f'allow = {allow!r}: write "safe" or "all".')
     kinds = guards.checked_kinds(only)
     validate(model)
     guards.check_changeable(model)
@@ -172,24 +173,24 @@ def _result(model: nn.Module, search: _Search) -> Repair:
 
 def _notes(model: nn.Module, search: _Search) -> Iterator[str]:
     if search.trained:
-        yield f"the model was taken for a trained one ({search.trained})"
+        yield f"the model was treated as trained ({search.trained})"
     elif any(step.fix.changes in ("scale", "weights") for step in search.now.steps):
-        yield "the model was taken for one that was not trained yet: nothing in it shows training"
+        yield "the model was treated as not trained yet: nothing in it shows training"
     if search.training is not None and len(search.training.batches) == 1:
         yield (
-            "the trial trained on a single batch, so its seeds differ only in what is drawn: "
-            "trial_data=your DataLoader says more"
+            "the trial trained on a single batch, so its seeds differ only in the weights that are "
+            "drawn; for a stronger comparison pass a DataLoader as trial_data"
         )
     if not search.now.steps:
         return
     holders = guards.optimizers(model)
     for kind, count in holders:
         yield (
-            f"{kind} holds {story.plural(count, 'parameter')} of the model as it was: make it "
-            "again from the repaired model's parameters"
+            f"create the optimiser again from the repaired model's parameters: {kind} still holds "
+            f"{story.plural(count, 'parameter')} of the original model"
         )
     if not holders:
-        yield "make the optimiser from the repaired model's parameters: they are new ones"
+        yield "create the optimiser from the repaired model's parameters, not from the original's"
 
 
 # -- trying ----------------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ class _Search:
         if trained is None:
             self.trained = shown
         else:
-            self.trained = "you said so" if trained else ""
+            self.trained = "trained=True was given" if trained else ""
 
     def run(self) -> None:
         tried: TriedActions = set()
@@ -330,8 +331,8 @@ class _Search:
         if fix.changes == "architecture":
             return "not tried: it changes the architecture, which allow='all' permits"
         return (
-            f"not tried: the model looks trained ({self.trained}) and this would lose some of it; "
-            "allow='all' or trained=False permits it"
+            f"not tried: the model is trained ({self.trained}), and this would lose some of what "
+            "it learned; allow='all' or trained=False permits it"
         )
 
     def _accept(self, state: _State) -> bool:
@@ -396,6 +397,8 @@ class _Search:
 
 
 LEAST_FIRST = get_args(Changes)
+DATA = "ND60"
+"""Codes of rules about data begin so."""
 SWAP = "swap-activation"
 TAKEN_BACK = "it led to findings that could not be fixed, so it was taken back"
 NO_BETTER = "but trains no better"
@@ -432,28 +435,32 @@ def _worst_severities(report: Report) -> dict[str, int]:
     """For each rule the severity of its worst finding: 2 for an error, 1 for a warning."""
     worst: dict[str, int] = {}
     for finding in report.findings:
-        grave = len(SEVERITIES) - 1 - SEVERITIES.index(finding.severity)
-        worst[finding.rule] = max(worst.get(finding.rule, 0), grave)
+        severity = len(SEVERITIES) - 1 - SEVERITIES.index(finding.severity)
+        worst[finding.rule] = max(worst.get(finding.rule, 0), severity)
     return worst
 
 
 def _worse(old: Report, new: Report, unseen: bool = False) -> str:
     """What became worse, in words; "" for nothing.
 
-    A finding that NaN may have hidden before does not count as new, unless ``unseen`` is True.
+    A finding that NaN may have hidden before does not count as new, unless ``unseen`` is True. Nor
+    does one that the data explained: what is left of it once they are scaled was there before.
     """
     if len(new.crashed) > len(old.crashed):
         return f"{new.crashed[-1].rule} crashes on the result"
     before, after = _worst_severities(old), _worst_severities(new)
+    explained = {f.rule for f in old.findings if f.cause and f.root.code.startswith(DATA)}
     hidden = 0  # new findings up to this severity may have been hidden: NaN blocks most rules
     if not unseen and max(before.values(), default=0) == 2:
         hidden = 2 if before.get("non-finite") == 2 else 1
     for finding in new.at_least("warning"):
         was, now = before.get(finding.rule, 0), after[finding.rule]
+        if was == 0 and now == 1 and finding.rule in explained:
+            continue
         if was == 0 and now > hidden:
             return f"it brings a new {finding.severity}: {finding.rule} at {finding.layer}"
         if 0 < was < now:
-            return f"{finding.rule} gets graver, an {finding.severity} at {finding.layer}"
+            return f"{finding.rule} becomes an {finding.severity}, at {finding.layer}"
     for name in before:
         a, b = _extent(old, name), _extent(new, name)
         if b[0] > a[0] and before[name] == after.get(name, 0) > 0:

@@ -71,7 +71,7 @@ class Repair(Document):
     trial: Trial | None = None
     """Losses and verdict of the training trial; None if none was run."""
     notes: tuple[str, ...] = ()
-    """What else to know: whether the model counted as trained, and which optimiser to make anew."""
+    """What else to know: whether the model counts as trained, which optimiser to create again."""
 
     @property
     def ok(self) -> bool:
@@ -96,9 +96,9 @@ class Repair(Document):
     def apply(self, model: nn.Module, batch: Any = None, seed: int | None = None) -> None:
         """Take the same steps on another model of this kind, in place.
 
-        With the seed of the repair (None) and a model as the one it was made for, the result is
-        what ``self.model`` is; another seed draws other weights. ``batch``: for steps that look at
-        data (LSUV, running statistics).
+        With the repair's own seed (None) and a copy of the original model, the result equals
+        ``self.model``. Another seed draws other weights. ``batch``: for steps that need data (LSUV,
+        running statistics).
 
         Raises:
             FixError: a step needs a batch and there is none.
@@ -141,7 +141,7 @@ def patch(steps: Sequence[Step], model: str, seed: int) -> str:
         return "# Nothing to change.\n"
     lines = [
         f"# What nndiag.repair did to {' '.join(model.split())}.",
-        "# Run it on the model, before its optimiser is made.",
+        "# Run this on the original model, before you create its optimiser.",
         "import torch",
     ]
     needed = uses(step.fix for step in steps)
@@ -160,7 +160,7 @@ def apply(steps: Sequence[Step], model: nn.Module, batch: Any, seed: int) -> Non
     for number, step in enumerate(steps):
         if batch is None and step.fix.needs_batch:
             raise FixError(
-                f"step {number + 1} ({step.fix.kind}) looks at data: give the batch, "
+                f"step {number + 1} ({step.fix.kind}) needs data: pass the batch, "
                 "apply(model, batch)."
             )
     for number, step in enumerate(steps):

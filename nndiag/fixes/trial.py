@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from nndiag.batch import Batch, describe
+from nndiag.batch import Batch
 from nndiag.capture.untouched import untouched
 from nndiag.errors import LossError, SettingsError
 from nndiag.loss import LossMaker
@@ -183,8 +183,8 @@ def _train(
             kind, value = loss(trained(*batch.args, **batch.kwargs), batch)
             if kind == "random cotangent":
                 raise LossError(
-                    "a training trial needs a loss to bring down: pass loss_fn (and a target), or "
-                    f"a model that returns one. The output is {describe(value)} of no meaning."
+                    "a training trial needs a loss: pass loss_fn (and a target), or a model that "
+                    "returns its own loss."
                 )
             losses.append(float(value.detach()))
             tick()

@@ -90,7 +90,7 @@ def change_text(change: Change) -> str:
         if change.old.severity != change.new.severity:
             text += f" (severity was {change.old.severity}, is {change.new.severity})"
         elif a is not None and b is not None:
-            text += f" ({b.name} was {a.measured}, is {b.measured})"
+            text += f" ({b.name} was {a.value_text}, is {b.value_text})"
     return text + (" [may be chance]" if change.borderline else "")
 
 

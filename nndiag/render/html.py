@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from nndiag.report import Report
 
-__all__ = ["MOST_LISTED", "fragment", "grade", "page", "render"]
+__all__ = ["MOST_LISTED", "fragment", "page", "render", "worst_severity"]
 
 MOST_LISTED = 300
 """Of one rule's findings in one list: nobody reads further, and a page stays small."""
@@ -29,9 +30,11 @@ def render(report: Report) -> str:
     blocks = story.blocks(report.findings)
     leads = bool(blocks) and blocks[0].severity != "note"
     drawn = picture(snapshot)
-    layers = [
-        {"layer": row.pop("layer"), "distribution": text_curve(curve["output"]), **row}
-        for row, curve in zip(tables.layers(snapshot), drawn["layers"], strict=True)
+    drawings = (text_curve(curve["output"]) for curve in drawn["layers"])
+    curves = itertools.chain(drawings, itertools.repeat(""))
+    layers = [  # the loss's calls come last, and have no curve
+        {"layer": row.pop("layer"), "distribution": curve, **row}
+        for row, curve in zip(tables.layers(snapshot), curves, strict=False)
     ]
     parameters = tables.parameters(snapshot)
     contents = [
@@ -61,7 +64,7 @@ def render(report: Report) -> str:
             {
                 "model": snapshot.model[:200],
                 "verdict": report.verdict,
-                "grade": grade(report),
+                "severity": worst_severity(report),
             }
         ),
     )
@@ -73,7 +76,8 @@ def fragment(report: Report) -> str:
 
 
 def _render(template: str, report: Report, **values: Any) -> str:
-    return page(template, report=report, snapshot=report.snapshot, grade=grade(report), **values)
+    severity = worst_severity(report)
+    return page(template, report=report, snapshot=report.snapshot, severity=severity, **values)
 
 
 def page(template: str, **values: Any) -> str:
@@ -89,8 +93,8 @@ def page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(common | values)
 
 
-def grade(report: Report) -> str:
-    """The gravest severity, or "fine"; a report that judged nothing is no good news."""
+def worst_severity(report: Report) -> str:
+    """The worst severity, or "fine"; "note" where nothing was judged, which is not fine."""
     if report.findings:
         return report.findings[0].severity
     judged = any(o.status == "passed" for o in report.outcomes)

@@ -43,7 +43,7 @@ def reports(folder: Path) -> list[dict[str, Any]]:
             summary = None if match is None else json.loads(unescape(match[1]))
         except (OSError, ValueError):  # deleted meanwhile, or not written by nndiag
             continue
-        if isinstance(summary, dict) and {"model", "verdict", "grade"} <= summary.keys():
+        if isinstance(summary, dict) and {"model", "verdict", "severity"} <= summary.keys():
             others = [
                 other.name
                 for other in sorted(folder.glob(f"{path.stem}.*"))
@@ -51,8 +51,8 @@ def reports(folder: Path) -> list[dict[str, Any]]:
             ]
             summaries.append({"file": path.name, "others": others, **summary})
     order = ("error", "warning", "note", "fine")
-    rank = {grade: place for place, grade in enumerate(order)}
-    return sorted(summaries, key=lambda page: (rank.get(page["grade"], 0), page["file"]))
+    rank = {severity: place for place, severity in enumerate(order)}
+    return sorted(summaries, key=lambda page: (rank.get(page["severity"], 0), page["file"]))
 
 
 def _render(summaries: list[dict[str, Any]]) -> str:

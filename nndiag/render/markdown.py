@@ -72,8 +72,8 @@ def _lines(report: Report, shown: list[Block], hidden: list[Block], whole: bool)
         yield from _folded(story.plural(count, "note"), map(_note, notes))
     if hidden:
         findings = sum(len(b.findings) + len(b.consequences) for b in hidden)
-        yield f"{story.plural(findings, 'finding')} more did not fit here; the whole is in the "
-        yield "report itself."
+        yield f"{story.plural(findings, 'more finding')} did not fit here. The other formats of "
+        yield "the report have all of them."
         yield ""
     if whole:
         yield from _folded(
@@ -96,13 +96,13 @@ def _block(block: Block, snapshot: Snapshot) -> Iterator[str]:
     details = []
     measure = story.yardstick(worst)
     if measure is not None:
-        measured = f"{measure.name} {measure.measured}, " if measure.measured else ""
-        details.append(f"- {escape(f'{measured}threshold {measure.limit}')}")
+        measured = f"{measure.name} {measure.value_text}, " if measure.value_text else ""
+        details.append(f"- {escape(f'{measured}threshold {measure.threshold_text}')}")
         if measure.source:
             details.append(f"- why this threshold: {escape(measure.source)}")
     if worst.cause is not None:
-        told = f"explained by {worst.root.rule} at {worst.root.layer}"
-        details.append(f"- {escape(told)}")
+        cause = f"explained by {worst.root.rule} at {worst.root.layer}"
+        details.append(f"- {escape(cause)}")
     for fix in worst.fixes[: story.MOST_FIXES]:
         details.append(f"- fix: {escape(fix.what)}" + (f" {escape(fix.why)}" if fix.why else ""))
     for more in (story.consequences(block), story.siblings(block)):

@@ -10,7 +10,7 @@ function add(place, title, described, plot, level = "h3") {
   const figure = document.createElement("figure");
   const heading = document.createElement(level);
   heading.textContent = title;
-  // What a mark is called is for us; a reader is told what the whole shows.
+  // The plot's own names of its marks become classes; a screen reader reads one label for the whole.
   for (const mark of plot.querySelectorAll("[aria-label]")) {
     mark.classList.add(...mark.getAttribute("aria-label").split(" "));
     mark.removeAttribute("aria-label");
@@ -46,7 +46,7 @@ function draw(data, place) {
       x: "x", y1: "y1", y2: "y2", z: "row",
       fill: "var(--line)", stroke: "var(--quiet)", strokeWidth: 0.7, fillOpacity: 0.75,
     });
-  const told = (layer) =>
+  const tooltip = (layer) =>
     [
       `${layer.name} (${layer.op})`,
       `mean ${say(layer.mean)}, std ${say(layer.std)}`,
@@ -58,7 +58,7 @@ function draw(data, place) {
     ].filter(Boolean).join("\n");
   const tip = (x) =>
     Plot.tip(layers, Plot.pointerY({
-      x: () => x, y: (layer) => layer.row + 0.6, title: told, fill: "var(--paper)", stroke: "var(--quiet)",
+      x: () => x, y: (layer) => layer.row + 0.6, title: tooltip, fill: "var(--paper)", stroke: "var(--quiet)",
       maxRadius: Infinity,
     }));
   const clip = (value, reach) => Math.max(-reach, Math.min(reach, value));
@@ -81,11 +81,11 @@ function draw(data, place) {
   }), level);
 
   const reach = data.reach;
-  const graded = layers.some((l) => l.grad);
+  const hasGradients = layers.some((l) => l.grad);
   const known = layers.filter((l) => l.mean !== null && l.std !== null);
   const expected = layers.filter((l) => l.expected);
   add(place, "Activations", "distribution, mean and standard deviation of each layer's output, with theory's behind", Plot.plot({
-    ...base, width: brief ? (room - wide) * (graded ? 0.56 : 1) : 320, x: { domain: [-reach, reach], axis: "top", ticks: brief ? 3 : 5, label: null },
+    ...base, width: brief ? (room - wide) * (hasGradients ? 0.56 : 1) : 320, x: { domain: [-reach, reach], axis: "top", ticks: brief ? 3 : 5, label: null },
     marks: [
       Plot.ruleX([0], { stroke: "var(--line)" }),
       ridge(curve("output", -reach, reach)),
@@ -114,7 +114,7 @@ function draw(data, place) {
     }));
   }
 
-  if (graded) {
+  if (hasGradients) {
     const [low, high] = data.decades;
     const sized = layers.filter((l) => l.grad_rms > 0);
     const log = (l) => Math.max(low, Math.min(high, Math.log10(l.grad_rms)));

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nndiag.render import losses, story
-from nndiag.render.html import grade, page
+from nndiag.render.html import page, worst_severity
 from nndiag.render.losses import curves as curves
 from nndiag.render.markdown import LONGEST, escape, fitting
 from nndiag.render.picture import common_scales, picture, text_curve
@@ -262,7 +262,8 @@ def terminal(repair: Repair) -> RenderableType:
 
 
 def _style(repair: Repair) -> str:
-    return "bold green" if _grade(repair) == "fine" else STYLES[_grade(repair)]
+    severity = _severity(repair)
+    return "bold green" if severity == "fine" else STYLES[severity]
 
 
 def _hang(margin: str, text: str, indent: int | None = None, style: str = "") -> RenderableType:
@@ -286,22 +287,28 @@ def _table(rows: list[Row]) -> RenderableType:
     for row in rows[:MOST_LINES]:
         table.add_row(*(Text(story.printable(cell)) for cell in row.cells))
     hidden = len(rows) - MOST_LINES
-    more = [Text(f"and {story.plural(hidden, 'layer')} more", style="dim")] if hidden > 0 else []
+    more = [Text(f"and {story.plural(hidden, 'more layer')}", style="dim")] if hidden > 0 else []
     return Group(table, *more)
 
 
 def _step(number: int, step: Step) -> Iterator[RenderableType]:
     yield _hang(f"  {number}. ", f"{step.rule} at {place(step.layers)}")
-    for text in _explained(step):
+    for text in (*_explained(step), *_source_code(step)):
         yield _hang("     ", text)
     yield _hang("     = ", step.reason)
 
 
 def _explained(step: Step) -> list[str]:
-    """What was done, why, what to expect, and the same change in the source."""
+    """What was done, why, what to expect, and the same change in the source in words."""
     fix = step.fix
-    source = f"Same change in the source: {fix.source}" if fix.source else ""
+    in_words, *_ = fix.source.split("\n")
+    source = f"The same in the source: {in_words}" if in_words else ""
     return [text for text in (fix.what, fix.why, story.expectation(fix), source) if text]
+
+
+def _source_code(step: Step) -> list[str]:
+    """The lines of code behind the words."""
+    return step.fix.source.split("\n")[1:]
 
 
 def _refusals(repair: Repair) -> Iterator[RenderableType]:
@@ -340,7 +347,7 @@ def _markdown(repair: Repair, most: int) -> Iterator[str]:
         yield "**Steps taken**"
         yield ""
         for number, step in enumerate(repair.taken[:most], 1):
-            yield _markdown_step(number, step)
+            yield from _markdown_step(number, step)
         yield ""
     if repair.refused:
         texts = [
@@ -382,10 +389,11 @@ def _markdown_row(row: Row) -> str:
     return f"| {' | '.join(escape(cell[:LONGEST]) for cell in row.cells)} |"
 
 
-def _markdown_step(number: int, step: Step) -> str:
+def _markdown_step(number: int, step: Step) -> Iterator[str]:
     where = escape(f"{step.rule} at {place(step.layers)}"[:LONGEST])
-    text = " ".join(_explained(step))
-    return f"{number}. {where}: {escape(text[: 2 * LONGEST])} **{escape(step.reason[:LONGEST])}**"
+    text = escape(" ".join(_explained(step))[: 2 * LONGEST])
+    yield f"{number}. {where}: {text} **{escape(step.reason[:LONGEST])}**"
+    yield from (f"   - {escape(line[:LONGEST])}" for line in _source_code(step))
 
 
 def _some(lines: list[str], most: int) -> list[str]:
@@ -448,7 +456,7 @@ def _common(repair: Repair) -> dict[str, Any]:
         "repair": repair,
         "title": repair.before.snapshot.model,
         "verdict": verdict(repair),
-        "grade": _grade(repair),
+        "severity": _severity(repair),
         "asides": asides(repair),
         "place": place,
         "summary": summary,
@@ -463,13 +471,13 @@ def _common(repair: Repair) -> dict[str, Any]:
     }
 
 
-def _grade(repair: Repair) -> str:
-    """The colour of the verdict: by the errors and warnings left, and by the training trial."""
+def _severity(repair: Repair) -> str:
+    """The severity that colours the verdict: by what is left, and by the training trial."""
     if not repair.after.ok:
-        return grade(repair.after)
+        return worst_severity(repair.after)
     if repair.trial is not None and repair.trial.verdict == "worse":
         return "warning"
-    return "fine" if repair.after.findings else grade(repair.after)
+    return "fine" if repair.after.findings else worst_severity(repair.after)
 
 
 def _side(
@@ -492,7 +500,7 @@ def _side(
         "id": name,
         "title": name.title(),
         "report": report,
-        "grade": grade(report),
+        "severity": worst_severity(report),
         "blocks": story.blocks(report.findings),
         "anchors": anchors,
         "layers": layers,

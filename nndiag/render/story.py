@@ -1,4 +1,4 @@
-"""What every format tells in the same words: findings folded into blocks, counts, numbers."""
+"""What every format shows in the same words: findings folded into blocks, counts, numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ __all__ = [
     "CHANGES",
     "MOST_FIXES",
     "NAMES_SHOWN",
+    "NOT_LOOKED_AT",
     "NO_LOSS",
+    "UNUSED_TARGETS",
     "Block",
     "Gap",
     "Yardstick",
@@ -78,7 +80,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The number a finding hangs on, its threshold, and why the threshold is this one."""
+    """The number that a finding compares with a threshold, the threshold, and its source."""
 
     name: str
     value: float | None
@@ -89,7 +91,7 @@ class Yardstick:
 
     @property
     def excess(self) -> float:
-        """How far past the threshold, on either side of it; only good for sorting."""
+        """How far past the threshold, on either side of it. It is for sorting only."""
         if self.value is None or math.isnan(self.value):
             return 0.0
         if self.value > 0 and self.threshold > 0:
@@ -97,11 +99,11 @@ class Yardstick:
         return abs(self.value - self.threshold)
 
     @property
-    def measured(self) -> str:
+    def value_text(self) -> str:
         return "" if self.value is None else number(self.value, self.unit)
 
     @property
-    def limit(self) -> str:
+    def threshold_text(self) -> str:
         return number(self.threshold, self.unit)
 
 
@@ -133,7 +135,7 @@ def blocks(findings: Sequence[Finding]) -> list[Block]:
     """Roots of one rule and severity together, in the report's order, with what they explain.
 
     A finding whose cause is not among ``findings`` (a report cut down to its errors) counts as a
-    root: it has to be told somewhere.
+    root, so that it is shown somewhere.
     """
     here = {id(f) for f in findings}
     roots: dict[tuple[str, str], list[Finding]] = {}
@@ -145,12 +147,12 @@ def blocks(findings: Sequence[Finding]) -> list[Block]:
         else:
             explained.setdefault((root.rule, root.severity), []).append(finding)
     return [
-        Block(tuple(sorted(members, key=_badness)), tuple(explained.get(key, ())))
+        Block(tuple(sorted(members, key=_worst_first)), tuple(explained.get(key, ())))
         for key, members in roots.items()
     ]
 
 
-def _badness(finding: Finding) -> float:
+def _worst_first(finding: Finding) -> float:
     measure = yardstick(finding)
     return -measure.excess if measure is not None else 0.0
 
@@ -165,7 +167,7 @@ def siblings(block: Block) -> str:
 
 def _with_number(finding: Finding) -> str:
     measure = yardstick(finding)
-    shown = measure.measured if measure is not None else ""
+    shown = measure.value_text if measure is not None else ""
     return f"{finding.layer} {shown}".rstrip()
 
 
@@ -176,27 +178,26 @@ def consequences(block: Block) -> str:
     by_rule: dict[str, list[str]] = {}
     for finding in block.consequences:
         by_rule.setdefault(finding.rule, []).append(finding.layer)
-    told = [
+    rules = [
         f"{rule} at {names[0]}" if len(names) == 1 else f"{rule} in {len(names)} places"
         for rule, names in by_rule.items()
     ]
-    return f"{len(block.consequences)} more explained by this: {', '.join(told)}"
+    return f"{len(block.consequences)} more explained by this: {', '.join(rules)}"
 
 
 def tally(findings: Iterable[Finding]) -> str:
     """``"1 error, 5 warnings and 2 notes"``."""
     counts = Counter(f.severity for f in findings)
-    told = [plural(counts[s], s) for s in SEVERITIES if counts[s]]
-    return _and(told) or "nothing"
+    return _and([plural(counts[s], s) for s in SEVERITIES if counts[s]]) or "nothing"
 
 
 def counts(report: Report) -> str:
-    """``"2 errors and 8 warnings."``, and not a healthier sentence than was seen."""
+    """``"2 errors and 8 warnings; 1 rule crashed."``; no findings are not taken for a pass."""
     by_status = Counter(o.status for o in report.outcomes)
     rules = plural(len(report.outcomes), "rule")
     crashed = f"{plural(by_status['crashed'], 'rule')} crashed" if by_status["crashed"] else ""
     if report.findings:
-        return f"{_and([tally(report.findings), *filter(None, [crashed])])}."
+        return f"{'; '.join(filter(None, [tally(report.findings), crashed]))}."
     if crashed:
         return f"No findings, but {crashed}."
     if not by_status["passed"]:
@@ -213,15 +214,15 @@ def brief(report: Report) -> str:
 
 
 def ledger(report: Report) -> str:
-    """``"14 rules on 41 layers: 2 found 1 error and 5 warnings, 9 passed, 3 skipped"``."""
+    """``"14 rules on 41 layers: 2 found 1 error and 5 warnings; 9 passed; 3 skipped"``."""
     by_status = Counter(o.status for o in report.outcomes)
-    told = []
+    parts = []
     if by_status["found"]:
-        told.append(f"{by_status['found']} found {tally(report.findings)}")
-    told += [f"{by_status[s]} {s}" for s in ("passed", "skipped", "crashed") if by_status[s]]
+        parts.append(f"{by_status['found']} found {tally(report.findings)}")
+    parts += [f"{by_status[s]} {s}" for s in ("passed", "skipped", "crashed") if by_status[s]]
     rules = plural(len(report.outcomes), "rule")
     layers = plural(len(report.snapshot.layers), "layer")
-    return f"{rules} on {layers}: {', '.join(told) or 'none ran'}"
+    return f"{rules} on {layers}: {'; '.join(parts) or 'none ran'}"
 
 
 def subject(snapshot: Snapshot) -> list[str]:
@@ -242,16 +243,14 @@ def subject(snapshot: Snapshot) -> list[str]:
         e = snapshot.environment
         parts.append(f"{e.device} {e.dtype}, {e.mode} mode")
     if snapshot.loss.kind == "random cotangent":
-        parts.append(NO_LOSS)
+        parts.append(NO_LOSS + (UNUSED_TARGETS if snapshot.experiment.targets else ""))
     elif snapshot.loss.kind != "none":
         parts.append(f"loss: {snapshot.loss.kind} = {snapshot.loss.value:.4g}")
     return parts
 
 
-NO_LOSS = (
-    "no loss given: gradients are of a random direction of the outputs, and targets were not "
-    "used (pass loss_fn=…)"
-)
+NO_LOSS = "no loss given: gradients are of a random direction of the outputs (pass loss_fn=…)"
+UNUSED_TARGETS = "; your targets were not used"
 
 
 @dataclass(frozen=True)
@@ -261,6 +260,9 @@ class Gap:
     what: str
     who: str
     why: str = ""
+
+
+NOT_LOOKED_AT = "the training run and validation data", "a check sees a batch, not a run"
 
 
 def gaps(report: Report) -> Iterator[Gap]:
@@ -274,7 +276,7 @@ def gaps(report: Report) -> Iterator[Gap]:
         if outcome.status == "skipped":
             skipped.setdefault(outcome.reason, []).append(outcome.rule)
     for reason, rules in skipped.items():
-        # What the reader chose to leave out need not be read out to them.
+        # The reader left these out, so their number is enough.
         chosen = reason == NOT_SELECTED and len(rules) > 3
         yield Gap("skipped", plural(len(rules), "rule") if chosen else ", ".join(rules), reason)
     unjudged: dict[tuple[str, str], list[str]] = {}
@@ -288,6 +290,7 @@ def gaps(report: Report) -> Iterator[Gap]:
     ):
         if names:
             yield Gap(what, _list(names))
+    yield Gap("not looked at", *NOT_LOOKED_AT)
 
 
 def noted(blocks: Sequence[Block]) -> str:

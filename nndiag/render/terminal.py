@@ -60,10 +60,10 @@ class Hanging:
 
 def render(report: Report, notes: bool = False) -> RenderableType:
     """The whole report; notes as one line, or each of them with ``notes``."""
-    graver = [f for f in report.findings if f.root.severity != "note"]
+    severe = [f for f in report.findings if f.root.severity != "note"]
     noted = story.blocks([f for f in report.findings if f.root.severity == "note"])
     parts: list[RenderableType] = [*_opening(report), Text()]
-    parts += _blocks(story.blocks(graver), report.snapshot)
+    parts += _blocks(story.blocks(severe), report.snapshot)
     if noted and notes:
         parts += [*map(_note, noted), Text()]
     elif noted:
@@ -72,7 +72,7 @@ def render(report: Report, notes: bool = False) -> RenderableType:
     return Group(*parts)
 
 
-SHOW_NOTES = "To read them: --notes, or report.to_text(notes=True)."
+SHOW_NOTES = "For details: --notes, or report.to_text(notes=True)."
 
 
 def plain(renderable: RenderableType, width: int | None = None) -> str:
@@ -138,8 +138,8 @@ def _block(block: Block, snapshot: Snapshot) -> Iterator[RenderableType]:
     if measure is not None:
         yield _hang("   |  ", Text(_against(measure)), bar=True)
     if worst.cause is not None:
-        told = f"explained by {worst.root.rule} at {story.printable(worst.root.layer)}"
-        yield _hang("   = ", Text(told))
+        cause = f"explained by {worst.root.rule} at {story.printable(worst.root.layer)}"
+        yield _hang("   = ", Text(cause))
     yield from _fix(worst.fixes)
     for more in (story.consequences(block), story.siblings(block)):
         if more:
@@ -152,10 +152,10 @@ def _headline(block: Block) -> Text:
 
 
 def _against(measure: story.Yardstick) -> str:
-    measured = f"{measure.name} {measure.measured}, " if measure.value is not None else ""
+    measured = f"{measure.name} {measure.value_text}, " if measure.value is not None else ""
     # Why a rule has the threshold it has is on its page; what was set for this run is news.
     source = f"   ({measure.source})" if measure.overridden else ""
-    return story.printable(f"{measured}threshold {measure.limit}{source}")
+    return story.printable(f"{measured}threshold {measure.threshold_text}{source}")
 
 
 def _fix(fixes: Sequence[Fix]) -> Iterator[RenderableType]:
@@ -172,7 +172,10 @@ def _fix(fixes: Sequence[Fix]) -> Iterator[RenderableType]:
         left = story.plural(len(code) - MOST_CODE, "more line")
         yield _hang("    ", Text(f"# and {left}"))
     if first.runnable and first.source:
-        yield _hang("   = ", Text(story.printable(f"or in the source: {first.source}")))
+        in_words, *lines = first.source.splitlines()
+        yield _hang("   = ", Text(story.printable(f"or in the source: {in_words}")))
+        for line in lines:
+            yield _hang("    ", Text(story.printable(line)))
     if others:
         more = story.plural(len(others), "more fix", "more fixes")
         yield _hang("   = ", Text(f"{more}: see report.fixes, or the HTML report"))

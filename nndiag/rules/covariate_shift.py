@@ -19,8 +19,8 @@ Why it matters
 
 Ioffe & Szegedy 2015 call the change of a layer's input distribution by the training of the layers
 before it internal covariate shift, and built BatchNorm to reduce it. Santurkar et al. 2018 measured
-that BatchNorm trains better without reducing it. So this page claims no harm by the shift of an
-update; it shows a number.
+that BatchNorm trains better without reducing it. So the shift of an update is
+shown as a number, not as a fault.
 
 When it is no fault
 -------------------
@@ -91,12 +91,25 @@ RULE = Rule(
             unit="factor",
         ),
     },
-    caused_by=("non-finite", "init-scale", "exploding-gradient", "covariate-shift"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-not-centered",
+        "non-finite",
+        "init-scale",
+        "exploding-gradient",
+        "covariate-shift",
+    ),
     fixes=(
         advice(
             "Re-estimate the running statistics on training data.",
             "Some forward passes in training mode are enough.",
-            "model.train()\nwith torch.no_grad():\n    for x, _ in loader: model(x)\nmodel.eval()",
+            "model.train()\n"
+            "with torch.no_grad():\n"
+            "    for x, _ in loader:\n"
+            "        model(x)\n"
+            "model.eval()",
             "scale",
         ),
         advice("Check that evaluation data are preprocessed as the training data were."),

@@ -7,9 +7,11 @@ Counts the units of a ReLU, or of another activation with a flat side, that are 
 samples and positions. It is a warning if they are more than 40 % of a layer and more than chance
 explains.
 
-Chance is what a random layer of the same width would show. Its inputs are as similar to each other
-as those measured here (mean pairwise cosine), its biases no larger than nn.Linear's. The bound is
-the binomial one at 99.9 %. Healthy deep networks have such units from the start, because the inputs
+Chance is what a random layer of the same width would show, with biases no larger than nn.Linear's.
+Behind a small linear layer, random units are drawn and given the very inputs of this batch: with
+two features, a quarter of all healthy units is off on inputs that are never negative. Elsewhere the
+share follows from how similar the inputs are to each other (mean pairwise cosine). The bound is the
+binomial one at 99.9 %. Healthy deep networks have such units from the start, because the inputs
 of deep layers resemble each other: a ten-layer He network shows 9 % on a thousand samples.
 
 A unit that was never active in n samples is active on less than 1 - 0.05^(1/n) of all inputs, at
@@ -63,8 +65,8 @@ __all__ = ["RATE", "RULE", "check"]
 
 RATE = advice(
     "Lower the learning rate, or warm it up.",
-    "A step that is too large throws units off the data; one that is off gets no gradient and does "
-    "not come back.",
+    "A step that is too large can switch a unit off for all data. It then gets no gradient and "
+    "does not come back.",
 )
 
 RULE = Rule(
@@ -94,12 +96,22 @@ RULE = Rule(
             59, "derived: 0.95^59 < 5 %, so a unit active on 5 % of inputs is spared", 1
         ),
     },
-    caused_by=("symmetry", "init-scale", "covariate-shift"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-outliers",
+        "input-not-centered",
+        "unreachable-target",
+        "symmetry",
+        "init-scale",
+        "covariate-shift",
+    ),
     fixes=(
         advice(
             "Re-initialise the weights (He), biases at zero, and lower the learning rate.",
             "A dead unit gets no gradient and does not come back by training on.",
-            "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu'); "
+            'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")\n'
             "nn.init.zeros_(layer.bias)",
             "weights",
         ),
@@ -126,7 +138,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
                 layer, next(iter(layer.unseen), "which of its axes holds the units is not known")
             )
         elif not flat.closed:
-            continue  # every unit was seen active: health needs no more samples
+            continue  # every unit was active once, which few samples show as well as many
         elif flat.samples < thresholds.samples:
             bound = theory.activity_bound(flat.samples)
             yield RULE.unjudged(
@@ -167,8 +179,13 @@ def _judge(snapshot: Snapshot, layer: Layer, thresholds: Thresholds, confidence:
     assert flat.open is not None
     units, dead, samples = len(flat.open), flat.closed, flat.samples
     correlation = _input_correlation(snapshot, layer)
-    known = not math.isnan(correlation)
-    healthy = theory.never_active_bound(units, samples, correlation if known else 1.0, confidence)
+    drawn, off = (int(layer.facts.get(f"random_{n}_count", 0)) for n in ("units", "closed"))
+    known = drawn > 0 or not math.isnan(correlation)
+    if off:
+        healthy = theory.count_bound(units, theory.probability_bound(off, drawn), confidence)
+    else:  # too rare for the draw to show: the theory is good to the last digit
+        pairwise = 1.0 if math.isnan(correlation) else correlation
+        healthy = theory.never_active_bound(units, samples, pairwise, confidence)
     share = dead / units
     severity: Severity = "note"
     if dead == units and graph.only_path(snapshot, layer.node):

@@ -80,7 +80,16 @@ RULE = Rule(
             unit="factor",
         ),
     },
-    caused_by=("non-finite", "symmetry", "init-scale", "saturation"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-outliers",
+        "non-finite",
+        "symmetry",
+        "init-scale",
+        "saturation",
+    ),
     fixes=(
         advice(
             "Re-initialise the weights: Xavier before tanh, He before ReLU.",

@@ -9,9 +9,9 @@ them train.
 Why it matters
 --------------
 
-A layer that does not learn, between layers that do, is rarely meant. Usual causes are a forgotten
-``requires_grad_(False)``, and a parameter that was created again where the optimiser does not see
-it. The layers around it have to adapt to a random projection.
+A layer that does not learn, between layers that do, is rarely intended. Usual causes are a
+forgotten ``requires_grad_(False)``, and a parameter that was created again where the optimiser does
+not see it. The layers around it have to adapt to a random projection.
 
 When it is no fault
 -------------------
@@ -67,8 +67,8 @@ RULE = Rule(
     },
     caused_by=("frozen-layer",),
     fixes=(
-        advice("Let it train.", "", "for p in layer.parameters(): p.requires_grad_(True)"),
-        advice("If it is meant: ignore frozen-layer for this model."),
+        advice("Let it train.", "", "layer.requires_grad_(True)"),
+        advice("If it is intended, ignore frozen-layer for this model."),
     ),
 )
 

@@ -99,7 +99,11 @@ RULE = Rule(
         ),
         "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1, "share"),
     },
-    caused_by=("symmetry",),
+    caused_by=(
+        "training-damage",
+        "input-scale",
+        "symmetry",
+    ),
     fixes=(
         advice(
             "Re-initialise the weights: He before ReLU, Xavier before tanh.",
@@ -109,7 +113,7 @@ RULE = Rule(
         ),
         advice(
             "Add a normalisation layer before the activation.",
-            "It takes the scale out.",
+            "Then the scale of the weights has no effect.",
             changes="architecture",
         ),
     ),
@@ -184,7 +188,7 @@ def _step(snapshot: Snapshot, link: flow.Link, first: bool) -> _Step | None:
     reference = act.gain / math.sqrt(weight.fan_in)
     made = _made_by_weights(snapshot, layer)
     if not all(0 < size < math.inf for size in (arriving, parameter.value.rms, made)):
-        return None  # symmetry and signal-collapse speak of weights of zero and of dead inputs
+        return None  # symmetry reports weights of zero, signal-collapse inputs of zero
     logs = [
         math.log(parameter.value.rms / reference),
         math.log(made / (act.gain * math.sqrt(arriving))),
@@ -267,18 +271,45 @@ def _judge_direction(
         elif sign > 0 and saturated >= thresholds.saturated:
             severity, measure = "warning", "saturated"
     first = off[0]
-    times = math.exp(abs(first.off))
+    too_saturated = saturated if measure == "saturated" else 0.0
+    slopes = sum(abs(math.log(max(s.slope, 1e-30))) for s in steps)
+    by_slope = sign < 0 and slopes > sum(abs(s.off) for s in steps)
+    return RULE.finding(
+        first.link.layer,
+        _message(off, steps, sign, accumulated, too_saturated),
+        summary=_summary(off, sign, severity, too_saturated),
+        severity=severity,
+        against=(measure, thresholds),
+        fixes=(*_fixes(snapshot, off, chain, sign * ALIKE * worst),),
+        suspects=_suspects(by_slope, sign),
+        evidence={
+            "times": math.exp(abs(first.off)),
+            "weight_std": first.weight_std,
+            "reference_std": first.reference_std,
+            "accumulated": accumulated,
+            "saturated": saturated,
+            "layers": len(off),
+        },
+    )
+
+
+def _message(
+    off: list[_Step], steps: list[_Step], sign: int, accumulated: float, saturated: float
+) -> str:
+    """What was measured; ``saturated``: the share to name, 0 if another number decides."""
+    first = off[0]
     weight = first.link.layer.weight
     assert weight is not None
     reference = theory.reference_name(first.act)
     what = first.act.name if first.link.activation is not None else "a layer without activation"
     message = (
-        f"The weights {weight.name} are {_times(times)} too {'large' if sign > 0 else 'small'} for "
-        f"{what}: std {first.weight_std:#.3g}, {reference} gives {first.reference_std:#.3g}."
+        f"The weights {weight.name} are {_times(math.exp(abs(first.off)))} too "
+        f"{'large' if sign > 0 else 'small'} for {what}: std {first.weight_std:#.3g}, "
+        f"{reference} gives {first.reference_std:#.3g}."
     )
     if len(off) > 1:
         message += f" The same holds for {len(off) - 1} more of {len(steps)} layers."
-    if measure == "saturated":
+    if saturated:
         message += f" {number(saturated, 'share')} of the activation's values saturate."
     elif sign > 0 and first.saturating and accumulated > 1:
         message += (
@@ -288,25 +319,7 @@ def _judge_direction(
     elif len(steps) > 1 and accumulated > 1:
         grow = "gradients or signals grow" if sign > 0 else "the signal shrinks"
         message += f" Over this chain {grow} {number(accumulated)}-fold."
-    slopes = sum(abs(math.log(max(s.slope, 1e-30))) for s in steps)
-    by_slope = sign < 0 and slopes > sum(abs(s.off) for s in steps)
-    return RULE.finding(
-        first.link.layer,
-        message,
-        summary=_summary(off, sign, severity, saturated if measure == "saturated" else 0.0),
-        severity=severity,
-        against=(measure, thresholds),
-        fixes=(*_fixes(snapshot, off, chain, sign * ALIKE * worst),),
-        suspects=_suspects(by_slope, sign),
-        evidence={
-            "times": times,
-            "weight_std": first.weight_std,
-            "reference_std": first.reference_std,
-            "accumulated": accumulated,
-            "saturated": saturated,
-            "layers": len(off),
-        },
-    )
+    return message
 
 
 def _summary(off: list[_Step], sign: int, severity: Severity, saturated: float) -> str:
@@ -360,7 +373,10 @@ def _beyond_chance(accumulated: float, threshold: float, steps: list[_Step]) -> 
 
 
 def _suspects(by_slope: bool, sign: int) -> tuple[str, ...]:
-    """Slopes that shrink more than the weights do; and what overflowed has NaN's rule speak."""
+    """The rules that may explain it: vanishing-gradient if slopes shrink more than weights do.
+
+    Weights that are too large may also be explained by non-finite, where something overflowed.
+    """
     if by_slope:
         return (*RULE.caused_by, "vanishing-gradient")
     return ("non-finite", *RULE.caused_by) if sign > 0 else RULE.caused_by

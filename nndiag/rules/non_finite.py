@@ -62,7 +62,7 @@ CLEAN = (
 RELOAD = (
     advice(
         "Load the last checkpoint whose parameters are finite.",
-        "NaN does not leave a parameter by training on: the run diverged before.",
+        "A parameter that is NaN stays NaN in training. The run diverged earlier.",
     ),
     advice(
         "Run it again with a smaller learning rate, and clip the gradient's norm.",
@@ -84,13 +84,14 @@ RULE = Rule(
     severity="error",
     about="activations",
     uses=("gradients",),
+    caused_by=("training-damage", "input-missing", "input-scale"),
     fixes=(
         advice(
             "Keep the argument of log, sqrt and division away from zero.", "", "x.clamp(min=1e-6)"
         ),
         advice(
             "Lower the learning rate or the init, or use bfloat16 or float32 for float16.",
-            "Where values grow, they reach the end of the number format.",
+            "Values that keep growing exceed the largest number of the format.",
         ),
     ),
 )

@@ -84,7 +84,16 @@ RULE = Rule(
             8, "derived: below 8 inputs one sign is no rarity (2^(1-8) = 0.8 %)", 1
         ),
     },
-    caused_by=("symmetry", "saturation", "vanishing-gradient", "signal-collapse"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-not-centered",
+        "symmetry",
+        "saturation",
+        "vanishing-gradient",
+        "signal-collapse",
+    ),
     fixes=(
         advice(
             "Replace sigmoid by a zero-centred activation: tanh or ELU.",
@@ -107,7 +116,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         if act is None or layer.output.nonfinite or not ratio >= thresholds.ratio:
             continue
         one, of = _one_sign(snapshot, layer, thresholds)
-        # Everyone lives with what a ReLU and its kin do; a sigmoid can be replaced by a tanh.
+        # All networks with ReLU and its variants have this; a sigmoid can be replaced by a tanh.
         if act.family == "saturating" and of and one >= thresholds.one_sign * of:
             yield _warn(snapshot, layer, ratio, one, of, thresholds)
         else:
@@ -163,8 +172,8 @@ def _warn(
 def _ratio(layer: Layer) -> float:
     """|mean| / std over the units that vary, less what so few samples show by chance.
 
-    Root of a ratio of sums: it is what the condition number knows, and in a mean of ratios one
-    nearly constant unit outweighs all others.
+    The root of a ratio of sums, because the condition number depends on it, and because in a mean
+    of ratios one nearly constant unit outweighs all others.
     """
     units = layer.output.units
     if units is None or layer.output.samples < 2:

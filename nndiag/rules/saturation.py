@@ -108,12 +108,21 @@ RULE = Rule(
             32, "derived: a share of 0.75 of 32 values or rows has a standard error of 0.077", 1
         ),
     },
-    caused_by=("symmetry", "init-scale", "covariate-shift"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-outliers",
+        "symmetry",
+        "init-scale",
+        "covariate-shift",
+    ),
     fixes=(
         advice(
             "Re-initialise the weights before it (Xavier), biases at zero.",
-            "At a standard deviation of 1, 3 % of tanh's and 0.0 % of sigmoid's values saturate.",
-            "nn.init.xavier_normal_(layer.weight); nn.init.zeros_(layer.bias)",
+            "At inputs of standard deviation 1, 3 % of a tanh's values saturate and hardly any of "
+            "a sigmoid's.",
+            "nn.init.xavier_normal_(layer.weight)\nnn.init.zeros_(layer.bias)",
             "weights",
         ),
         advice(
@@ -152,7 +161,7 @@ def _activation(
     if flat is None or not flat.count:
         return
     count, saturated = flat.count, flat.flat
-    if act.family == "rectifier":  # its zeros are dead-relu's matter, its other side is ours
+    if act.family == "rectifier":  # dead-relu judges its zeros; here only its upper side counts
         count, saturated = count - layer.output.zeros, saturated - layer.output.zeros
         if act.flat[0][1] != 0:
             return
@@ -243,7 +252,7 @@ def _rows(snapshot: Snapshot, layer: Layer, thresholds: Thresholds) -> Iterator[
         return
     users = {snapshot.nodes[n].op for n in flow.users(snapshot, layer.node)}
     attention = layer.op not in ops.SOFTMAXES or users & ops.CONTRACTIONS
-    # A softmax that is multiplied in is a gate, a random one is meant to pick.
+    # A softmax whose rows are only multiplied is a gate. A random softmax is one-hot on purpose.
     hidden = (attention or users & ops.LEARNED) and layer.op != "gumbel_softmax"
     yield RULE.finding(
         layer,

@@ -7,9 +7,9 @@ Measures how much the output of each unit varies across samples, and divides it 
 deviation over all units and samples pooled. The model's input is measured the same way: where the
 inputs barely differ, the outputs need not differ either.
 
-The pooled standard deviation alone is no measure. Units have different means, so it stays large
-while the signal fades. A ten-layer sigmoid network with Xavier weights keeps a pooled standard
-deviation of 0.12 in every layer. Across samples its last layer varies by 5e-7.
+The pooled standard deviation alone does not show this. Units have different means, so it stays
+large while the signal fades. A ten-layer sigmoid network with Xavier weights keeps a pooled
+standard deviation of 0.12 in every layer. Across samples its last layer varies by 5e-7.
 
 A layer is judged from 8 samples on, and only if everything passes through it. Elsewhere the signal
 may pass beside it.
@@ -90,6 +90,11 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "training-damage",
+        "constant-feature",
+        "input-missing",
+        "input-scale",
+        "input-not-centered",
         "non-finite",
         "symmetry",
         "dead-relu",

@@ -14,7 +14,7 @@ Why it matters
 --------------
 
 Two units with the same weights and bias give the same output. If their gradients are the same, too,
-every update keeps them equal: the layer pays for two units and has one.
+every update keeps them equal: two units cost time and memory, and work as one.
 
 All-zero or constant weights are the extreme: no unit ever differs from another (CS231n 2017 lecture
 6, slide 41). Random weights break the symmetry.

@@ -8,8 +8,8 @@ of layers. It compares the gradient's norm at the first layer of a chain with th
 hidden one.
 
 A chain ends at a residual addition, a concatenation, a normalisation or a recurrence, because
-gradients have other paths there. The size of weight gradients is no measure: it is the same in
-every layer of a collapsed network.
+gradients have other paths there. The size of weight gradients does not show this: it is the
+same in every layer of a collapsed network.
 
 Scaling the loss does not change this ratio, as long as no gradient comes near the smallest number
 of its format. Gradients that do are reported for the loss as given.
@@ -67,8 +67,8 @@ __all__ = ["ANOTHER_WAY", "LOSS_SCALE", "RULE", "SMALLEST", "check"]
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
 LOSS_SCALE = advice(
     "Scale the loss before backward and the gradients back after it, or use bfloat16.",
-    "The ratio between layers stays, and nothing is rounded to zero.",
-    "scaler = torch.amp.GradScaler(); scaler.scale(loss).backward()",
+    "The ratio between layers stays, and small gradients are not rounded to zero.",
+    "scaler = torch.amp.GradScaler()\nscaler.scale(loss).backward()",
 )
 
 ANOTHER_WAY = advice(
@@ -109,13 +109,22 @@ RULE = Rule(
             0,
         ),
     },
-    caused_by=("non-finite", "symmetry", "init-scale", "saturation", "dead-relu"),
+    caused_by=(
+        "training-damage",
+        "input-missing",
+        "input-scale",
+        "non-finite",
+        "symmetry",
+        "init-scale",
+        "saturation",
+        "dead-relu",
+    ),
     fixes=(
         advice(
             "Replace saturating activations by ReLU, with He weights.",
-            "ReLU's slope is 1 where it is active; a sigmoid's is at most 0.25, and no usual init "
-            "makes up for it.",
-            "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')",
+            "ReLU's slope is 1 where it is active. A sigmoid's is at most 0.25, and no usual init "
+            "makes up for that.",
+            'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")',
             "architecture",
         ),
         advice(
@@ -171,14 +180,14 @@ def _fixes(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Fix
             saturating,
             ("ReLU",),
             "F.relu(x)",
-            "Its slope is 1 where it is active; a sigmoid's is at most 0.25, and no usual init "
-            "makes up for it.",
+            "Its slope is 1 where it is active. A sigmoid's is at most 0.25, and no usual init "
+            "makes up for that.",
             "with He weights the gradient keeps its size from layer to layer",
             redrawn=layers,
         ),
         *propose.normalize(snapshot, layers),
     ]
-    # Where the slopes do it, no weights make up for them for long.
+    # If the slopes shrink the gradient, new weights help only for a while.
     yield from by_layers + by_weights if path.slope_share >= 0.5 else by_weights + by_layers
     yield ANOTHER_WAY
 
@@ -217,7 +226,7 @@ def _summary(path: gradient_flow.GradientPath, severity: Severity) -> str:
 
 
 def _rounded_away(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
-    """Gradients at the end of their number format: of all verdicts here the loss as given's."""
+    """Gradients near the smallest number of their format. They depend on the scale of the loss."""
     weighted = [la for la in snapshot.layers if la.weight is not None and la.grad is not None]
     close = []
     for layer in weighted:

@@ -106,7 +106,7 @@ class Battery(Generic[Block]):
                     raise SettingsError(
                         f"{what}[{name!r}]: no {self.kind} has such a property."
                         f"{did_you_mean(str(name), self.properties)} "
-                        f"Legal are: {', '.join(self.properties)}."
+                        f"Choose one of: {', '.join(self.properties)}."
                     )
             mappings.append(dict(given or {}))
         for name, reason in mappings[0].items():
@@ -224,7 +224,7 @@ def parametrized(
             if name not in blocks:
                 raise SettingsError(
                     f"{what}[{name!r}]: there is no such block.{did_you_mean(name, blocks)} "
-                    f"Legal are: {', '.join(blocks)}."
+                    f"Choose one of: {', '.join(blocks)}."
                 )
     cases = []
     for called, block in blocks.items():

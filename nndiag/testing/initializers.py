@@ -93,7 +93,7 @@ class Initializer:
                 refusal = refusal or f"f32{list(shape)}: {one_line(error)}"
                 continue
             except Exception:
-                pass  # it is no refusal: whoever draws this shape will say so
+                pass  # no refusal: each property that draws this shape reports the error
             taken.append(shape)
         must(taken, f"it accepts no weight of any shape: {refusal}")
         return taken
@@ -176,7 +176,7 @@ def dtype_kept(block: Initializer) -> None:
             before, name = _form(tensor), _named(tensor)
             try:
                 _drawing(block, tensor)
-            except AssertionError:  # that it raises is what `finite` tells
+            except AssertionError:  # `finite` reports that it raises
                 continue
             for what, was in before.items():
                 now = _form(tensor)[what]
@@ -287,7 +287,7 @@ def variance_law(block: Initializer) -> str | None:
     spreads = {shape: _Spread.of(w, drawn=block.random) for shape, w in block.samples()}
     if block.variance is None:
         return _law(spreads)
-    rate, ratios, instead = RATE / (len(spreads) + 1), [], _instead(spreads)
+    rate, ratios, instead = RATE / (len(spreads) + 1), [], _fitting_law_text(spreads)
     for shape, spread in spreads.items():
         claimed = _claimed(block.variance, shape)
         low, high = (math.sqrt(claimed * b) for b in _band(spread.freedom, rate))
@@ -490,7 +490,7 @@ def _fits(ratios: list[tuple[float, float]]) -> bool:
     return all(low <= ratio <= high for ratio, (low, high) in bands)
 
 
-def _instead(spreads: Mapping[Shape, _Spread]) -> str:
+def _fitting_law_text(spreads: Mapping[Shape, _Spread]) -> str:
     law = _law(spreads)
     return "" if law == "other" else f". The variance over all shapes fits {law}"
 
@@ -518,13 +518,13 @@ def _uncorrelated(what: str, shape: Shape, lines: torch.Tensor, rate: float) -> 
     squares = lines.square()
     product, error = lines @ lines.T, (squares @ squares.T).sqrt()
     far = (product.abs() / error.clamp_min(1e-300)).fill_diagonal_(0)
-    limit = math.sqrt(2 * math.log(count * (count - 1) / rate))
+    largest = math.sqrt(2 * math.log(count * (count - 1) / rate))
     a, b = divmod(int(far.argmax()), count)
     size = math.sqrt(float(product[a, a] * product[b, b])) or 1.0
     must(
-        float(far[a, b]) <= limit,
+        float(far[a, b]) <= largest,
         f"f32{list(shape)}: {what} {a} and {b} have a correlation of {product[a, b] / size:.3f}, "
-        f"allowed is ±{limit * float(error[a, b]) / size:.2g}",
+        f"allowed is ±{largest * float(error[a, b]) / size:.2g}",
     )
 
 
@@ -672,7 +672,7 @@ def check_initializer(
         SettingsError: no such property, no reason, or no function.
     """
     __tracebackhide__ = True
-    _hold_to_form(fn, variance)
+    _check_arguments(fn, variance)
     return INITIALIZER.check(_called(fn), Initializer(fn, variance), declared, expect)
 
 
@@ -692,17 +692,17 @@ def parametrize_initializers(
         if name not in fns:
             raise SettingsError(
                 f"variance[{name!r}]: there is no such initialiser.{did_you_mean(name, fns)} "
-                f"Legal are: {', '.join(fns)}."
+                f"Choose one of: {', '.join(fns)}."
             )
     blocks = {}
     for name, fn in fns.items():
         law = (variance or {}).get(name)
-        _hold_to_form(fn, law)
+        _check_arguments(fn, law)
         blocks[name] = functools.partial(Initializer, fn, law)
     return parametrized(INITIALIZER, blocks, declared, expect)
 
 
-def _hold_to_form(fn: object, variance: object) -> None:
+def _check_arguments(fn: object, variance: object) -> None:
     """
     Raises:
         SettingsError: one of them is no function.

@@ -84,7 +84,7 @@ def _reasons(expected: object, models: Mapping[str, Any]) -> dict[str, dict[str,
             if key not in models:
                 raise SettingsError(
                     f"expected[{key!r}]: there is no such model.{did_you_mean(key, models)} "
-                    f"Legal are: {', '.join(models)}."
+                    f"Choose one of: {', '.join(models)}."
                 )
             names, intended = [key], known.checked(value, f"expected[{key!r}]")
         else:
@@ -212,7 +212,7 @@ class ModelCheck:
             home = rules.discover()[self.rule].__name__
             whose = "nndiag" if home.startswith("nndiag.") else home
             pytest.fail(
-                f"{self.rule} crashed: {outcome.reason}. This is a fault in {whose}, not in your "
+                f"{self.rule} crashed: {outcome.reason}. This is an error in {whose}, not in your "
                 "model. Please report it.",
                 pytrace=False,
             )

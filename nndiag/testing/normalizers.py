@@ -672,7 +672,7 @@ def parametrize_normalizers(
         if name not in factories:
             raise SettingsError(
                 f"shape[{name!r}]: there is no such block.{did_you_mean(name, factories)} "
-                f"Legal are: {', '.join(factories)}."
+                f"Choose one of: {', '.join(factories)}."
             )
     blocks = {
         name: functools.partial(Normalizer, factory, tuple(shapes.get(name, SHAPE)))

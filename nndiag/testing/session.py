@@ -86,7 +86,7 @@ def _settings(config: pytest.Config) -> Settings:
         (_ini(config), config.rootpath, "pytest's ini nndiag_{}"),
         (_options(config), config.invocation_params.dir, "--nndiag-{}"),
     ):
-        current = _over(current, given, home, named)
+        current = _overridden(current, given, home, named)
     return current
 
 
@@ -101,25 +101,23 @@ def _options(config: pytest.Config) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value}
 
 
-def _over(current: Settings, given: Mapping[str, Any], home: Path, named: str) -> Settings:
+def _overridden(current: Settings, given: Mapping[str, Any], home: Path, named: str) -> Settings:
     given = {name: _split(v) if isinstance(v, list) else v for name, v in given.items()}
     given = {name: value for name, value in given.items() if value != []}
     for name in ("select", "ignore"):
         judge.chosen(given.get(name))
-    _legal(given, named)
+    _check_words(given, named)
     given |= {name: home / given[name] for name in ("report", "baseline") if name in given}
     return current.override(**given)
 
 
-def _legal(given: Mapping[str, Any], named: str) -> None:
+def _check_words(given: Mapping[str, Any], named: str) -> None:
     for name, legal in (("format", settings.KEPT), ("fail_on", get_args(settings.FailOn))):
         values = given.get(name) or ()
         for value in (values,) if isinstance(values, str) else values:
             if value not in legal:
                 where = named.format(name.replace("_", "-") if named.startswith("--") else name)
-                raise SettingsError(
-                    f"{where}: {value!r} is not legal. Legal are: {', '.join(legal)}."
-                )
+                raise SettingsError(f"{where}: {value!r} is not one of {', '.join(legal)}.")
 
 
 def _split(words: Iterable[str]) -> list[str]:
@@ -141,14 +139,14 @@ def settings_for(item: pytest.Item) -> Settings:
                 f"@pytest.mark.nndiag takes {', '.join(f'{key}=' for key in _MARKED)}, but "
                 f"got {', '.join([*map(repr, mark.args), *map(repr, mark.kwargs)])}."
             )
-        _legal(mark.kwargs, "@pytest.mark.nndiag({}=)")
+        _check_words(mark.kwargs, "@pytest.mark.nndiag({}=)")
         current = current.override(**mark.kwargs)
         judge.chosen(mark.kwargs.get("select"), mark.kwargs.get("ignore"))
         judge.effective_thresholds(mark.kwargs.get("thresholds"))
     chosen = {
         k: v for k, v in _options(item.config).items() if k in ("select", "ignore", "fail_on")
     }
-    return _over(current, chosen, Path(), "--nndiag-{}")
+    return _overridden(current, chosen, Path(), "--nndiag-{}")
 
 
 def as_config(current: Settings) -> dict[str, Any]:

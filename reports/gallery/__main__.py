@@ -33,23 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"all if left out: {PAGES}")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: make the pages")
     parser.add_argument("--output", type=Path, default=HERE, metavar="DIR")
-    told = parser.parse_args(arguments)
-    if told.redraw and told.pages:
+    options = parser.parse_args(arguments)
+    if options.redraw and options.pages:
         parser.error("--redraw makes all pages that were measured: leave out it, or the pages")
-    names = [word.replace("-", "_") for word in told.pages] or list(PAGES)
+    names = [word.replace("-", "_") for word in options.pages] or list(PAGES)
     if unknown := sorted({*names} - {*PAGES}):
         parser.error(f"there is no page {unknown[0]}. The pages are {', '.join(PAGES)}.")
-    if not told.redraw:
+    if not options.redraw:
         with Progress("gallery") as progress:
-            measure(names, told.output, progress)
-    claims = draw(told.output)
+            measure(names, options.output, progress)
+    claims = draw(options.output)
     for name, verdicts in claims.groupby("page", sort=False).verdict:
         print(f"{name:16}", render.tally(verdicts.value_counts()))
     missing = claims[claims.verdict == "not shown"]
     for row in missing.itertuples():
         print(f"not shown on {row.page}: {row.statement} Measured {row.measured}, "
               f"expected {row.expected}.")  # fmt: skip
-    print(f"To click through: {told.output / 'index.html'}")
+    print(f"To click through: {options.output / 'index.html'}")
     return int(len(missing) > 0)
 
 
@@ -67,13 +67,13 @@ def measure(names: Sequence[str], output: Path, progress: Progress) -> None:
     """
     for place, name in enumerate(names):
 
-        def told(share: float, text: str, place: int = place, name: str = name) -> None:
+        def update(share: float, text: str, place: int = place, name: str = name) -> None:
             progress.update(place + share, len(names), f"{name} {text}")
 
-        told(0.0, "")
+        update(0.0, "")
         began = time.perf_counter()
         # Measured before the folder is made: an experiment that fails leaves nothing.
-        frames = measured(name, Lab(told))
+        frames = measured(name, Lab(update))
         known = runs(output) | {
             name: {
                 "page": name, "seconds": round(time.perf_counter() - began),
@@ -139,7 +139,7 @@ def indexes(output: Path) -> tuple[dict[str, str], pd.DataFrame]:
             "says": t.claim.says, "measured": t.judged.measured, "expected": t.judged.expected,
             "verdict": t.verdict,
         }
-        for entry in entries for t in entry.told
+        for entry in entries for t in entry.claims
     )  # fmt: skip
     return texts, claims
 

@@ -27,16 +27,16 @@ class Lab:
     """Where a page measures.
 
     Args:
-        told: is handed the share of the page that is done, from 0 to 1, and what is done now.
+        update: called with the share of the page that is done, from 0 to 1, and the current item.
         first: the first seed. The committed tables start at 0; another start repeats all of it on
             other random numbers.
     """
 
     def __init__(
-        self, told: Callable[[float, str], None] = lambda share, text: None, first: int = 0
+        self, update: Callable[[float, str], None] = lambda share, text: None, first: int = 0
     ) -> None:
         self.first = first
-        self._told = told
+        self._update = update
         self._verdicts: list[dict[str, object]] = []
         self._depth = 0
 
@@ -49,7 +49,7 @@ class Lab:
         self._depth += 1
         for place, item in enumerate(listed):
             if self._depth == 1:
-                self._told(place / len(listed), item if isinstance(item, str) else "")
+                self._update(place / len(listed), item if isinstance(item, str) else "")
             yield item
         self._depth -= 1
 
@@ -58,15 +58,15 @@ class Lab:
     ) -> nndiag.Report:
         """``nndiag.check``, its verdict kept for the page under ``name``."""
         report = nndiag.check(model, *batch, loss_fn=loss or F.cross_entropy, config=False)
-        grave = report.at_least("warning")
+        severe = report.at_least("warning")
         self._verdicts.append(
             {
                 "network": name,
                 "verdict": verdict(report),
-                "errors": sum(f.severity == "error" for f in grave),
-                "warnings": sum(f.severity == "warning" for f in grave),
+                "errors": sum(f.severity == "error" for f in severe),
+                "warnings": sum(f.severity == "warning" for f in severe),
                 "leading": leading(report),
-                "message": grave[0].message if grave else "",
+                "message": severe[0].message if severe else "",
             }
         )
         return report

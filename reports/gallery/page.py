@@ -52,8 +52,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A claim, judged on a page's tables."""
+class JudgedClaim:
+    """A claim, and how it was judged on a page's tables."""
 
     claim: Claim
     judged: Judged
@@ -88,9 +88,9 @@ class Page:
         """
         return importlib.import_module(f"gallery.{self.name}.experiment")
 
-    def judge(self, frames: Frames) -> list[Told]:
+    def judge(self, frames: Frames) -> list[JudgedClaim]:
         """All claims, each judged by the experiment's function of its name."""
-        return [Told(c, getattr(self.experiment, c.name)(frames)) for c in self.claims]
+        return [JudgedClaim(c, getattr(self.experiment, c.name)(frames)) for c in self.claims]
 
 
 _PAGE = re.compile(

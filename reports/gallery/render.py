@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
-from gallery.page import HERE, VERDICTS, Frames, Page, Told, number
+from gallery.page import HERE, VERDICTS, Frames, JudgedClaim, Page, number
 from nndiag.languages import parsed
 
 INDEX = {"en": "README.md", "zh": "README.zh-CN.md"}
@@ -43,12 +43,12 @@ def page(shown: Page, frames: Frames, run: Mapping[str, Any]) -> str:
         frames: its tables as they were read from CSV.
         run: what is known of the measurement (seconds, date, torch).
     """
-    told = shown.judge(frames)
+    claims = shown.judge(frames)
     return _template("page.md.j2").render(
         page=shown,
-        told=told,
-        amiss=[t for t in told if t.verdict != "confirmed"],
-        summary=tally(Counter(t.verdict for t in told)),
+        claims=claims,
+        amiss=[t for t in claims if t.verdict != "confirmed"],
+        summary=tally(Counter(t.verdict for t in claims)),
         tables={title: rows(table) for title, table in shown.experiment.tables(frames).items()},
         verdicts=rows(frames["verdicts"][["network", "verdict", "leading", "message"]]),
         files=sorted(f"{frame}.csv" for frame in frames),
@@ -61,12 +61,12 @@ class Entry:
     """A page's line in the index."""
 
     page: Page
-    told: Sequence[Told]
+    claims: Sequence[JudgedClaim]
     frames: Frames
 
     @property
     def counts(self) -> Counter[str]:
-        return Counter(t.verdict for t in self.told)
+        return Counter(t.verdict for t in self.claims)
 
     @property
     def sick(self) -> int:
@@ -93,7 +93,7 @@ def index(entries: Sequence[Entry], run: Mapping[str, Any], language: str, endin
         language=language,
         ending=ending,
         total=sum((e.counts for e in entries), Counter()),
-        own=sum(t.claim.source == "nndiag" for e in entries for t in e.told),
+        own=sum(t.claim.source == "nndiag" for e in entries for t in e.claims),
         run=run,
         tally=tally,
     )

@@ -56,7 +56,7 @@ def test_other_versions_are_noted_once(tmp_path, monkeypatch, held):
 def test_the_documentation_tells_what_was_measured():
     rows = pd.read_csv(command.OUTPUT / "runs.csv", keep_default_na=False)
     alike, changed = rows[rows.change == "none"], rows[rows.change != "none"]
-    told = " ".join(EVIDENCE.read_text("utf-8").split())
+    text = " ".join(EVIDENCE.read_text("utf-8").split())
 
-    assert f"Of {len(alike):,} runs in which nothing was changed {int((~alike.met).sum())}" in told
-    assert f"{int((~changed.met).sum())} of {len(changed)} changes were seen" in told
+    assert f"Of {len(alike):,} runs in which nothing was changed {int((~alike.met).sum())}" in text
+    assert f"{int((~changed.met).sum())} of {len(changed)} changes were seen" in text

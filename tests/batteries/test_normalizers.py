@@ -474,10 +474,10 @@ def test_the_one_that_the_broken_are_made_from_is_sound():
 
 
 @pytest.mark.parametrize(
-    ("build", "name", "told"), BROKEN, ids=[f"{b.__name__}-{n}" for b, n, _ in BROKEN]
+    ("build", "name", "text"), BROKEN, ids=[f"{b.__name__}-{n}" for b, n, _ in BROKEN]
 )
-def test_what_breaks_a_law_is_caught(build, name, told):
-    assert_caught(NORMALIZER, result_of(name, build), told)
+def test_what_breaks_a_law_is_caught(build, name, text):
+    assert_caught(NORMALIZER, result_of(name, build), text)
 
 
 def test_every_property_has_been_seen_to_fail():

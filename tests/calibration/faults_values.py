@@ -101,7 +101,7 @@ def dirty(share: float) -> Hurt:
 
 def inputs() -> Iterator[Fault]:
     for base in turns(["mlp", "cnn", "lstm", "autoencoder"], 2):
-        yield from graded("input-nan", "non-finite", base, dirty, labels.nonfinite, 0, {"input"},
+        yield from graded("input-nan", "input-missing", base, dirty, labels.nonfinite, 0, {"input"},
                           glaring=(0.01, 1e-4), mild=(0,))  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The same small corpus judged by nndiag and by its peers: ``make peers``.
 
 Each tool runs in a process of its own, for some of them change torch; a case that crashes or hangs
-is told as such. Writes ``peers.csv`` (a row for each tool and case) and ``peers.md`` into
+is listed as such. Writes ``peers.csv`` (a row for each tool and case) and ``peers.md`` into
 ``reports/calibration``. A few minutes on one core.
 """
 

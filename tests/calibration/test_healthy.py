@@ -1,4 +1,4 @@
-"""The healthy half of the calibration, in small: what is trained passes, and alarms are told."""
+"""The healthy half of the calibration, in small: what is trained passes, and alarms are listed."""
 
 from __future__ import annotations
 

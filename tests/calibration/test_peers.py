@@ -228,7 +228,7 @@ def test_scores_are_what_one_counts_by_hand():
     assert shares == {
         "false": (1, 3),
         "alarmed": (3, 4),
-        "telling": (2, 4),  # b says only what a healthy network is told too
+        "telling": (2, 4),  # b says only what it says of a healthy network, too
         "named": (1, 4),
         "placed": (2, 4),
         "claimed_alarmed": (2, 2),

@@ -79,14 +79,14 @@ def test_the_page_says_what_the_table_says(tmp_path: Path):
 
 def test_the_documentation_tells_what_the_table_holds():
     table = repairs.read(repairs.FOLDER)
-    told = " ".join((repairs.FOLDER.parents[1] / "docs" / "evidence.md").read_text("utf-8").split())
+    text = " ".join((repairs.FOLDER.parents[1] / "docs" / "evidence.md").read_text("utf-8").split())
     found = repaired.summary(table)
     assert found["worse"] == found["trained_worse"] == 0
 
-    assert f"Of {found['cases']} labelled faults" in told
-    assert f"left {found['repaired']} without the finding" in told
-    assert f"{found['better']} of those trained better" in told
+    assert f"Of {found['cases']} labelled faults" in text
+    assert f"left {found['repaired']} without the finding" in text
+    assert f"{found['better']} of those trained better" in text
     assert (
         f"{found['ties']} no differently (in {repairs.level(table)} of these both networks learned"
-        in told
+        in text
     )

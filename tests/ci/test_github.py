@@ -50,26 +50,32 @@ def job(tmp_path):
     return run
 
 
+@pytest.mark.exhaustive
 def test_a_well_model_passes_and_leaves_its_reports(job, tmp_path):
-    status, told = job(model=f"{NETS}:healthy_cnn")
+    status, text = job(model=f"{NETS}:healthy_cnn")
 
-    assert status == 0, told
-    outputs = dict(line.split("=", 1) for line in (tmp_path / "outputs").read_text().splitlines())
-    assert (tmp_path / outputs["report"]).is_file()
-    assert json.loads((tmp_path / outputs["sarif"]).read_text("utf-8"))["version"] == "2.1.0"
-    assert (tmp_path / "nndiag-reports" / "index.html").is_file()
-    assert "::error" not in told
-    assert "::warning" not in told
+    assert status == 0, text
+    assert_reports_are_in(tmp_path)
+    assert "::error" not in text
+    assert "::warning" not in text
 
 
 def test_a_sick_one_fails_with_annotations_and_a_summary(job, tmp_path):
-    status, told = job(model=f"{NETS}:sigmoid_stack")
+    status, text = job(model=f"{NETS}:sigmoid_stack")
 
     assert status == 1
-    assert re.search(r"^::error .*title=ND201 vanishing-gradient at 1::", told, re.M)
+    assert re.search(r"^::error .*title=ND201 vanishing-gradient at 1::", text, re.M)
     summary = (tmp_path / "summary.md").read_text("utf-8")
     assert "vanishing-gradient" in summary
     assert (tmp_path / "nndiag-reports" / "report.sarif").is_file()
+    assert_reports_are_in(tmp_path)
+
+
+def assert_reports_are_in(folder):
+    outputs = dict(line.split("=", 1) for line in (folder / "outputs").read_text().splitlines())
+    assert (folder / outputs["report"]).is_file()
+    assert json.loads((folder / outputs["sarif"]).read_text("utf-8"))["version"] == "2.1.0"
+    assert (folder / "nndiag-reports" / "index.html").is_file()
 
 
 @pytest.mark.exhaustive
@@ -77,12 +83,12 @@ def test_only_what_a_baseline_does_not_hold_fails(job, tmp_path):
     job(model=f"{NETS}:sigmoid_stack")
     known = tmp_path / "nndiag-reports" / "report.json"
 
-    status, told = job(model=f"{NETS}:sigmoid_stack", baseline=str(known), name="again")
+    status, text = job(model=f"{NETS}:sigmoid_stack", baseline=str(known), name="again")
 
-    assert status == 0, told
-    assert "Against " in told
-    assert "0 new findings" in told
-    assert "::error" not in told
+    assert status == 0, text
+    assert "Against " in text
+    assert "0 new findings" in text
+    assert "::error" not in text
 
 
 @pytest.mark.exhaustive

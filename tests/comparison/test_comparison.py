@@ -280,10 +280,10 @@ def test_every_difference_and_change_is_told_in_every_form(tmp_path):
     text, comment = str(CHANGED), CHANGED.to_markdown(tmp_path / "c.md")
 
     assert (tmp_path / "c.md").read_text() == comment
-    for told in (text, comment, page):
-        assert "linear0.weight" in told
-        assert "init-scale" in told
-        assert render.verdict(CHANGED) in told
+    for shown in (text, comment, page):
+        assert "linear0.weight" in shown
+        assert "init-scale" in shown
+        assert render.verdict(CHANGED) in shown
     assert "<h1>Sequential</h1>" in page
     assert repr(CHANGED) == f"<Comparison: {render.verdict(CHANGED)}; print() shows it>"
     notebook = CHANGED._repr_mimebundle_()
@@ -295,8 +295,8 @@ def test_every_difference_and_change_is_told_in_every_form(tmp_path):
 def test_layers_stand_side_by_side_old_and_new():
     std = [story.number(r.snapshot.by_name["linear0"].output.std) for r in (OLD, CHANGED.new)]
 
-    for told in (str(CHANGED), CHANGED.to_markdown()):
-        [line] = [li for li in told.splitlines() if li.split()[:2] in (["linear0", std[0]],)
+    for text in (str(CHANGED), CHANGED.to_markdown()):
+        [line] = [li for li in text.splitlines() if li.split()[:2] in (["linear0", std[0]],)
                   or li.startswith("| linear0 |")]  # fmt: skip
         assert f"{std[0]} → {std[1]}" in line
     rows = render.layer_rows(CHANGED)

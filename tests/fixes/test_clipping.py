@@ -115,8 +115,9 @@ def test_a_norm_that_is_no_number_changes_nothing_and_says_where(bad):
 
     norm = "nan" if math.isnan(bad) else "inf"
     assert str(caught.value).startswith(
-        f"clip_grad_norm_: the norm of the gradients is {norm}. 2 of 3 are to blame, first number "
-        f"1 (f32[3]): {norm}. Nothing was changed: scaling would carry it into all others. Skip "
+        f"clip_grad_norm_: the norm of the gradients is {norm}. 2 of 3 gradients have a norm "
+        f"that is not finite, first number 1 (f32[3]): {norm}. Nothing was changed: scaling would "
+        "make the other gradients wrong, too. Skip "
     )
     for p, grad in zip(parameters, grads, strict=True):
         torch.testing.assert_close(p.grad, grad, rtol=0, atol=0, equal_nan=True)
@@ -235,6 +236,6 @@ def test_thresholds_are_more_than_zero(value):
         "clip_grad_norm_ got norm_type": lambda: clip_grad_norm_(parameters, 1.0, value),
         "clip_grad_value_ got clip_value": lambda: clip_grad_value_(parameters, value),
     }.items():
-        with pytest.raises(FixError, match=f"^{name}={value}: legal is any number more than 0"):
+        with pytest.raises(FixError, match=f"^{name}={value}: give a number above 0"):
             clip()
     assert parameters[0].grad.tolist() == [3.0, 4.0]

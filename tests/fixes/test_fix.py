@@ -181,9 +181,7 @@ def test_what_looks_at_data_asks_for_it_before_anything_changes(action):
     fix = a_fix(Action("set-zeros", TWO), action)
 
     assert fix.needs_batch
-    with pytest.raises(
-        FixError, match=r"redraw looks at data: give the batch, apply\(model, batch"
-    ):
+    with pytest.raises(FixError, match=r"redraw needs data: pass the batch, apply\(model, batch"):
         fix.apply(model)
     assert facts(model) == before
 
@@ -200,7 +198,9 @@ def test_advice_cannot_be_applied_and_has_no_lines_of_its_own():
     fix = advice("Clean the data.", source="x = x[x.isfinite().all(1)]")
 
     assert (fix.kind, fix.runnable, fix.targets, fix.code()) == ("advice", False, (), "")
-    with pytest.raises(FixError, match=r"this is advice, with nothing to run: Clean the data\."):
+    with pytest.raises(
+        FixError, match=r"this is advice for a person and cannot be applied: Clean the data\."
+    ):
         fix.apply(two_layers())
 
 

@@ -359,7 +359,7 @@ def test_a_batch_of_one_is_refused_in_eval_mode_too_where_nothing_is_remembered(
 def test_an_eps_of_nothing_is_refused_where_the_batch_is_used(eps):
     norm = ours.BatchNorm1d(3, eps=eps)
 
-    with pytest.raises(FixError, match=rf"^BatchNorm1d\(3\) has eps={eps}\. Legal is more than 0"):
+    with pytest.raises(FixError, match=rf"^BatchNorm1d\(3\) has eps={eps}\. Give more than 0"):
         norm(torch.ones(4, 3))
     assert norm.num_batches_tracked == 0
     if eps == 0:
@@ -378,7 +378,7 @@ def test_an_eps_of_nothing_is_refused_where_the_batch_is_used(eps):
     ],
 )
 def test_batch_norm_says_which_shapes_are_legal(name, shape, legal):
-    with pytest.raises(FixError, match=rf"^{name}\(3\) got f32\[.*\]\. Legal is {legal}\.$"):
+    with pytest.raises(FixError, match=rf"^{name}\(3\) got f32\[.*\]\. It takes {legal}\.$"):
         getattr(ours, name)(3)(torch.zeros(shape))
 
 
@@ -455,12 +455,12 @@ def test_scale_and_shift_of_a_sample_do_not_matter(make, scale, shift, seed):
 
 
 def test_they_say_which_shapes_are_legal():
-    with pytest.raises(FixError, match=r"^LayerNorm\(4, 2\) got f32\[3, 2\]\. Legal is \[\*, 4"):
+    with pytest.raises(FixError, match=r"^LayerNorm\(4, 2\) got f32\[3, 2\]\. It takes \[\*, 4"):
         ours.LayerNorm((4, 2))(torch.zeros(3, 2))
     with pytest.raises(FixError, match=r"^LayerNorm\(4\) got f32\[\]\."):
         ours.LayerNorm(4)(torch.tensor(0.0))
     for x in (torch.zeros(4), torch.zeros(2, 3)):
-        with pytest.raises(FixError, match=r"^GroupNorm\(2, 4\) got f32\[.* Legal is \[N, 4, …\]"):
+        with pytest.raises(FixError, match=r"^GroupNorm\(2, 4\) got f32\[.* It takes \[N, 4, …\]"):
             ours.GroupNorm(2, 4)(x)
 
 

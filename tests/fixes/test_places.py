@@ -18,7 +18,7 @@ NORMS = (
 
 
 def placed(model, batch, fixes):
-    """What the fix adds to a copy: the copy, the new modules by name, and the effect told."""
+    """What the fix adds to a copy: the copy, the new modules by name, and the stated effect."""
     snapshot = seen_in(model, batch)
     fixes = list(fixes(snapshot))
     if not fixes:

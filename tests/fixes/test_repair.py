@@ -208,9 +208,9 @@ def test_what_a_trained_network_learned_is_kept_unless_all_is_allowed():
 
     assert safe.taken == ()
     assert same(safe.model, model)
-    assert "looks trained" in safe.steps[0].reason
+    assert "the model is trained" in safe.steps[0].reason
     assert everything.ok
-    assert "taken for a trained one" in everything.notes[0]
+    assert "treated as trained" in everything.notes[0]
 
 
 def test_one_says_oneself_whether_it_was_trained():
@@ -369,7 +369,7 @@ def test_steps_that_look_at_data_ask_for_it():
     found = fix(stack(nn.Tanh, 8.0), only="lsuv", allow="all")
     model = stack(nn.Tanh, 8.0)
 
-    with untouched(model), pytest.raises(FixError, match=r"step 1 \(lsuv\) looks at data"):
+    with untouched(model), pytest.raises(FixError, match=r"step 1 \(lsuv\) needs data"):
         found.apply(model)
     found.apply(model, data())
 
@@ -402,7 +402,9 @@ def test_an_optimiser_that_holds_the_old_parameters_is_named():
 
     found = fix(model, trained=False)
 
-    assert any("Adam holds 4 parameters of the model as it was" in note for note in found.notes)
+    assert any(
+        "Adam still holds 4 parameters of the original model" in note for note in found.notes
+    )
     del optimizer
     assert not any("holds" in note for note in fix(model, trained=False).notes)
 
@@ -544,8 +546,8 @@ def test_a_scripted_model_is_one_clear_error():
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"allow": "some"}, SettingsError, 'allow = \'some\': legal are "safe" and "all".'),
-        ({"only": "redrawn"}, FixError, "Did you mean 'redraw'? Legal are: redraw, rescale"),
+        ({"allow": "some"}, SettingsError, 'allow = \'some\': write "safe" or "all".'),
+        ({"only": "redrawn"}, FixError, "Did you mean 'redraw'? Choose one of: redraw, rescale"),
         ({"only": ["lsuv", "x"]}, FixError, "no fix is called 'x'."),
         ({"optimizer": 0.1}, SettingsError, "give a function from parameters to an optimiser"),
         (

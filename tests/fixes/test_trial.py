@@ -177,7 +177,7 @@ def test_frozen_parameters_stay_frozen():
 
 
 def test_a_trial_without_a_loss_is_one_clear_error():
-    with pytest.raises(LossError, match="a training trial needs a loss to bring down: pass"):
+    with pytest.raises(LossError, match="a training trial needs a loss: pass"):
         run(lambda _: net(), lambda _: net(), loss=LossMaker(None, 0))
 
 

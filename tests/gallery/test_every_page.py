@@ -83,9 +83,9 @@ def test_a_page_says_what_it_shows_and_whose_claim_it_is(page):
 
 @every_page
 def test_the_committed_page_is_what_its_committed_tables_say(page):
-    frames, told = read(GALLERY / page.name), make.runs(GALLERY)[page.name]
+    frames, run = read(GALLERY / page.name), make.runs(GALLERY)[page.name]
     committed = (GALLERY / page.name / "README.md").read_text(encoding="utf-8")
-    assert committed == render.page(page, frames, told)
+    assert committed == render.page(page, frames, run)
 
 
 # A law whose both sides are spoilt alike still holds; its own test in tests/lecture spoils one.
@@ -152,7 +152,7 @@ NOT_ALWAYS = {
     "maxout_does_no_better_than_relu_of_as_many_parameters",
     "nndiag_finds_the_dead_and_spares_the_untrained",
     "nndiag_sees_raw_measurements_by_the_units_that_they_saturate",
-    "scaling_cures_unlike_units_and_leaves_pixels_as_they_were",
+    "scaling_helps_unlike_units_and_leaves_pixels_as_they_were",
 }
 
 
@@ -162,8 +162,8 @@ def test_every_claim_holds_when_it_is_measured_anew(page, tmp_path):
     """On other random numbers than the committed tables', by the same functions."""
     for key, frame in make.measured(page.name, Lab(first=100)).items():
         (tmp_path / f"{key}.csv").write_text(csv(frame), encoding="utf-8")
-    told = page.judge(read(tmp_path))
-    missing = {t.claim.name for t in told if not t.judged.holds}
+    claims = page.judge(read(tmp_path))
+    missing = {t.claim.name for t in claims if not t.judged.holds}
     assert missing <= NOT_ALWAYS
 
 
@@ -191,7 +191,7 @@ def test_every_link_of_the_committed_pages_leads_to_a_file():
 
 
 def test_the_gallery_took_at_most_ten_minutes():
-    assert sum(told["seconds"] for told in make.runs(GALLERY).values()) <= 600
+    assert sum(run["seconds"] for run in make.runs(GALLERY).values()) <= 600
 
 
 def test_the_gallery_is_under_3_mb_and_all_reports_under_6():

@@ -18,8 +18,8 @@ def one_page(tmp_path):
     folder.mkdir()
     for path in (GALLERY / "weight_init").glob("*.csv"):
         (folder / path.name).write_bytes(path.read_bytes())
-    told = pd.DataFrame([make.runs(GALLERY)["weight_init"]])
-    (tmp_path / make.RUNS).write_text(csv(told), encoding="utf-8")
+    measured = pd.DataFrame([make.runs(GALLERY)["weight_init"]])
+    (tmp_path / make.RUNS).write_text(csv(measured), encoding="utf-8")
     return tmp_path
 
 
@@ -69,13 +69,13 @@ def test_a_claim_that_is_not_shown_is_said_and_fails(one_page, capsys):
 
 
 class Bar:
-    """A progress bar that remembers what it was told."""
+    """A progress bar that records its updates."""
 
     def __init__(self):
-        self.told = []
+        self.updates = []
 
     def update(self, done, total, text):
-        self.told.append((done, total, text.strip()))
+        self.updates.append((done, total, text.strip()))
 
 
 @pytest.fixture
@@ -94,6 +94,6 @@ def test_measuring_is_repeated_to_the_digit_and_leaves_the_random_state(thinnest
         make.measure(thinnest, tmp_path / folder, bar)
         tables.append((tmp_path / folder / "weight_init" / "layers.csv").read_text())
     assert tables[0] == tables[1]
-    assert bars[0].told == [(0, 1, "weight_init"), (0, 1, "weight_init tanh, Xavier")]
+    assert bars[0].updates == [(0, 1, "weight_init"), (0, 1, "weight_init tanh, Xavier")]
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == torch.get_num_threads()

@@ -68,5 +68,5 @@ def found(report: Report) -> set[str]:
 
 
 def leading(report: Report) -> str | None:
-    """The rule a reader is told of first; None where nothing is wrong."""
+    """The rule that a report names first; None where nothing is wrong."""
     return None if report.ok else report.findings[0].rule

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from effort import tried
 from gallery import lab
 from gallery.batch_norm import experiment as page
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -54,7 +55,7 @@ def test_bn_allows_a_tenfold_learning_rate():
     assert cell(True, 1.0, 1.0) > page.LEARNT
 
 
-@settings(max_examples=30)
+@tried(30)
 @given(
     factor=st.floats(1, 1e4),
     draw=st.integers(0, 2**31),

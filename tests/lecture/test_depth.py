@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from bands import band, committed
+from effort import tried
 from gallery import lab
 from gallery.depth import experiment as page
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch import nn
@@ -76,7 +77,7 @@ def test_each_layer_multiplies_the_gradient_by_the_factor_of_theory(seed):
     assert expected("ReLU, torch", 2) == pytest.approx(1 / math.sqrt(6), rel=1e-3)
 
 
-@settings(max_examples=50)
+@tried(50)
 @given(
     widths=st.lists(st.integers(1, 12), min_size=3, max_size=6),
     scale=st.floats(0.01, 30),

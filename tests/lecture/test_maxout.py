@@ -11,7 +11,7 @@ import torch
 from bands import band, committed
 from gallery import lab
 from gallery.maxout import experiment as page
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
@@ -35,7 +35,6 @@ def rested(name, rate, seed):
 
 
 @given(SIZE, SIZE, SIZE)
-@settings(deadline=None)
 def counted(d_in, d_out, k):
     layer = Maxout.of(nn.Linear(d_in, d_out), k)
     assert page.parameters(layer) == k * (d_in + 1) * d_out
@@ -48,7 +47,6 @@ def test_maxout_of_k_pieces_has_k_times_the_parameters():
 
 
 @given(st.floats(-3, 3), SIZE, st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def mirrored(slope, d_in, seed):
     torch.manual_seed(seed)
     linear, x = nn.Linear(d_in, 4).double(), torch.randn(8, d_in).double()

@@ -44,8 +44,8 @@ def table(seed, rows=60, features=5):
     return mixed * 10.0 ** draws.uniform(-2, 2, features) + draws.normal(0, 10, features)
 
 
-def test_scaling_cures_unlike_units_and_leaves_pixels_as_they_were():
-    assert page.scaling_cures_unlike_units_and_leaves_pixels_as_they_were(TABLES).holds
+def test_scaling_helps_unlike_units_and_leaves_pixels_as_they_were():
+    assert page.scaling_helps_unlike_units_and_leaves_pixels_as_they_were(TABLES).holds
     for name in ("wine", "cancer"):
         raw, scaled = steps(name, "raw"), steps(name, "scaled")
         assert not raw["reached"]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from bands import CHANCE, band, committed
+from effort import tried
 from gallery.regularization import experiment as page
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
@@ -89,7 +90,7 @@ def test_sixty_random_trials_reach_the_best_twentieth(seed):
         assert abs(top - law) < stats.norm.isf(CHANCE / 4) * deviation
 
 
-@settings(max_examples=60, deadline=None)
+@tried(60)
 @given(st.integers(2, 30), st.floats(1e-4, 1))
 def by_counting(side, share):
     # in general: for a target of up to half a grid's spacing

@@ -41,7 +41,7 @@ class Mutant:
 
 
 def sample(package: Path, modules: Iterable[str], count: int, seed: int) -> list[Mutant]:
-    """So many mutants, no two at one place, drawn from each module in turn."""
+    """So many mutants, no two at one place or with one key, drawn from each module in turn."""
     drawn = [_drawn(package, module, random.Random(f"{seed} {module}")) for module in modules]
     return list(islice(_in_turn(drawn), count))
 
@@ -60,10 +60,13 @@ def _drawn(package: Path, module: str, chance: random.Random) -> Iterator[Mutant
     source = (package / module).read_text()
     places = sorted(_places(source).items())
     chance.shuffle(places)
+    seen: set[tuple[str, str, str]] = set()
     for (line, _), ways in places:
         chance.shuffle(ways)
         for name, occurrence in ways:
-            if (mutant := _mutant(module, source, name, occurrence, line)) is not None:
+            mutant = _mutant(module, source, name, occurrence, line)
+            if mutant is not None and mutant.key not in seen:
+                seen.add(mutant.key)
                 yield mutant
                 break
 

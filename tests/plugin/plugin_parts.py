@@ -18,10 +18,13 @@ def seeded():
     torch.manual_seed(0)
 """
 
-# Workers are processes, which each load torch: ``make test`` has them in one test.
+# Workers are processes, which each load torch: ``make test`` has one of them, in one test.
 WITH_WORKERS = ("-n", "2")
 both_quick = pytest.mark.parametrize(
-    "workers", [(), WITH_WORKERS], ids=["plain", "with workers"], indirect=True
+    "workers",
+    [(), ("-n", "1"), pytest.param(WITH_WORKERS, marks=pytest.mark.exhaustive)],
+    ids=["plain", "with a worker", "with workers"],
+    indirect=True,
 )
 both = pytest.mark.parametrize(
     "workers",

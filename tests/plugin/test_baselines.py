@@ -216,10 +216,10 @@ class Cut(nn.Module):
 def test_a_gradient_that_is_gone_or_new_is_a_change(cut):
     base = baseline.make(lambda: Cut(cut), batch(), loss_fn=F.cross_entropy)
     found = moved(base, lambda: Cut(not cut), batch())
-    told = "a gradient reaches first; before, none did" if cut else "no gradient reaches first any"
+    shown = "a gradient reaches first; before, none did" if cut else "no gradient reaches first any"
 
     assert found[0].kind == "structure"
-    assert any(d.text.startswith(told) for d in found)
+    assert any(d.text.startswith(shown) for d in found)
 
 
 def test_nan_from_one_seed_alone_is_a_change_too(base):

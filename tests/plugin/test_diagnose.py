@@ -209,11 +209,11 @@ def test_properties_go_to_junit(inner, pytester):
     cases = {
         c.get("name"): c for c in ElementTree.parse(pytester.path / "junit.xml").iter("testcase")
     }
-    told = {p.get("name"): p.get("value") for p in cases["test_sick"].iter("property")}
-    assert told["nndiag.model"] == "Sequential"
-    assert told["nndiag.findings"].split()[0] == "vanishing-gradient"
-    assert told["nndiag.verdict"].startswith("The first layers will not learn: ")
-    assert told["nndiag.report"].endswith("test_it.test_sick.html")
+    text = {p.get("name"): p.get("value") for p in cases["test_sick"].iter("property")}
+    assert text["nndiag.model"] == "Sequential"
+    assert text["nndiag.findings"].split()[0] == "vanishing-gradient"
+    assert text["nndiag.verdict"].startswith("The first layers will not learn: ")
+    assert text["nndiag.report"].endswith("test_it.test_sick.html")
     fine = {p.get("name"): p.get("value") for p in cases["test_well"].iter("property")}
     assert "nndiag.findings" not in fine
 

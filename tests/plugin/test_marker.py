@@ -69,7 +69,7 @@ def test_it_judges_parametrized_models(inner):
         ("selct='ND2'", "but got 'selct'"),
         ("select='dead'", "no rule is called 'dead'"),
         ("thresholds={'dead-relu.shar': 1}", "dead-relu has no threshold 'shar'. Did you mean"),
-        ("fail_on='note'", "@pytest.mark.nndiag(fail_on=): 'note' is not legal. Legal are: error"),
+        ("fail_on='note'", "@pytest.mark.nndiag(fail_on=): 'note' is not one of error"),
     ],
 )
 def test_a_wrong_one_is_an_error_of_its_tests(inner, marker, message):

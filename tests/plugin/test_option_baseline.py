@@ -28,9 +28,9 @@ def test_it_is_small_and_has_a_line_for_each_part(inner, pytester):
     inner(held(), "--nndiag-update-baseline")
     text = (pytester.path / "nndiag-baselines" / "test_it.test_net.json").read_text("utf-8")
 
-    told = json.loads(text)
-    assert (told["model"], told["seeds"], told["batches"]) == ("Sequential", 8, "drawn")
-    assert [layer["name"] for layer in told["layers"]] == ["0", "1", "2", "3", "4"]
+    shown = json.loads(text)
+    assert (shown["model"], shown["seeds"], shown["batches"]) == ("Sequential", 8, "drawn")
+    assert [layer["name"] for layer in shown["layers"]] == ["0", "1", "2", "3", "4"]
     assert len(text) < 4_000
     assert len(text.splitlines()) == 5 + 3 * 2 + 5 + 6 + 1 + 2
 

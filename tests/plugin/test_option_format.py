@@ -32,7 +32,7 @@ def test_an_unknown_one_is_said_before_any_test(inner):
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["ERROR: --nndiag-format: 'pdf' is not legal. Legal are: json, html, csv, markdown, *"]
+        ["ERROR: --nndiag-format: 'pdf' is not one of json, html, csv, markdown, *"]
     )
 
 

@@ -288,7 +288,7 @@ def test_no_models_are_an_error_at_once(arguments, error, message):
         ({"expected": {"dead-relu": " "}}, errors.SettingsError,
          "Write why the finding is intended"),
         ({"expected": {"unte": {"dead-relu": "x"}}}, errors.SettingsError,
-         "there is no such model. Did you mean 'unet'? Legal are: unet."),
+         "there is no such model. Did you mean 'unet'? Choose one of: unet."),
         ({"expected": ["dead-relu"]}, errors.SettingsError, "expected is ['dead-relu']"),
     ],
 )  # fmt: skip

@@ -134,7 +134,7 @@ def better() -> Repair:
 
 def safe() -> Repair:
     """A trained model, and leave for nothing: three fixes not tried, one of them at two places."""
-    trained = "not tried: the model looks trained (norm.weight is not the constant it starts as)"
+    trained = "not tried: the model is trained (norm.weight is not the constant it starts as)"
     architecture = "not tried: it changes the architecture, which allow='all' permits"
     steps = (
         step(taken=False, reason=trained),

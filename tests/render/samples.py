@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
+from nndiag.experiment import Experiment, LossCall, Values
 from nndiag.fixes.fix import advice
 from nndiag.report import Report
 from nndiag.rule import Finding, Outcome, Rule, Threshold, Unjudged
@@ -172,6 +173,10 @@ def snapshot(**changes) -> Snapshot:
     return replace(whole, **changes)
 
 
+LOSS = LossCall("loss/cross_entropy", "cross_entropy", (), value=2.3026)
+TARGET = Values((8,), "int64", 8, 0, 1.5, 1.1, 0.0, 3.0, 1.0, True, 4, {0: 2, 1: 2, 2: 2, 3: 2})
+
+
 def sick() -> Report:
     """An error that explains a warning and a note; a warning at three layers; notes."""
     root = Finding(
@@ -206,7 +211,7 @@ def sick() -> Report:
         for name in ("encoder.2", "head")
     ]
     return Report(
-        snapshot(),
+        snapshot(experiment=Experiment((LOSS,), {"target": TARGET})),
         (root, *dead, unknown, *dense, *saturated, faint),
         (
             Outcome("saturation", "ND101", "found"),

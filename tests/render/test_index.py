@@ -18,7 +18,7 @@ def put(folder: Path, name: str, report) -> None:
     files.write({folder / f"{name}.html": html.render(report)})
 
 
-def test_it_lists_each_report_with_its_verdict_gravest_first(tmp_path):
+def test_it_lists_each_report_with_its_verdict_most_severe_first(tmp_path):
     put(tmp_path, "b", samples.healthy())
     put(tmp_path, "a & <b>", samples.sick())
     (tmp_path / "notes.html").write_text("<p>somebody else's</p>")
@@ -27,7 +27,7 @@ def test_it_lists_each_report_with_its_verdict_gravest_first(tmp_path):
     index.update(tmp_path)
     index.update(tmp_path)  # which finds an index, and does not list it
 
-    assert [told["file"] for told in index.reports(tmp_path)] == ["a & <b>.html", "b.html"]
+    assert [shown["file"] for shown in index.reports(tmp_path)] == ["a & <b>.html", "b.html"]
     text = (tmp_path / "index.html").read_text()
     assert 'href="a%20%26%20%3Cb%3E.html"' in text
     assert 'href="b.json"' in text

@@ -20,13 +20,13 @@ ALL = [samples.sick, samples.healthy, samples.empty, samples.large]
 def test_each_finding_is_one_line(make):
     report = make()
 
-    told = lines.concise(report).splitlines()
+    text = lines.concise(report).splitlines()
 
-    assert len(told) == len(report.findings) + len(report.crashed) + 1
-    for line, finding in zip(told[1:], report.findings, strict=False):
+    assert len(text) == len(report.findings) + len(report.crashed) + 1
+    for line, finding in zip(text[1:], report.findings, strict=False):
         assert line.startswith(f"{finding.location}: " if finding.location else finding.severity)
         assert f"{finding.code} {finding.rule} at {finding.layer}" in line
-    assert told[0] == " ".join(report.verdict.split())
+    assert text[0] == " ".join(report.verdict.split())
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -52,15 +52,15 @@ def unescaped(text):
 def test_a_name_cannot_end_an_annotation_or_begin_another():
     name = "a,file=/etc/passwd::b\n::error::c 100%"
 
-    told = lines.github(samples.hostile(name)).splitlines()
+    text = lines.github(samples.hostile(name)).splitlines()
 
-    assert all(COMMAND.fullmatch(line) for line in told)
-    properties = dict(part.split("=", 1) for part in COMMAND.fullmatch(told[0])[2].split(","))
+    assert all(COMMAND.fullmatch(line) for line in text)
+    properties = dict(part.split("=", 1) for part in COMMAND.fullmatch(text[0])[2].split(","))
     assert story.printable(name.replace("\n", "%0A")) in unescaped(properties["title"]).replace(
         "\n", "%0A"
     )
     assert set(properties) <= {"title", "file", "line"}
-    assert len(lines.concise(samples.hostile(name)).splitlines()) == len(told) + 1
+    assert len(lines.concise(samples.hostile(name)).splitlines()) == len(text) + 1
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -79,10 +79,10 @@ def test_junit_counts_what_it_holds(make):
     failed = {case.get("name").split()[1] for case in cases if case.find("failure") is not None}
     crashed = {o.rule for o in report.crashed}
     assert failed == {f.rule for f in report.at_least("warning")} - crashed
-    told = "".join(suite.itertext())
+    text = "".join(suite.itertext())
     for finding in report.findings:
         if finding.rule not in crashed:
-            assert f"at {finding.layer}" in told
+            assert f"at {finding.layer}" in text
 
 
 def test_what_xml_cannot_hold_is_escaped():
@@ -90,8 +90,8 @@ def test_what_xml_cannot_hold_is_escaped():
 
     root = ElementTree.fromstring(junit.render(samples.hostile(name)).encode())
 
-    told = [text for e in root.iter() for text in (e.text or "", *e.attrib.values())]
-    assert any(story.printable(name) in text for text in told)
+    shown = [text for e in root.iter() for text in (e.text or "", *e.attrib.values())]
+    assert any(story.printable(name) in text for text in shown)
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -105,11 +105,12 @@ def test_every_format_counts_the_same(make):
     assert len(json_loads(sarif.render(report))["runs"][0]["results"]) == findings
     assert len(json_loads(json.render(report))["report"]["findings"]) == findings
     assert len(lines.concise(report).splitlines()) == findings + len(report.crashed) + 1
-    told = re.findall(r"([\d,]+) (?:error|warning|note)s?", story.tally(report.findings))
-    assert sum(int(n.replace(",", "")) for n in told) == findings
+    text = re.findall(r"([\d,]+) (?:error|warning|note)s?", story.tally(report.findings))
+    assert sum(int(n.replace(",", "")) for n in text) == findings
     assert html_escape(report.verdict) in page
     assert story.counts(report) in page
-    assert page.count('<tr id="L') == len(report.snapshot.layers)
+    rows = [*report.snapshot.layers, *report.snapshot.experiment.calls]
+    assert page.count('<tr id="L') == len(rows)
     assert page.count('<tr id="P') == len(report.snapshot.parameters)
     blocks = story.blocks(report.findings)
     assert sum(len(b.findings) + len(b.consequences) for b in blocks) == findings

@@ -103,10 +103,10 @@ def test_as_many_blocks_as_fit_are_shown_and_the_others_counted():
 
     shown = text.count("too long a story. " * 59)
     assert 20 <= shown < 100
-    assert f"{100 - shown} findings more did not fit here" in text
+    assert f"{100 - shown} more findings did not fit here" in text
 
 
 def test_where_no_block_fits_all_are_counted():
     text = markdown.render(samples.hostile("x" * 100_000))
 
-    assert "3 findings more did not fit here" in text
+    assert "3 more findings did not fit here" in text

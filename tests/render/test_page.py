@@ -5,6 +5,8 @@ Accessibility by axe-core (``axe/``, MPL-2.0).
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,45 +42,59 @@ Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def tabs() -> Iterator[Callable[[bool], Any]]:
+    """A tab with scripts and one without: to open a new one costs more than to draw a page."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
+
+        @functools.cache
+        def tab(scripts: bool) -> Any:
+            context = browser.new_context(java_script_enabled=scripts)
+            context.set_default_timeout(300_000)  # a busy machine is no fault of the page
+            return context.new_page()
+
+        yield tab
         browser.close()
 
 
 @pytest.fixture
-def page(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Opens a report or a repair; at the end nothing was complained of, nor asked of a network."""
+def page(tabs: Callable[[bool], Any], tmp_path: Path) -> Iterator[Open]:
+    """Opens a report or a repair, in the place of what was open.
+
+    At the end nothing was complained of, nor asked of a network.
+    """
     complaints: list[str] = []
     asked: list[str] = []
-    contexts = []
+    used: set[Any] = set()
+    paths = (tmp_path / f"report-{number}.html" for number in itertools.count())
+    listeners = {
+        "console": lambda said: complaints.append(said.text) if said.type != "log" else None,
+        "pageerror": lambda error: complaints.append(str(error)),
+        "request": lambda request: asked.append(request.url),
+    }
 
-    def open_page(report: Any, *, width: int = 1280, scripts: bool = True, **options: Any) -> Any:
-        path = tmp_path / f"report-{len(contexts)}.html"
+    def open_page(
+        report: Any, *, width: int = 1280, scripts: bool = True, color_scheme: str = "light"
+    ) -> Any:
+        path = next(paths)
         text = repair_page.html(report) if isinstance(report, Repair) else html.render(report)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
-        context = browser.new_context(
-            viewport={"width": width, "height": 800},
-            java_script_enabled=scripts,
-            reduced_motion="reduce",
-            **options,
-        )
-        context.set_default_timeout(300_000)  # a busy machine is no fault of the page
-        contexts.append(context)
-        page = context.new_page()
-        page.on(
-            "console",
-            lambda said: complaints.append(said.text) if said.type != "log" else None,
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        return page
+        tab = tabs(scripts)
+        if tab not in used:
+            used.add(tab)
+            for event, listener in listeners.items():
+                tab.on(event, listener)
+        tab.set_viewport_size({"width": width, "height": 800})
+        tab.emulate_media(media="null", color_scheme=color_scheme, reduced_motion="reduce")
+        tab.mouse.move(0, 0)
+        tab.goto(path.as_uri())
+        return tab
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for tab in used:
+        tab.evaluate("0")  # what the page said before has arrived when this has
+        for event, listener in listeners.items():
+            tab.remove_listener(event, listener)
     assert complaints == []
     assert [url for url in asked if not url.startswith("file:")] == []
 
@@ -130,7 +146,7 @@ def violations(opened: Any) -> list[Any]:
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["sick", "healthy", "empty", "large"])
+@pytest.mark.parametrize("name", ["sick", "healthy", "large", "empty"])
 def test_axe_finds_nothing(page, name, scheme):
     opened = page(REPORTS[name](), color_scheme=scheme)
     opened.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
@@ -159,9 +175,9 @@ def test_pointing_at_a_layer_tells_its_numbers(page):
 
     opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
-    told = opened.locator("#figure figure").nth(1).text_content()
-    assert "mean" in told
-    assert "theory" in told or "std" in told
+    text = opened.locator("#figure figure").nth(1).text_content()
+    assert "mean" in text
+    assert "theory" in text or "std" in text
 
 
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])
@@ -233,32 +249,33 @@ def test_a_comparison_and_an_index_open_fit_and_satisfy_axe(page, tmp_path, widt
         assert violations(opened) == []
 
 
-def clickable(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def clickable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed gallery with its pages as HTML."""
-    folder = tmp_path / "gallery"
+    folder = tmp_path_factory.mktemp("gallery") / "gallery"
     shutil.copytree(GALLERY, folder, ignore=shutil.ignore_patterns("*.csv", "*.py", "__pycache__"))
     for name, text in make.indexes(GALLERY)[0].items():
         (folder / name).write_text(text, encoding="utf-8")
-    for name, told in every().items():
+    for name, shown in every().items():
         text = (folder / name / "README.md").read_text(encoding="utf-8")
-        made = gallery.html(text, told.title)
+        made = gallery.html(text, shown.title)
         (folder / name / "index.html").write_text(made, encoding="utf-8")
     return folder
 
 
 @pytest.mark.parametrize(
-    "pattern",
+    ("pattern", "width", "scheme"),
     [
-        "weight_init/index.html",
-        "index*.html",
-        pytest.param("**/*.html", marks=pytest.mark.exhaustive),
+        ("weight_init/index.html", 1280, "dark"),
+        ("index*.html", 390, "light"),
+        pytest.param("**/*.html", 1280, "dark", marks=pytest.mark.exhaustive),
+        pytest.param("**/*.html", 390, "light", marks=pytest.mark.exhaustive),
     ],
 )
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
-def test_the_gallery_opens_fits_and_satisfies_axe(page, tmp_path, width, scheme, pattern):
+def test_the_gallery_opens_fits_and_satisfies_axe(page, clickable, pattern, width, scheme):
     opened = page(samples.healthy(), width=width, color_scheme=scheme)
 
-    for path in sorted(clickable(tmp_path).glob(pattern)):
+    for path in sorted(clickable.glob(pattern)):
         opened.goto(path.as_uri())
         assert opened.locator("h1").count() == 1
         drawn = "[...document.images].every((image) => image.naturalWidth > 0)"
@@ -268,16 +285,15 @@ def test_the_gallery_opens_fits_and_satisfies_axe(page, tmp_path, width, scheme,
 
 
 @pytest.mark.exhaustive
-def test_the_gallerys_thumbnails_lead_to_their_pages(page, tmp_path):
-    folder = clickable(tmp_path)
+def test_the_gallerys_thumbnails_lead_to_their_pages(page, clickable):
     opened = page(samples.healthy())
 
     for index_page in ("index.html", "index.zh-CN.html"):
-        opened.goto((folder / index_page).as_uri())
+        opened.goto((clickable / index_page).as_uri())
         assert opened.locator("td a img").count() == len(every())
         opened.locator("td a img").nth(3).click()
         assert opened.title() == "Weight initialisation"
-    opened.goto((folder / "index.html").as_uri())
+    opened.goto((clickable / "index.html").as_uri())
     opened.get_by_role("link", name="简体中文").click()
     assert opened.locator("html").get_attribute("lang") == "zh-CN"
 
@@ -297,10 +313,10 @@ def test_without_scripts_all_of_it_can_be_read(page):
     report = samples.sick()
     opened = page(report, scripts=False)
 
-    told = opened.locator("body").inner_text()
+    text = opened.locator("body").inner_text()
     for finding in report.findings:
-        assert finding.rule in told
-    assert "scripts are off" in told
+        assert finding.rule in text
+    assert "scripts are off" in text
     assert opened.locator("#layers-table tbody tr").count() == len(report.snapshot.layers)
     assert opened.locator("#layers-table tbody tr").first.is_visible()
     assert not opened.locator(".filter").first.is_visible()
@@ -414,10 +430,10 @@ def test_without_scripts_all_of_a_repair_can_be_read(page):
     repair = repairs.repaired()
     opened = page(repair, scripts=False)
 
-    told = opened.locator("body").inner_text()
+    text = opened.locator("body").inner_text()
     for step in repair.taken:
-        assert step.fix.what in told
-    assert "The pictures need scripts, which are off." in told
+        assert step.fix.what in text
+    assert "The pictures need scripts, which are off." in text
     assert repair.patch.strip() in opened.locator("#patch pre").inner_text()
     assert opened.locator("#trial tbody tr").count() == 2
     assert not opened.locator(".figure").first.is_visible()

@@ -1,4 +1,4 @@
-"""A repair told in a terminal, as a comment and as a page: the same words, and honest ones."""
+"""A repair in a terminal, as a comment and as a page: the same words, and true ones."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ every_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "text"),
     [
         ("repaired", "Repaired: 8 findings are gone, none is left."),
         ("better", "Better: 7 findings are gone, 1 warning is left."),
@@ -68,8 +68,8 @@ every_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
         ("empty", "No rule could run, so nothing can be fixed."),
     ],
 )
-def test_the_verdict_is_one_sentence(name, told):
-    assert repair.verdict(MADE[name]()) == told
+def test_the_verdict_is_one_sentence(name, text):
+    assert repair.verdict(MADE[name]()) == text
 
 
 def only(*rules, severity="warning"):
@@ -81,7 +81,7 @@ def only(*rules, severity="warning"):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "text"),
     [
         (only("dead-relu"), samples.healthy(), "Repaired: 1 finding is gone, none is left."),
         (only("dead-relu"), only("dense-activation", severity="note"),
@@ -93,11 +93,11 @@ def only(*rules, severity="warning"):
          "Better: 2 findings are gone, 1 warning is left."),
     ],
 )  # fmt: skip
-def test_the_verdict_counts_what_was_and_what_is(before, after, told):
-    assert repair.verdict(repairs.repair(before, after, repairs.step())) == told
+def test_the_verdict_counts_what_was_and_what_is(before, after, text):
+    assert repair.verdict(repairs.repair(before, after, repairs.step())) == text
 
 
-def test_no_cure_and_no_health_is_claimed_where_a_rule_crashed():
+def test_a_repair_claims_no_success_where_a_rule_crashed():
     crashed = Outcome("non-finite", "ND401", "crashed", "ZeroDivisionError: division by zero")
     blind = replace(samples.healthy(), outcomes=(crashed,))
 
@@ -114,21 +114,21 @@ def test_no_cure_and_no_health_is_claimed_where_a_rule_crashed():
 
 @every_format
 def test_what_safe_left_out_is_counted_and_the_way_to_it_named(form):
-    told = form(repairs.safe())
+    text = form(repairs.safe())
 
-    assert '3 fixes were not tried. allow="all" (--allow all) tries them.' in told
-    assert "3 not tried" in told
+    assert '3 fixes were not tried. allow="all" (--allow all) tries them.' in text
+    assert "3 not tried" in text
     assert "not tried" not in form(repairs.repaired())
 
 
 @every_format
 def test_one_fix_at_several_places_and_at_each_is_told_once(form):
-    told = form(repairs.safe())
+    text = form(repairs.safe())
 
     assert (
-        told.count("dead-relu at encoder.1/relu") - told.count("dead-relu at encoder.1/relu:") == 1
+        text.count("dead-relu at encoder.1/relu") - text.count("dead-relu at encoder.1/relu:") == 1
     )
-    assert "(1 more like it)" in told
+    assert "(1 more like it)" in text
 
 
 @every_format
@@ -148,28 +148,28 @@ def test_a_fix_that_trains_worse_is_not_praised(form):
 @every_format
 def test_each_format_tells_the_same(form):
     made = repairs.repaired()
-    told = " ".join(form(made).split())
+    shown = " ".join(form(made).split())
 
     for step in made.taken:
         for text in (step.fix.what, step.fix.why, step.fix.effect, step.fix.source):
-            assert text in told
-        assert step.reason in told
+            assert text in shown
+        assert step.reason in shown
     for step in made.refused:
-        assert step.fix.what in told
-        assert step.reason in told
-    assert losses.verdict(made.trial) in told
-    assert all(line in told for line in (" ".join(x.split()) for x in made.patch.splitlines()))
+        assert step.fix.what in shown
+        assert step.reason in shown
+    assert losses.verdict(made.trial) in shown
+    assert all(line in shown for line in (" ".join(x.split()) for x in made.patch.splitlines()))
     for text in (*made.notes, repair.verdict(made), repair.held_out(made)):
-        assert text in told
-    assert "first" in told.lower()
-    assert "error ND301 init-scale at encoder.0.weight" in told
+        assert text in shown
+    assert "first" in shown.lower()
+    assert "error ND301 init-scale at encoder.0.weight" in shown
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "page"])
 def test_what_is_left_is_named(form):
-    _, told = FORMATS[form](repairs.better()).rsplit("Findings left", 1)
+    _, text = FORMATS[form](repairs.better()).rsplit("Findings left", 1)
 
-    assert "110 of 256 units were zero on all 128 samples" in told
+    assert "110 of 256 units were zero on all 128 samples" in text
     assert "Findings left" not in FORMATS["terminal"](repairs.repaired())
 
 
@@ -281,7 +281,7 @@ def test_the_terminal_shows_a_dozen_layers_and_counts_the_rest():
     text = on_terminal(repairs.large(200))
 
     assert sum(line.startswith("blocks.") for line in text.splitlines()) == 12
-    assert "and 188 layers more" in text
+    assert "and 188 more layers" in text
     assert text.count("\n") < 100
 
 
@@ -295,7 +295,7 @@ def made_trial(before, after, steps=40):
 
 
 @pytest.mark.parametrize(
-    ("trial", "told"),
+    ("trial", "text"),
     [
         (repairs.trained_better(), "Better beyond chance: "),
         (repairs.tie(), "No difference beyond chance: "),
@@ -309,8 +309,8 @@ def made_trial(before, after, steps=40):
         ),
     ],
 )
-def test_the_trials_verdict_in_words(trial, told):
-    assert losses.verdict(trial).startswith(told)
+def test_the_trials_verdict_in_words(trial, text):
+    assert losses.verdict(trial).startswith(text)
 
 
 def test_the_final_losses_are_their_mean_and_range_over_the_seeds():
@@ -453,16 +453,16 @@ def test_names_of_any_kind_are_names(name):
     assert set(re.findall(r"</?[a-z]+>", outside)) <= {
         "<details>", "</details>", "<summary>", "</summary>"
     }  # fmt: skip
-    told = on_terminal(made)
-    assert "\x1b" not in told
-    assert "\x07" not in told
+    shown = on_terminal(made)
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
 
 
 def test_square_brackets_are_no_markup():
     bracketed, other = "[bold]x[/bold]", "(bold)x(/bold)"
 
-    told = on_terminal(repairs.hostile(bracketed), 400)
-    assert told.replace(bracketed, other) == on_terminal(repairs.hostile(other), 400)
+    text = on_terminal(repairs.hostile(bracketed), 400)
+    assert text.replace(bracketed, other) == on_terminal(repairs.hostile(other), 400)
 
 
 def test_colour_adds_nothing_to_the_words():

@@ -84,7 +84,7 @@ def nothing() -> Report:
     return Report(snapshot, (), (), ())
 
 
-REPORTS = [many_layers, many_findings, long_names, right_to_left, not_finite, nothing]
+REPORTS = [long_names, many_layers, many_findings, right_to_left, not_finite, nothing]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,6 @@ def test_each_renders_in_every_format(made, make, name):
 def test_each_is_read_back_as_it_was_saved(made, make):
     report = made[make] = made[make] or make()
 
-    again = json.read(Report, json.render(report), "here")
+    text = json.render(report)
 
-    assert json.render(again) == json.render(report)
+    assert json.render(json.read(Report, text, "here")) == text

@@ -51,11 +51,11 @@ def test_every_finding_is_a_result_with_its_severity_and_its_layer():
     report = samples.sick()
     results = run_of(report)["results"]
 
-    told = [
+    text = [
         (r["ruleId"], r["level"], r["locations"][0]["logicalLocations"][0]["fullyQualifiedName"])
         for r in results
     ]
-    assert told == [(f.code, f.severity, f.layer) for f in report.findings]
+    assert text == [(f.code, f.severity, f.layer) for f in report.findings]
 
 
 def test_every_result_points_at_its_rule_and_known_rules_bring_their_page():
@@ -94,9 +94,9 @@ def test_an_absolute_path_in_the_project_becomes_relative_and_is_quoted(project)
     place = f"{project / 'my models' / 'ä.py'}:7"
     moved = replace(report.findings[0], location=place)
 
-    told = physical(run_of(replace(report, findings=(moved,)))["results"][0])
+    text = physical(run_of(replace(report, findings=(moved,)))["results"][0])
 
-    assert told["artifactLocation"] == {"uri": "my%20models/%C3%A4.py"}
+    assert text["artifactLocation"] == {"uri": "my%20models/%C3%A4.py"}
 
 
 def test_a_finding_keeps_its_fingerprint_when_its_numbers_and_its_line_change():
@@ -121,7 +121,7 @@ def test_a_crashed_rule_makes_the_run_unsuccessful():
     assert healthy["executionSuccessful"] is True
 
 
-def test_the_reason_and_the_cure_are_in_the_message():
+def test_the_reason_and_the_fix_are_in_the_message():
     result = run_of(samples.sick())["results"][-1]
 
     assert result["message"]["text"] == (

@@ -50,13 +50,18 @@ def test_the_worst_is_the_one_furthest_past_its_threshold_on_either_side():
 
 
 def test_the_number_measured_is_the_evidence_under_the_name_of_the_threshold():
-    def told(**evidence):
+    def text(**evidence):
         finding = Finding("dead-relu", "ND103", "warning", "a", "", evidence, 0.4, measure="share")
         measure = story.yardstick(finding)
-        return measure.name, measure.measured, measure.limit, measure.source.split(":")[0]
+        return (
+            measure.name,
+            measure.value_text,
+            measure.threshold_text,
+            measure.source.split(":")[0],
+        )
 
-    assert told(units=9.0, share=0.5) == ("share", "50 %", "40 %", "measured")
-    assert told(units=9.0) == ("share", "", "40 %", "measured")
+    assert text(units=9.0, share=0.5) == ("share", "50 %", "40 %", "measured")
+    assert text(units=9.0) == ("share", "", "40 %", "measured")
 
 
 def test_findings_without_a_threshold_keep_the_order_of_the_report():
@@ -69,9 +74,9 @@ def test_findings_without_a_threshold_keep_the_order_of_the_report():
 
 def test_every_finding_is_told_in_exactly_one_block():
     for report in (samples.sick(), samples.large(), samples.hostile("x")):
-        told = [f for b in story.blocks(report.findings) for f in (*b.findings, *b.consequences)]
+        text = [f for b in story.blocks(report.findings) for f in (*b.findings, *b.consequences)]
 
-        assert sorted(map(id, told)) == sorted(map(id, report.findings))
+        assert sorted(map(id, text)) == sorted(map(id, report.findings))
 
 
 def test_one_rule_at_two_severities_makes_two_blocks():
@@ -85,13 +90,13 @@ def test_one_rule_at_two_severities_makes_two_blocks():
 def test_the_counts_are_of_what_is_there():
     counts = story.counts(samples.sick())
 
-    assert counts == "1 error, 7 warnings and 2 notes and 1 rule crashed."
+    assert counts == "1 error, 7 warnings and 2 notes; 1 rule crashed."
     assert story.counts(samples.healthy()) == "No findings: all 6 rules passed on 5 layers."
     assert story.counts(samples.empty()) == "No rule could run."
 
 
 def test_the_ledger_adds_up():
     assert story.ledger(samples.sick()) == (
-        "10 rules on 5 layers: 6 found 1 error, 7 warnings and 2 notes, 1 passed, 2 skipped, "
+        "10 rules on 5 layers: 6 found 1 error, 7 warnings and 2 notes; 1 passed; 2 skipped; "
         "1 crashed"
     )

@@ -29,7 +29,7 @@ def test_the_first_fix_is_shown_with_its_lines_and_the_others_are_counted():
     names = tuple(f"block.{n * n}.weight" for n in range(30))
     first = Fix("reset-bias", "Set them.", actions=(Action("set-zeros", names),))
     swap = Fix("swap-activation", "Swap.", actions=(Action("swap", ("act",), ("ReLU",)),))
-    told = advice("Clean the data.")
+    text = advice("Clean the data.")
     report = samples.sick()
     [root, *rest] = report.findings
 
@@ -40,22 +40,22 @@ def test_the_first_fix_is_shown_with_its_lines_and_the_others_are_counted():
 
     code = first.code().splitlines()
     assert len(code) > 9
-    assert shown(first, swap, told)[:11] == [
+    assert shown(first, swap, text)[:11] == [
         "   = fix: Set them.",
         *(f"    {line}" for line in code[:8]),
         f"    # and {len(code) - 8} more lines",
         "   = 2 more fixes: see report.fixes, or the HTML report",
     ]
-    assert shown(swap, told)[:4] == [
+    assert shown(swap, text)[:4] == [
         "   = fix: Swap.",
         "    from nndiag import fixes",
         '    fixes.swap(model, "act", nn.ReLU())',
         "   = 1 more fix: see report.fixes, or the HTML report",
     ]
-    assert shown(told)[:1] == ["   = fix: Clean the data."]
+    assert shown(text)[:1] == ["   = fix: Clean the data."]
 
 
-def test_the_worst_of_many_layers_speaks_for_them_and_the_others_are_named():
+def test_the_worst_of_many_layers_stands_for_them_and_the_others_are_named():
     assert block(samples.sick(), "warning[ND103]") == [
         "warning[ND103] dead-relu",
         "  --> encoder.1/relu   function   models/encoder.py:41",
@@ -107,7 +107,7 @@ def test_notes_that_were_asked_for_take_one_line_a_rule():
     shown = samples.large().to_text(notes=True)
     notes = [line for line in shown.splitlines() if line.startswith("note")]
 
-    assert "To read them" not in shown
+    assert "For details" not in shown
     assert notes == ["note[ND104] dense-activation  blocks.0.mlp.act and 199 more: 97 % not zero"]
 
 
@@ -131,10 +131,10 @@ def test_a_crashed_rule_takes_the_clean_bill_away():
     healthy = samples.healthy()
     crashed = replace(healthy.outcomes[0], status="crashed", reason="KeyError: 'x'")
 
-    told = text(replace(healthy, outcomes=(crashed, *healthy.outcomes[1:])))
+    shown = text(replace(healthy, outcomes=(crashed, *healthy.outcomes[1:])))
 
-    assert told.startswith("No problem found, but 1 rule crashed, so there may be one.")
-    assert "crashed: ND101 saturation (KeyError: 'x')" in told
+    assert shown.startswith("No problem found, but 1 rule crashed, so there may be one.")
+    assert "crashed: ND101 saturation (KeyError: 'x')" in shown
 
 
 def test_what_was_not_looked_at_is_folded_by_its_reason():
@@ -155,8 +155,8 @@ def test_every_line_fits_and_ends_without_blanks(make, width):
 
 @pytest.mark.parametrize("width", [40, 60])
 def test_a_narrow_terminal_loses_no_word(width):
-    def words(told):
-        return re.sub(r"[\s|]+", "", told)
+    def words(shown):
+        return re.sub(r"[\s|]+", "", shown)
 
     assert words(text(samples.sick(), width)) == words(text(samples.sick(), 200))
 
@@ -165,17 +165,17 @@ def test_a_layer_name_longer_than_the_line_is_whole():
     name = ".".join(f"stage{i}" for i in range(30))
     finding = Finding("dead-relu", "ND103", "warning", name, "dead")
 
-    told = text(replace(samples.healthy(), findings=(finding,)), 60)
+    shown = text(replace(samples.healthy(), findings=(finding,)), 60)
 
-    assert name in re.sub(r"\n\s*", "", told)
+    assert name in re.sub(r"\n\s*", "", shown)
 
 
 def test_control_characters_of_a_name_do_not_reach_the_terminal():
-    told = text(samples.hostile("a\x1b[31mred\x07\nb\ud800"))
+    shown = text(samples.hostile("a\x1b[31mred\x07\nb\ud800"))
 
-    assert "\x1b" not in told
-    assert "\x07" not in told
-    assert r"a\x1b[31mred\x07\nb\ud800" in told
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert r"a\x1b[31mred\x07\nb\ud800" in shown
 
 
 def test_square_brackets_of_a_name_are_no_markup():
@@ -198,7 +198,7 @@ def test_an_excerpt_tells_an_explained_finding_whose_cause_was_left_out():
     report = samples.sick()
     faint = [f for f in report.findings if f.rule == "vanishing-gradient"]
 
-    told = terminal.excerpt(report, faint)
+    text = terminal.excerpt(report, faint)
 
-    assert "warning[ND201] vanishing-gradient" in told
-    assert "explained by init-scale at encoder.0.weight" in told
+    assert "warning[ND201] vanishing-gradient" in text
+    assert "explained by init-scale at encoder.0.weight" in text

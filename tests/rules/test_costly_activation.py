@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nndiag
-from nndiag import ops
+from nndiag import judge, ops
 from nndiag.rules import costly_activation
 
 NAME = "costly-activation"
@@ -103,3 +104,11 @@ def test_what_was_not_measured_counts_as_relu_does():
     assert alone(model, x) == ()
     [found] = alone(model, x, thresholds={"costly-activation.times_relu": 1.0})
     assert found.evidence["times_relu"] == 1.0
+
+
+def test_of_no_samples_it_is_noted_all_the_same():
+    snapshot = nndiag.check(through(nn.Mish()), torch.randn(64, 16), config=False).snapshot
+
+    judged = judge.judge(replace(snapshot, samples=0), NAME)
+
+    assert [(f.rule, f.severity) for f in judged.findings] == [(NAME, "note")]

@@ -272,6 +272,28 @@ class TestRunningStatistics:
         assert row.facts["running_mean_shift"] == pytest.approx(abs(shift), abs=1e-3)
         assert row.facts["running_variance_ratio"] == pytest.approx(ratio, rel=1e-3)
 
+    @pytest.mark.parametrize(
+        ("shift", "ratio", "measure", "wrong"),
+        [
+            (4.0, 1.0, "running_mean", "its running mean is off by 4 standard deviations"),
+            (0.0, 16.0, "running_variance", "its running variance is off by a factor 16"),
+            (0.0, 1 / 16, "running_variance", "its running variance is off by a factor 16"),
+            (4.0, 16.0, "running_mean", "its running mean is off by 4 standard deviations"),
+        ],
+    )
+    def test_are_held_against_the_threshold_of_what_is_off(self, shift, ratio, measure, wrong):
+        model, x = normalised(), data()
+        norm = model[1]
+        with torch.no_grad():
+            z = model[0](x)
+            variance = z.var(0, unbiased=False) / ratio
+            norm.running_var.copy_(variance)
+            norm.running_mean.copy_(z.mean(0) - shift * variance.sqrt())
+        [found] = [f for f in check(model, x).findings if f.severity == "warning"]
+        assert found.measure == measure
+        assert found.threshold == {"running_mean": 2.0, "running_variance": 10.0}[measure]
+        assert found.summary == f"1 will normalise wrongly: {wrong}."
+
     def test_it_is_the_median_channel_that_counts(self):
         model, x = normalised(), data()
         model[1].running_mean[:12] += 100  # 12 of 32 channels
@@ -352,6 +374,16 @@ class TestDrift:
         for f in found:
             assert f.severity == "note"
             assert f.evidence["drift"] == pytest.approx(max(fed) / min(fed), rel=0.3)
+
+    def test_leaves_out_layers_that_read_nothing_but_zeros(self):
+        torch.manual_seed(0)
+        model = mlp(8, init=lambda layer: he(layer, 0.5))
+        nn.init.constant_(model[12].bias, -100.0)  # all of its ReLU's outputs are zero
+        rep = check(model, torch.randn(64, 16))
+        [found] = [f for f in rep.findings if f.measure == "drift"]
+        assert rep.snapshot.by_name["14"].input.rms == 0
+        assert rep.crashed == ()
+        assert 10 < found.evidence["drift"] < 100
 
     def test_ends_at_a_normalisation(self):
         torch.manual_seed(0)

@@ -560,3 +560,41 @@ def test_after_batch_norm_units_are_off_on_all_samples_by_no_chance_however_alik
     assert found.severity == "warning"
     assert found.evidence["dead_units"] == 36
     assert found.evidence["healthy_bound"] < 5
+
+
+def test_normalised_by_running_statistics_units_are_off_by_the_chance_that_their_inputs_give():
+    torch.manual_seed(0)
+    model = stack(1, norm=nn.BatchNorm1d).eval()
+    nn.init.constant_(model[1].bias[:5], -25.0)
+    x = torch.randn(1, 100) + 0.1 * torch.randn(128, 100)
+    [found] = alone(model, x)
+
+    u = F.normalize(x.double(), dim=1)
+    cosines = (u @ u.T)[~torch.eye(128, dtype=torch.bool)]
+    assert found.evidence["input_correlation"] == pytest.approx(cosines.mean().item(), rel=1e-4)
+
+
+def test_a_tanh_that_is_stuck_at_its_bound_is_no_dead_relu():
+    torch.manual_seed(0)
+    model = Call(torch.tanh)
+    nn.init.constant_(model.first.bias, -25.0)
+    report = check(model, torch.randn(128, 20), select="dead-relu")
+
+    assert report.snapshot.by_name["/tanh"].flat.closed == 20
+    assert own(report) == []
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_biases_that_hold_units_down_are_told_and_set_to_zero(shifted):
+    torch.manual_seed(0)
+    model, x = Call(F.relu), torch.rand(256, 20)
+    if shifted:
+        nn.init.constant_(model.first.bias, -25.0)
+    else:  # held down by its weights
+        model.first.weight.data.abs_().mul_(-1)
+        nn.init.constant_(model.first.bias, 0.01)
+    [found] = alone(model, x)
+
+    assert found.evidence["share"] == 1
+    assert ("The biases before it average -25;" in found.message) == shifted
+    assert ("reset-bias" in [fix.kind for fix in found.fixes]) == shifted

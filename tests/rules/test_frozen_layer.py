@@ -78,6 +78,15 @@ class TestInTheMiddle:
         ]
         assert f"{layer}.weight is frozen" in rep.findings[0].message
 
+    def test_can_be_made_to_train_or_the_rule_be_ignored(self):
+        torch.manual_seed(0)
+        model = mlp()
+        model[2].requires_grad_(False)
+        [found] = findings(model, torch.randn(64, 16))
+        train, ignore = found.fixes
+        assert train.runnable
+        assert ignore.what == "If it is meant: ignore frozen-layer for this model."
+
     def test_a_convolution(self):
         torch.manual_seed(0)
         layers = []

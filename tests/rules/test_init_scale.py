@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -293,6 +294,12 @@ class TestSoundPropagation:
         model = mlp(6, times={0: times})
         assert severity(model, torch.randn(128, 32) / times) is None
 
+    @pytest.mark.parametrize("times", [0.1, 10])
+    def test_first_weights_that_make_up_for_half_of_the_inputs_scale_are_sound_too(self, times):
+        torch.manual_seed(0)
+        model = mlp(6, times={0: times})
+        assert severity(model, torch.randn(128, 32) / times**2) is None
+
     @pytest.mark.parametrize("times", [0.01, 1e-4])
     def test_small_first_weights_whose_biases_keep_the_scale_up_are_not(self, times):
         torch.manual_seed(0)
@@ -581,10 +588,12 @@ def stats(std, count=1_000_000, mean=0.0):
     return TensorStats(1000, count, 0, 0, 0, mean, std * std * count, -3 * std, 3 * std)
 
 
-def chain(offs, width=2000):
+def chain(offs, width=2000, last="relu"):
     """Layers of exactly known scale: He weights times ``offs``, inputs of second moment one."""
-    layers, nodes, parameters, gain = [], [Node("input")], [], math.sqrt(2)
+    layers, nodes, parameters = [], [Node("input")], []
     for k, off in enumerate(offs):
+        act = "relu" if k + 1 < len(offs) else last
+        gain = {"relu": math.sqrt(2), "tanh": 1.0}[act]
         weight_std = off * gain / math.sqrt(width)
         z = stats(off * gain)
         parameters.append(
@@ -595,8 +604,8 @@ def chain(offs, width=2000):
             Layer(f"{k}", "Linear", "linear", (1000, width), len(nodes) - 1, z, stats(1.0),
                   weight=Weight(f"{k}.weight", None, width, width))
         )  # fmt: skip
-        nodes.append(Node("relu", (len(nodes) - 1,), len(layers)))
-        layers.append(Layer(f"{k}a", "ReLU", "relu", (1000, width), len(nodes) - 1, stats(1.0), z))
+        nodes.append(Node(act, (len(nodes) - 1,), len(layers)))
+        layers.append(Layer(f"{k}a", "function", act, (1000, width), len(nodes) - 1, stats(1.0), z))
     nodes.append(Node("linear", (len(nodes) - 1,), len(layers)))
     layers.append(
         Layer("head", "Linear", "linear", (1000, 10), len(nodes) - 1, stats(1.0), stats(1.0),
@@ -668,6 +677,29 @@ class TestBoundaries:
         assert [f.severity for f in judged(chain([1.0, 1.0, 16.5, 1.0], width))] == ["note"]
         assert [f.severity for f in judged(chain([1.0, 1.0, 500.0, 1.0], width))] == ["warning"]
 
+    @pytest.mark.parametrize("width", [16, 32])
+    @pytest.mark.parametrize(("beyond", "expected"), [(0.98, "note"), (1.02, "warning")])
+    def test_the_chance_of_all_draws_of_weights_adds_up(self, width, beyond, expected):
+        # Four draws of k weights, each with 1/√(2k): 3.29 · √(4 / 2k) at 99.9 %.
+        chance = math.exp(3.29 * math.sqrt(4 / (2 * width**2)))
+        [found] = judged(chain([1.0, 1.0, 16 * chance * beyond, 1.0], width))
+        assert found.severity == expected
+
+    @pytest.mark.parametrize(("off", "expected"), [(100.0, "note"), (200.0, "warning")])
+    def test_the_chance_of_a_narrow_chain_is_that_of_the_activation_it_begins_with(
+        self, off, expected
+    ):
+        # By ReLU's band eight layers of 8 units may be off 138 times, by tanh's only 4 times.
+        offs = [1.0] * 4 + [1 / off] + [1.0] * 4
+        [found] = judged(chain(offs, width=8, last="tanh"))
+        assert found.severity == expected
+
+    def test_an_output_layer_whose_weights_were_not_measured_changes_nothing(self):
+        snapshot = chain([1.0, 1.0, 20.0])
+        unseen = replace(snapshot, parameters=snapshot.parameters[:-1])
+        [found] = judged(unseen)
+        assert (found.layer, found.severity) == ("2", "warning")
+
 
 @pytest.mark.parametrize("size", [8, 64, 1000])
 @pytest.mark.parametrize(("times", "expected"), [({}, None), ({3: 0.02}, "warning")])
@@ -676,7 +708,7 @@ def test_the_verdict_does_not_depend_on_the_size_of_the_batch(size, times, expec
     assert severity(mlp(6, times=times), torch.randn(size, 32)) == expected
 
 
-def test_layers_without_a_signal_are_left_to_the_rules_that_speak_of_them():
+def test_layers_without_a_signal_are_left_to_the_rules_that_report_them():
     torch.manual_seed(0)
     zero = mlp(4, times={2: 0.0})
     dead = mlp(4)

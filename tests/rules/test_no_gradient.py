@@ -567,3 +567,43 @@ def test_what_only_training_calls_is_a_note_in_evaluation_mode_and_no_fault_in_t
     found = {f.layer: f.severity for f in rep.findings}
     assert found == ({} if mode == "train" else {"aux.weight": "note", "aux.bias": "note"})
     assert all("in evaluation mode" in f.message for f in rep.findings)
+
+
+class TwoWeights(nn.Module):
+    """Both weights are the model's own; nothing comes back to the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(10, 16))
+        self.b = nn.Parameter(torch.randn(10, 16))
+
+    def forward(self, x):
+        return F.linear(x, self.a) + F.linear(x, self.b).detach()
+
+
+def test_a_weight_is_looked_for_at_the_call_that_uses_it():
+    torch.manual_seed(0)
+    [found] = check(TwoWeights(), torch.randn(64, 16)).findings
+
+    assert found.layer == "b"
+    assert "none comes back to /linear#2, " in found.message
+
+
+class Affine(nn.Module):
+    """A model without a single layer, whose shift is switched off."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale_and_shift = nn.ParameterList([torch.ones(10), torch.ones(10)])
+
+    def forward(self, x):
+        scale, shift = self.scale_and_shift
+        return x * scale + 0 * shift
+
+
+def test_where_there_are_no_layers_no_zero_is_by_construction():
+    torch.manual_seed(0)
+    rep = check(Affine(), torch.randn(64, 10), labels(64))
+
+    assert rep.snapshot.layers == ()
+    assert alarms(rep) == {"scale_and_shift.1": "warning"}

@@ -124,6 +124,12 @@ class TestHowFar:
             torch.manual_seed(seed)
             assert alone(stack(2, nn.Tanh), torch.randn(samples, 48)) == []
 
+    @pytest.mark.parametrize(("samples", "found"), [(1, False), (2, True)])
+    def test_a_spread_takes_two_samples(self, samples, found):
+        torch.manual_seed(0)
+        x = torch.randn(samples, 7, 48)  # steps of a sequence are no samples
+        assert bool(alone(stack(2, nn.Sigmoid), x)) == found
+
     def test_a_handful_of_stuck_units_does_not_decide(self):
         torch.manual_seed(0)
         model, x = stack(1, nn.Tanh), torch.randn(256, 48)
@@ -293,6 +299,11 @@ class TestThresholds:
     )
     def test_half_of_the_rows(self, one, found):
         assert self.severities(one=one) == [found]
+
+    def test_none_is_below_zero(self):
+        for name in ("ratio", "one_sign"):
+            with pytest.raises(nndiag.errors.SettingsError, match="lies between 0 and"):
+                judge.judge(self.snapshot(), NAME, thresholds={f"{NAME}.{name}": -0.1})
 
     def test_no_row_with_a_gradient_is_no_consequence(self):
         assert self.severities(one=0, of=0) == [("note", "ratio")]

@@ -138,6 +138,10 @@ class TestValues:
             "28 values are too few; give 32 or more",
         )
 
+    def test_it_takes_a_value_to_judge(self):
+        with pytest.raises(nndiag.errors.SettingsError, match="lies between 1 and"):
+            alone(through(torch.tanh), torch.randn(4, 16), thresholds={"saturation.values": 0})
+
     @pytest.mark.one_in(5)
     @pytest.mark.parametrize("activation", SMOOTH, ids=lambda a: type(a).__name__)
     @pytest.mark.parametrize("shift", [-30.0, 30.0])
@@ -471,6 +475,13 @@ class TestAttention:
         error = 4 * math.sqrt(share * (1 - share) / facts["rows_count"])
         assert facts["one_hot_count"] / facts["rows_count"] == pytest.approx(share, abs=error)
 
+    @pytest.mark.parametrize("how", ["fused", "softmax"])
+    def test_its_projections_are_drawn_again_with_their_biases_at_zero(self, how):
+        torch.manual_seed(0)
+        [found] = alone(Attention(how, 200), torch.randn(8, 6, 16))
+        [redraw] = [fix for fix in found.fixes if fix.kind == "redraw"]
+        assert "nn.init.zeros_" in redraw.code()
+
     def test_the_sick_block_of_a_transformer_is_named_and_leads(self):
         torch.manual_seed(0)
         block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
@@ -701,7 +712,7 @@ class TestHealth:
             layers[-3].weight.data.mul_(100)
         assert alone(nn.Sequential(*layers, nn.Linear(32, 4)), torch.randn(64, 32)) == []
 
-    def test_networks_trained_on_digits_are_quiet_and_one_thrown_off_is_not(self):
+    def test_networks_trained_on_digits_are_quiet_and_one_with_too_large_a_step_is_not(self):
         x, y = (torch.as_tensor(v) for v in load_digits(return_X_y=True))
         x = ((x - x.mean(0)) / (x.std(0) + 1.6)).float()
 

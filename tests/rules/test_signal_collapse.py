@@ -330,3 +330,19 @@ def test_from_eight_samples_on_it_judges(samples, judged):
     outcome = judge.judge(snapshot(1e-5, samples=samples), NAME)
     assert bool(outcome.findings) == judged
     assert bool(outcome.unjudged) != judged
+
+
+def test_a_collapse_behind_a_layer_that_has_another_way_beside_it_is_found():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.side = nn.Linear(32, 32)
+            self.body = mlp(10, nn.Sigmoid, nn.init.xavier_normal_)
+
+        def forward(self, x):
+            return self.body(x + self.side(x))
+
+    torch.manual_seed(0)
+    [found] = findings(Beside(), torch.randn(128, 32))
+    assert found.layer.startswith("body.")
+    assert found.severity == "error"

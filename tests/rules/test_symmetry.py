@@ -483,3 +483,43 @@ def test_two_units_are_enough_to_be_equal():
         nn.init.zeros_(layer.bias)
 
     assert findings(model, *data()) == [("0", "error")]
+
+
+def test_two_equal_units_of_sixteen_are_said_to_stay_equal():
+    torch.manual_seed(0)
+    model, (x, y) = mlp(width=16), data()
+    with torch.no_grad():
+        model[2].weight[1] = model[2].weight[0]
+        model[4].weight[:, 1] = model[4].weight[:, 0]
+    [found] = check(model, x, y).findings
+
+    assert (found.severity, found.evidence["kept_equal"]) == ("warning", 2)
+    assert found.summary == "2 of 16 units of 2 will stay equal."
+
+
+def test_of_an_embedding_of_constants_all_tokens_are_equal():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 16), nn.Flatten(), nn.Linear(80, 10))
+    nn.init.constant_(model[0].weight, 0.1)
+    [found] = check(model, torch.randint(0, 20, (64, 5)), torch.randint(0, 10, (64,))).findings
+
+    assert found.evidence["equal_units"] == found.evidence["units"] == 20
+    assert found.evidence["share"] == 1
+
+
+class Tempered(nn.GRU):
+    """A recurrent layer with a single number of its own."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+
+def test_a_single_number_beside_constant_matrices_makes_no_difference():
+    torch.manual_seed(0)
+    model = Recurrent(Tempered)
+    for p in model.rnn.parameters():
+        nn.init.constant_(p, 0.1)
+
+    found = findings(model, torch.randn(32, 6, 16), torch.randint(0, 10, (32,)))
+    assert found == [("rnn", "warning")]

@@ -637,6 +637,13 @@ class TestUnderflow:
             grad.square().mean().sqrt().item() / 2**-24, rel=0.1
         )
 
+    def test_of_a_format_whose_smallest_number_is_not_known_nothing_is_said(self):
+        torch.manual_seed(0)
+        snapshot = check(stack(4, nn.ReLU), torch.randn(128, 48)).snapshot
+        layers = tuple(replace(layer, dtype="float8_e5m2") for layer in snapshot.layers)
+        judged = judge.judge(replace(snapshot, layers=layers), NAME)
+        assert [o.status for o in judged.outcomes if o.rule == NAME] == ["passed"]
+
     def test_where_a_chain_underflows_to_zero_the_format_is_named(self):
         findings = self.judged(lambda: stack(12), torch.float16, 1.0)
         lead = findings[0]

@@ -354,10 +354,10 @@ def the_outputs_are_centred_as_theory_has_it(frames) -> Judged:
                     abs(rows["std"].mean() - std) / std_error)  # fmt: skip
         off[name] = (rows["mean"] / rows["std"]).mean()
     order = off["sigmoid"] > off["relu"] > off["elu"] > 0.1
-    told = ", ".join(f"{LABELS[n]} {off[n]:.2f}" for n in ("sigmoid", "relu", "elu", "tanh"))
+    ratios = ", ".join(f"{LABELS[n]} {off[n]:.2f}" for n in ("sigmoid", "relu", "elu", "tanh"))
     return Judged(
         worst < 4 and order,
-        f"mean/std {told}; the farthest of 20 is {worst:.1f} standard errors off theory",
+        f"mean/std {ratios}; the farthest of 20 is {worst:.1f} standard errors off theory",
         "2.40, 0.68, 0.20, 0 by quadrature; at most 4 standard errors",
     )  # fmt: skip
 

@@ -350,7 +350,7 @@ def gains_on(frames, arm, data=None):
     return {n: gain(frames, n, arm) for n, t in TRIALS.items() if data in (None, t.data)}
 
 
-def _told(found):
+def _gains_text(found):
     return "points gained: " + "; ".join(f"{n} {g} (p {number(g.p)})" for n, g in found.items())
 
 
@@ -362,7 +362,7 @@ def maxout_reads_digits_better_than_relu_of_its_width(frames) -> Judged:
     found = gains_on(frames, SAME_WIDTH, "digits")
     return Judged(
         all(g.mean > 0 and g.p < LEVEL for g in found.values()),
-        _told(found),
+        _gains_text(found),
         f"no gain: p over {number(LEVEL)}",
     )
 
@@ -373,7 +373,7 @@ def maxout_does_no_better_than_relu_of_as_many_parameters(frames) -> Judged:
     return Judged(
         all(g.p > LEVEL for g in large.values())
         and all(large[name].mean < g.mean / 2 for name, g in wide.items()),
-        _told(large),
+        _gains_text(large),
         f"no gain: p over {number(LEVEL)}",
     )
 

@@ -374,8 +374,8 @@ def tables(frames):
             summary(
                 frames["leak"], {"drift": "drift of the test set, sd"},
                 {
-                    f"{side}{column}": f"{told}, {heading}"
-                    for side, told in (("train", "training rows"), ("all", "all"), ("own", "each"))
+                    f"{side}{column}": f"{label}, {heading}"
+                    for side, label in (("train", "training rows"), ("all", "all"), ("own", "each"))
                     for column, heading in (("", "accuracy"), (" mean", "drift seen, sd"))
                 },
             ),
@@ -468,15 +468,15 @@ def _condition(frames, name, step):
     return float(where(frames["conditioning"], data=name, step=step)["condition"].iloc[0])
 
 
-def scaling_cures_unlike_units_and_leaves_pixels_as_they_were(frames) -> Judged:
-    holds, told = True, []
+def scaling_helps_unlike_units_and_leaves_pixels_as_they_were(frames) -> Judged:
+    holds, parts = True, []
     for name in ("wine", "cancer"):
         raw, scaled = _steps(frames, name, "raw"), _steps(frames, name, "scaled")
         before, after = best(frames, name, "raw")[1], best(frames, name, "scaled")[1]
         gain = _condition(frames, name, "centred") / _condition(frames, name, "scaled")
         holds &= (raw >= CAP).all() and scaled.max() < CAP / 100
         holds &= after.max() < before.min() / 10 and gain > 1000
-        told.append(
+        parts.append(
             f"{name} {late(raw, CAP)} steps to {number(scaled.mean())} "
             f"(net: {late(before, NET_CAP)} to {number(after.mean())})"
         )
@@ -485,9 +485,9 @@ def scaling_cures_unlike_units_and_leaves_pixels_as_they_were(frames) -> Judged:
     )
     ratio = _condition(frames, "patches", "scaled") / _condition(frames, "patches", "centred")
     holds &= 0.5 < after_mean / before_mean < 2 and 0.5 < ratio < 2
-    told.append(f"patches {number(before_mean)} to {number(after_mean)}, κ × {number(ratio)}")
+    parts.append(f"patches {number(before_mean)} to {number(after_mean)}, κ × {number(ratio)}")
     return Judged(
-        holds, "; ".join(told), "a hundredfold or more for measurements; × 0.5 to 2 for pixels"
+        holds, "; ".join(parts), "a hundredfold or more for measurements; × 0.5 to 2 for pixels"
     )
 
 
@@ -545,8 +545,8 @@ def _removed(frames, name, subtraction):
 
 
 def the_mean_of_each_image_takes_its_brightness_with_it(frames) -> Judged:
-    told = where(frames["means"], data="photographs").set_index(["subtracted", "seed"])
-    share = told["by brightness"]
+    means = where(frames["means"], data="photographs").set_index(["subtracted", "seed"])
+    share = means["by brightness"]
     removed = _removed(frames, "photographs", "mean of each image")
     before, after = share["mean of each channel"], share["mean of each image"]
     width = 4 * math.sqrt(0.25 / (260 * CUTS))
@@ -590,14 +590,14 @@ def a_leaking_scaler_hides_the_drift_rather_than_flattering(frames) -> Judged:
 
 
 def nndiag_sees_raw_measurements_by_the_units_that_they_saturate(frames) -> Judged:
-    told = frames["verdicts"].set_index("network")
-    tanh = told[told.index.str.startswith("tanh")]
+    verdicts = frames["verdicts"].set_index("network")
+    tanh = verdicts[verdicts.index.str.startswith("tanh")]
     raw = tanh.index.str.endswith("raw")
     return Judged(
         tanh[raw].leading.str.startswith("saturation at 1").all()
         and (tanh[~raw].verdict == "healthy").all()
-        and told.verdict["ReLU: wine, raw"] == "healthy",
-        "; ".join(f"{n}: {r.leading}" for n, r in told.iterrows()),
+        and verdicts.verdict["ReLU: wine, raw"] == "healthy",
+        "; ".join(f"{n}: {r.leading}" for n, r in verdicts.iterrows()),
         "saturation in the first layer for the three raw tanh nets, none for the others: what ReLU "
         "makes of large inputs is in proportion to them, and no rule asks how large they are",
     )

@@ -473,15 +473,15 @@ def a_best_rate_at_the_border_means_look_further(frames) -> Judged:
             f"{name}: {r.top_tenth:.0%} in the last tenth, {r.best:.1%} found"
             for name, r in found.iterrows()
         ),
-        "10 % in any tenth, if the place told nothing",
+        "10 % in any tenth, if the place did not matter",
     )
 
 
 def nndiag_passes_regularised_and_overfitted_networks_alike(frames) -> Judged:
-    told, train = frames["verdicts"], frames["runs"]["train"]
+    verdicts, train = frames["verdicts"], frames["runs"]["train"]
     return Judged(
-        (told.verdict == "healthy").all() and (train > 0.99).all(),
-        f"{(told.verdict == 'healthy').sum()} of {len(told)} healthy; training accuracy at least "
-        f"{train.min():.1%}",
+        (verdicts.verdict == "healthy").all() and (train > 0.99).all(),
+        f"{(verdicts.verdict == 'healthy').sum()} of {len(verdicts)} healthy; training accuracy "
+        f"at least {train.min():.1%}",
         "healthy: nndiag sees one batch, and has no rule for overfitting",
     )

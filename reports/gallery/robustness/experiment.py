@@ -415,7 +415,7 @@ def training_on_fgsm_helps_against_what_it_never_showed(frames) -> Judged:
     )
 
 
-def shifted_images_cure_shifts_and_nothing_else(frames) -> Judged:
+def shifted_images_help_against_shifts_and_nothing_else(frames) -> Judged:
     own = gain(frames, "shift-trained", "shift", 1.0)
     lost = {n: gain(frames, "shift-trained", n, v) for n, v in SHOWN if n not in ("clean", "shift")}
     other = gain(frames, "noise-trained", "shift", 1.0)
@@ -461,11 +461,11 @@ def large_logits_blind_the_attack_and_protect_nothing(frames) -> Judged:
 
 
 def nndiag_calls_fragile_and_robust_networks_healthy_alike(frames) -> Judged:
-    told = frames["verdicts"].set_index("network")
-    left = _accuracy(frames, "PGD", EPS).mean()[list(told.index)]
+    verdicts = frames["verdicts"].set_index("network")
+    left = _accuracy(frames, "PGD", EPS).mean()[list(verdicts.index)]
     return Judged(
-        set(told.verdict) == {"healthy"} and left.max() - left.min() > 0.3,
-        f"{(told.verdict == 'healthy').sum()} of {len(told)} healthy; accuracy under PGD from "
-        f"{left.min():.1%} ({left.idxmin()}) to {left.max():.1%} ({left.idxmax()})",
+        set(verdicts.verdict) == {"healthy"} and left.max() - left.min() > 0.3,
+        f"{(verdicts.verdict == 'healthy').sum()} of {len(verdicts)} healthy; accuracy under PGD "
+        f"from {left.min():.1%} ({left.idxmin()}) to {left.max():.1%} ({left.idxmax()})",
         "no rule for robustness: healthy",
     )

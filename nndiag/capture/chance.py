@@ -1,0 +1,51 @@
+"""How often a unit with random weights is never active on the very inputs that a layer has."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from nndiag.layout import Pending, as_double, is_on_cpu
+
+__all__ = ["MOST_VALUES", "never_active"]
+
+MOST_VALUES = 1 << 18
+"""Larger inputs are not looked at: many inputs in many dimensions need no draw."""
+_FEWEST, _MOST = 128, 2048
+_PRODUCTS = 1 << 25  # multiplications for one layer: some milliseconds
+
+
+@torch.no_grad()
+def never_active(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, z: torch.Tensor
+) -> Pending | None:
+    """Of random units that read ``x``, how many there are and how many are never above zero.
+
+    None where every unit of ``z``, the layer's own output, was active: then nobody asks.
+
+    The draws are uniform, as torch draws linear layers. Their scale is that of ``weight``; the
+    biases are those of ``bias``, but no larger than torch's own, since biases can be what is wrong.
+    """
+    if is_on_cpu(z) and bool((z.reshape(-1, z.shape[-1]).amax(0) > 0).all()):
+        return None
+    rows = x.reshape(-1, x.shape[-1]).to(torch.float32)
+    features = rows.shape[1]
+    units = min(max(_PRODUCTS // max(rows.numel(), 1), _FEWEST), _MOST)
+    # Of its own, so that the model's random numbers stay what they are.
+    generator = torch.Generator("cpu").manual_seed(0)
+    draw = torch.rand(features + 1, units, generator=generator, dtype=torch.float32, device="cpu")
+    draw = (2 * math.sqrt(3) * (draw - 0.5)).to(rows.device, non_blocking=True)  # variance 1
+    shift = 0.0 if bias is None else _rms(bias).clamp(max=1 / math.sqrt(3 * features))
+    drawn = rows @ (draw[:-1] * _rms(weight)) + draw[-1] * shift
+    closed = (drawn.amax(0) <= 0).sum()
+
+    def read(values: np.ndarray) -> dict[str, float]:
+        return {"random_units_count": float(units), "random_closed_count": float(values[0])}
+
+    return Pending(as_double(closed).reshape(1), read)
+
+
+def _rms(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.float32).square().mean().sqrt()

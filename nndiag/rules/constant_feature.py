@@ -1,0 +1,107 @@
+"""Columns of the data that have the same value in every sample.
+
+What it does
+------------
+
+Counts the columns of the raw input that do not vary. A few are a note. It is a warning where most
+columns are constant, or every sample of the batch is the same.
+
+Why it matters
+--------------
+
+A constant column tells nothing: its weights are a second bias. Where most are constant, something
+went wrong before: a wrong column was read, values were rounded away, one sample was repeated.
+
+When it is no fault
+-------------------
+
+Zeros are not counted where there are many columns: the corners of images, and words that no text of
+the batch uses. Ids, masks and one-hot columns are not judged.
+
+Sick::
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    batch = torch.randn(128, 8)
+    batch[:, 1:7] = 0.5
+
+Well::
+
+    batch = torch.randn(128, 8)
+
+References: Pyle 1999, "Data Preparation for Data Mining", section 4.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nndiag import flow
+from nndiag.entrance import entrances
+from nndiag.fixes.fix import advice
+from nndiag.rule import Finding, Rule, Threshold, Thresholds
+from nndiag.stats import Snapshot
+
+__all__ = ["MANY", "RULE", "check"]
+
+MANY = 32
+"""Columns. Of so many, some that are zero are the corners of an image, or rare words."""
+
+RULE = Rule(
+    code="ND605",
+    name="constant-feature",
+    severity="warning",
+    about="input",
+    thresholds={
+        "share": Threshold(
+            0.5, "derived: where most columns are constant, the data are not what is meant", 0, 1,
+            "share",
+        ),
+        "samples": Threshold(
+            64, "derived: 0.95^64 < 4 %: a value that 5 % of the samples do not have would show", 2
+        ),
+    },
+    fixes=(
+        advice(
+            "Look at how these columns are read and prepared, and drop those that are constant.",
+            "",
+            "x = x[:, x.std(0) > 0]",
+        ),
+    ),
+)  # fmt: skip
+
+
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
+    found = entrances(snapshot)
+    for name, (columns, layers) in found.items():
+        if not columns.numbers or not layers or columns.samples < thresholds.samples:
+            continue
+        if len(columns.shape) > 2 or len(columns.at) < 2:  # channels and positions tell less
+            continue
+        still = [
+            (at, low)
+            for at, low, high in zip(columns.at, columns.min, columns.max, strict=True)
+            if high - low <= 1e-6 * max(abs(low), abs(high))
+        ]
+        every = len(still) == len(columns.at)
+        nonzero = [pair for pair in still if pair[1]]
+        many = len(columns.at) > MANY
+        if not still or (every and not nonzero) or (many and not nonzero):
+            continue
+        share = len(nonzero if many else still) / len(columns.at)
+        most = share > thresholds.share and len(found) == 1
+        at = ", ".join(str(k) for k, _ in still[:4]) + (", …" if still[4:] else "")
+        of = f"{len(still):,} of {flow.plural(len(columns.at), 'column')}"
+        have = "has" if len(still) == 1 else "have"
+        yield RULE.finding(
+            name,
+            f"{of} {have} one value in all {columns.samples:,} samples: {at}."
+            + (" Every sample is the same." if every else ""),
+            summary=f"The network has little to learn from: {of} of {name} {have} one value."
+            if most
+            else f"{of} of {name} {have} one value in every sample.",
+            severity="warning" if most else "note",
+            against=("share", thresholds),
+            location=layers[0].location,
+            evidence={"share": share, "constant": len(still), "columns": len(columns.at)},
+        )

@@ -1,0 +1,54 @@
+"""constant-feature: a few constant columns are a note; most of them, a warning."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import nndiag
+
+NAME = "constant-feature"
+X = torch.randn(128, 8, generator=torch.Generator().manual_seed(3))
+
+
+def severities(x, d=8):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(d, 16), nn.ReLU(), nn.Linear(16, 2))
+    report = nndiag.check(model, x, config=False)
+    return [f.severity for f in report.findings if f.rule == NAME]
+
+
+def still(count, value=0.5):
+    x = X.clone()
+    x[:, :count] = value
+    return x
+
+
+def test_most_columns_are_a_warning_and_half_of_them_a_note():
+    assert severities(still(5)) == ["warning"]
+    assert severities(still(4)) == ["note"]
+    assert severities(still(1)) == ["note"]
+    assert severities(X) == []
+
+
+def test_zeros_among_many_columns_are_the_corners_of_images():
+    images = torch.rand(128, 64)
+    images[:, :40] = 0
+
+    assert severities(images, 64) == []
+    assert severities(torch.zeros(128, 8)) == []
+
+
+def test_few_samples_and_yes_or_no_columns_are_not_judged():
+    assert severities(still(5)[:32]) == []
+    assert severities((still(5) > 0).float()) == []
+
+
+def test_a_batch_of_one_sample_repeated_explains_the_collapse():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    report = nndiag.check(model, X[:1].expand(128, -1), config=False)
+
+    assert report.findings[0].rule == NAME
+    assert "Every sample is the same" in report.findings[0].message
+    assert [f.rule for f in report.at_least("warning") if f.cause is None] == [NAME]
