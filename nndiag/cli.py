@@ -224,8 +224,8 @@ def check(
         str | None,
         typer.Option(
             metavar="TARGET",
-            help="The training's optimiser, or optimizer(parameters) that makes it. With --fix: what "
-            "--trial trains with; Adam by default.",
+            help="The training's optimiser, or optimizer(parameters) that makes it. With --fix: "
+            "what --trial trains with; Adam by default.",
         ),
     ] = None,
     force: Annotated[
@@ -265,13 +265,14 @@ def check(
             None if target is None else load(target),
             None if loss is None else load(loss, is_function=True),
         )
-        trainer = None if optimizer is None else load(optimizer, is_function=True)
         chosen: dict[str, Any] = {
             "select": _words(select),
             "ignore": _words(ignore),
             "thresholds": thresholds,
             "seed": seed,
         }
+        if optimizer is not None:
+            chosen["optimizer"] = load(optimizer, is_function=True)
         if fix:
             from nndiag.fixes.repair import repair
 
@@ -280,12 +281,11 @@ def check(
                 allow=allow.value,
                 trained=trained,
                 trial_steps=trial,
-                optimizer=trainer,
                 **chosen,
             )
             report = repaired.after
         else:
-            report = run(*inputs, optimizer=trainer, **chosen)
+            report = run(*inputs, **chosen)
     if fix:
         _show_repair(repaired, formats, output, saved_as, force, quiet)
     else:

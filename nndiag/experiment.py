@@ -226,9 +226,9 @@ class Group:
     """A group of parameters of an optimiser, and its settings.
 
     ``optimizer``: its class; ``index``: which one of several. ``initial_lr``, ``max_lr``: what a
-    schedule has put beside the rate. ``later``: how long later steps are
-    beside the first one, which gathers no momentum and knows no scale. ``decoupled``: weight decay
-    is no part of the gradient. ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
+    schedule has put beside the rate. ``later``: how long later steps are beside the first one,
+    which has no momentum and no scale yet. ``decoupled``: weight decay is no part of the gradient.
+    ``held``: the model's parameters, by name; ``foreign``: the shapes of all others.
     """
 
     optimizer: str

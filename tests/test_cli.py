@@ -220,6 +220,17 @@ class TestArguments:
             "seed": 3,
         }
 
+    def test_an_optimiser_is_an_object_a_class_or_a_function_of_the_parameters(self, run, stub):
+        Path("opt.py").write_text(
+            "import torch\nfrom net import net\nadam = torch.optim.Adam(net.parameters())\n"
+            "def sgd(parameters): return torch.optim.SGD(parameters, 0.1)\n"
+        )
+        for target, name in (("opt.py:adam", "Adam"), ("opt.py:sgd", "sgd"),
+                             ("torch.optim:AdamW", "AdamW")):  # fmt: skip
+            run(*CHECK, "--optimizer", target)
+            given = stub.options["optimizer"]
+            assert getattr(given, "__name__", type(given).__name__) == name
+
     def test_what_is_not_given_is_left_to_check(self, run, stub):
         run(*CHECK)
 

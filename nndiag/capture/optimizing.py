@@ -24,7 +24,7 @@ from nndiag.errors import OptimizerError
 from nndiag.experiment import Group, Optimizer, Update
 from nndiag.loss import LossMaker
 
-__all__ = ["FAR", "NEAR", "Trial", "filled", "held_by", "optimizers_of", "try_steps"]
+__all__ = ["AGAIN", "FAR", "NEAR", "Trial", "filled", "held_by", "optimizers_of", "try_steps"]
 
 FAR = (100.0, 1000.0)
 """How many times the step is taken where one of it lowers the loss."""
@@ -113,7 +113,7 @@ def held_by(optimizers: Iterable[TorchOptimizer], named: Mapping[str, nn.Paramet
                 if name is not None:
                     held.append(name)
                     times[name] = times.get(name, 0) + 1
-                elif (name := memory.get(_memory(p))) is not None:
+                elif (key := _memory(p)) is not None and (name := memory.get(key)) is not None:
                     copies.append(name)
                 else:
                     shapes.append(tuple(p.shape))
@@ -175,7 +175,7 @@ def _memory(p: torch.Tensor) -> tuple[int, int] | None:
         start = p.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse, or a subclass without a storage
         return None
-    return (start, p.storage_offset()) if start else None
+    return (start, int(p.storage_offset())) if start else None
 
 
 # -- its step ----------------------------------------------------------------------------------

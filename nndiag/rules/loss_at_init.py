@@ -86,6 +86,10 @@ RULE = Rule(
     },
     caused_by=(
         "training-damage",
+        "input-missing",
+        "input-scale",
+        "input-outliers",
+        "target-scale",
         "non-finite",
         "output-activation",
         "loss-mismatch",

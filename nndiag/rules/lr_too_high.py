@@ -19,9 +19,9 @@ When it is no fault
 
 One step that raises the loss is no fault. Adam's first step is as long as the rate allows, whatever
 the gradient, and the next ones bring the loss back. In a trained network, where a new optimiser has
-to find its scale first, it is a note. With momentum, steps grow tenfold over the first twenty: a
-rate that only these show to be too high is not seen here. Training loops that clip gradients stay within
-bounds at rates that are too high without: the clipping is not seen here.
+to find its scale first, it is a note. Training loops that clip gradients stay within bounds at
+rates that are too high without: the clipping is not seen here. With momentum, steps grow tenfold
+over the first twenty: a rate that only these show to be too high is not seen either.
 
 Sick::
 

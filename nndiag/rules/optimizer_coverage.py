@@ -92,7 +92,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     trained = [p for p in snapshot.parameters if p.trainable and p.grad is not None]
     missing = [p for p in trained if p.name not in held]
     frozen = [p for p in snapshot.parameters if p.name in held and not p.trainable]
-    evidence = {
+    evidence: dict[str, float] = {
         "missing": len(missing),
         "trained": len(trained),
         "frozen": len(frozen),

@@ -346,8 +346,11 @@ class TestPenalties:
 
     def test_a_penalty_on_the_weights(self):
         model = net()
-        rest = self.rest(lambda m: lambda o, t: F.cross_entropy(o, t) + 0.1 * sum(
-            (p**2).sum() for n, p in m.named_parameters() if n.endswith("weight")), model)  # fmt: skip
+        weights = [p for n, p in model.named_parameters() if n.endswith("weight")]
+        rest = self.rest(
+            lambda m: lambda o, t: F.cross_entropy(o, t) + 0.1 * sum((p**2).sum() for p in weights),
+            model,
+        )
         assert rest == {
             name: pytest.approx(0.2 * float(p.detach().norm()), rel=1e-5)
             for name, p in model.named_parameters() if name.endswith("weight")

@@ -13,6 +13,20 @@ def test_a_healthy_model_passes_without_a_word(inner, section):
     assert section(result) == []
 
 
+def test_the_optimiser_is_judged_too(inner):
+    result = inner(
+        """
+def test_rate(diagnose):
+    inputs, classes = torch.randn(64, 4), torch.arange(64) % 3
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    diagnose(model, inputs, classes, F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.0))
+"""
+    )
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*error[[]ND802[]] no-update"])
+
+
 @both
 def test_a_sick_model_fails_with_its_report_and_no_frame_of_ours(inner):
     result = inner(SICK)

@@ -79,7 +79,7 @@ def test_a_rate_too_small_to_move_anything_is_told_from_that():
 
 @pytest.mark.parametrize(("dtype", "rate"), [(torch.bfloat16, 1e-5), (torch.float16, 1e-6)])
 def test_updates_that_half_precision_rounds_away_are_a_warning(dtype, rate):
-    [(rule, severity, message)] = [
+    [(_, severity, message)] = [
         f for f in found(net(dtype), lambda p: torch.optim.Adam(p, rate, eps=1e-4))
         if f[0] == NAME
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""optimizer-coverage: what trains and is not held, what is held and does not train, what is both."""
+"""optimizer-coverage: what trains and is not held, and what is held and does not train."""
 
 from __future__ import annotations
 
