@@ -605,7 +605,7 @@ def test_dead_units_on_few_features_are_an_alarm_all_the_same(binary):
     x = torch.randint(0, 2, (256, 2)).float() if binary else torch.rand(256, 2)
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 2))
     nn.init.constant_(model[0].bias[:48], -20.0)
-    [found] = check(model, x).findings
+    [found] = alone(model, x)
     assert found.severity == "warning"
     assert 0 < found.evidence["healthy_bound"] < 48
 
