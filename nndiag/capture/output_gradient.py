@@ -20,7 +20,7 @@ class OutputGradient:
     def __init__(self, output: Any) -> None:
         self._zero: list[torch.Tensor] = []
         self._handles = [
-            x.register_hook(self._look)
+            x.register_hook(self._look)  # type: ignore[no-untyped-call]  # of torch
             for x in tensors_in(output)
             if x.requires_grad and x.dim() and 0 < x.numel() <= MOST_VALUES and not x.is_nested
         ]

@@ -178,6 +178,7 @@ def _judge(snapshot: Snapshot, layer: Layer, thresholds: Thresholds, confidence:
     assert flat is not None
     assert flat.open is not None
     units, dead, samples = len(flat.open), flat.closed, flat.samples
+    seen = flow.plural(samples, "sample")
     correlation = _input_correlation(snapshot, layer)
     drawn, off = (int(layer.facts.get(f"random_{n}_count", 0)) for n in ("units", "closed"))
     known = drawn > 0 or not math.isnan(correlation)
@@ -197,7 +198,7 @@ def _judge(snapshot: Snapshot, layer: Layer, thresholds: Thresholds, confidence:
     which = f"{dead:,} of {flow.plural(units, 'unit')}"
     they = "it is" if dead == 1 else "they are"
     message = (
-        f"{which} {'was' if dead == 1 else 'were'} {never} on {samples:,} samples. At 95 % "
+        f"{which} {'was' if dead == 1 else 'were'} {never} on {seen}. At 95 % "
         f"confidence {they} active on less than {number(theory.activity_bound(samples), 'share')} "
         f"of inputs. A random layer of this width has at most {healthy:,} such units"
         + ("." if known else ", however similar its inputs are.")
@@ -206,12 +207,12 @@ def _judge(snapshot: Snapshot, layer: Layer, thresholds: Thresholds, confidence:
     if bias < -2 * spread:
         message += f" The biases before it average {bias:.2g}; the values they shift have std "
         message += f"{spread:.2g}."
-    summary = f"{which} of {layer.name} will not learn: never active on {samples:,} samples."
+    summary = f"{which} of {layer.name} will not learn: never active on {seen}."
     if severity == "error":
         message += " The layers after it no longer depend on the input."
         summary = f"The output will not depend on the input: all units of {layer.name} are dead."
     elif severity == "note":
-        summary = f"{which} of {layer.name} may not learn: never active on {samples:,} samples."
+        summary = f"{which} of {layer.name} may not learn: never active on {seen}."
     return RULE.finding(
         layer,
         message,

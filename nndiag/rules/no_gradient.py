@@ -352,9 +352,9 @@ def _end_at(snapshot: Snapshot, layer: Layer) -> _End:
     name = f"the output {layer.kind}" if is_output and flow.is_module(layer) else layer.name
     act, flat = flow.act_of(layer), layer.flat
     p = snapshot.parameter.get(layer.weight.name) if layer.weight is not None else None
-    if layer.options.get("length") == 1 and layer.op in ops.DISTRIBUTIONS:
+    if layer.options.get("length") == 1:
         short = f"{layer.op} over one unit at {layer.name}"
-        says = f"The gradient ends at a {short}: a softmax of one value is 1, whatever it is"
+        says = f"The gradient ends at a {short}: of one value it is constant"
         return _End(layer, short, says, (*_over_one(snapshot, layer, is_output),), fixed=True)
     if act is not None and flat is not None and flat.flat and act.family == "rectifier":
         off = (

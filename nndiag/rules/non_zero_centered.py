@@ -53,7 +53,7 @@ import numpy as np
 from nndiag import flow, ops, theory
 from nndiag.fixes import propose
 from nndiag.fixes.fix import advice
-from nndiag.rule import Finding, Rule, Threshold, Thresholds
+from nndiag.rule import Finding, Rule, Threshold, Thresholds, Unjudged
 from nndiag.stats import Layer, Snapshot
 
 __all__ = ["RULE", "check"]
@@ -83,6 +83,12 @@ RULE = Rule(
         "fan_in": Threshold(
             8, "derived: below 8 inputs one sign is no rarity (2^(1-8) = 0.8 %)", 1
         ),
+        "samples": Threshold(
+            8,
+            "derived: the error signals of n samples all have one sign by chance with 2^(1-n): "
+            "0.8 % for 8, half of the time for 2",
+            1,
+        ),
     },
     caused_by=(
         "training-damage",
@@ -109,11 +115,17 @@ RULE = Rule(
 )
 
 
-def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
+def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unjudged]:
     noted: list[tuple[Layer, float]] = []
+    too_few = 0  # samples of what would be judged with more of them
     for layer in flow.hidden_activations(snapshot):
         act, ratio = flow.act_of(layer), _ratio(layer)
-        if act is None or layer.output.nonfinite or not ratio >= thresholds.ratio:
+        if act is None or layer.output.nonfinite:
+            continue
+        if layer.output.samples < thresholds.samples:
+            too_few = max(too_few, layer.output.samples)
+            continue
+        if not ratio >= thresholds.ratio:
             continue
         one, of = _one_sign(snapshot, layer, thresholds)
         # All networks with ReLU and its variants have this; a sigmoid can be replaced by a tanh.
@@ -121,6 +133,12 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
             yield _warn(snapshot, layer, ratio, one, of, thresholds)
         else:
             noted.append((layer, ratio))
+    if too_few:
+        yield RULE.unjudged(
+            "(model)",
+            f"{flow.plural(too_few, 'sample is', 'samples are')} too few; give "
+            f"{thresholds.samples:.0f} or more",
+        )
     if noted:
         layer, ratio = max(noted, key=lambda item: item[1])
         yield RULE.finding(

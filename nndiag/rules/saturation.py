@@ -181,9 +181,8 @@ def _activation(
     )
     if units:
         are = "is" if flat.closed == 1 else "are"
-        message += (
-            f" {flat.closed:,} of {flow.plural(units, 'unit')} {are} saturated on all "
-            f"{flat.samples:,} samples."
+        message += f" {flat.closed:,} of {flow.plural(units, 'unit')} {are} saturated on " + (
+            "the only sample." if flat.samples == 1 else f"all {flat.samples:,} samples."
         )
     std = layer.input.std if layer.input is not None else float("nan")
     message += f" Its inputs have std {std:.3g}."

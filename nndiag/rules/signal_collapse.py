@@ -122,7 +122,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     if snapshot.samples < thresholds.samples:
         yield RULE.unjudged(
             "(model)",
-            f"{snapshot.samples} samples are too few; give {thresholds.samples:.0f} or more",
+            f"{flow.plural(snapshot.samples, 'sample is', 'samples are')} too few; give "
+            f"{thresholds.samples:.0f} or more",
         )
         return
     varying = _varying_inputs(snapshot)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -598,3 +600,60 @@ def test_biases_that_hold_units_down_are_told_and_set_to_zero(shifted):
     assert found.evidence["share"] == 1
     assert ("The biases before it average -25;" in found.message) == shifted
     assert ("reset-bias" in [fix.kind for fix in found.fixes]) == shifted
+
+
+def healthy_at_init(seeds):
+    """Torch's own layers on few features, one or two hidden layers of them."""
+    kinds = {
+        "binary": lambda d: torch.randint(0, 2, (256, d)).float(),
+        "uniform": lambda d: torch.rand(256, d),
+        "normal": lambda d: torch.randn(256, d),
+    }
+    for seed, features, width, (kind, draw), depth in itertools.product(
+        seeds, (2, 3, 4, 6, 8), (8, 16, 32, 64), kinds.items(), (1, 2)
+    ):
+        name = f"{kind}-{features}-{width}-{depth}-{seed}"
+        torch.manual_seed(zlib.crc32(name.encode()))
+        layers = [nn.Linear(features, width), nn.ReLU()]
+        if depth == 2:
+            layers += [nn.Linear(width, width), nn.ReLU()]
+        yield name, nn.Sequential(*layers, nn.Linear(width, 2)), draw(features)
+
+
+def alarmed(networks):
+    return [name for name, model, x in networks if not check(model, x).ok]
+
+
+def test_few_features_are_no_alarm_at_torchs_own_initialisation():
+    networks = [n for n in healthy_at_init((0,)) if n[0].startswith(("binary-2", "uniform-2"))]
+    assert len(networks) == 16
+    assert alarmed(networks) == []
+
+
+@pytest.mark.exhaustive
+def test_few_features_are_no_alarm_in_any_of_480():
+    networks = list(healthy_at_init(range(4)))
+    assert len(networks) == 480
+    assert alarmed(networks) == []
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_dead_units_on_few_features_are_an_alarm_all_the_same(binary):
+    torch.manual_seed(0)
+    x = torch.randint(0, 2, (256, 2)).float() if binary else torch.rand(256, 2)
+    model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 2))
+    nn.init.constant_(model[0].bias[:48], -20.0)
+    [found] = alone(model, x)
+    assert found.severity == "warning"
+    assert 0 < found.evidence["healthy_bound"] < 48
+
+
+def test_the_draw_gives_the_share_of_random_units_that_are_off():
+    torch.manual_seed(0)
+    corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(32, 1)
+    model = nn.Sequential(nn.Linear(2, 400), nn.ReLU(), nn.Linear(400, 2))
+    facts = check(model, corners).snapshot.by_name["1"].facts
+    share = facts["random_closed_count"] / facts["random_units_count"]
+    fresh = nn.Linear(2, 100_000)
+    truth = float((fresh(corners).amax(0) <= 0).float().mean())
+    assert share == pytest.approx(truth, abs=0.03)

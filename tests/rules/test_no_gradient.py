@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -607,3 +609,264 @@ def test_where_there_are_no_layers_no_zero_is_by_construction():
 
     assert rep.snapshot.layers == ()
     assert alarms(rep) == {"scale_and_shift.1": "warning"}
+
+
+class Functional(nn.Module):
+    def __init__(self, function, units=1):
+        super().__init__()
+        self.body, self.head = nn.Linear(16, 8), nn.Linear(8, units)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.head(torch.tanh(self.body(x))))
+
+
+class TestWhereItEnds:
+    @pytest.mark.parametrize(
+        "softmax", [nn.Softmax(1), lambda x: F.softmax(x, 1), lambda x: x.log_softmax(-1)]
+    )
+    def test_at_a_softmax_over_one_unit(self, softmax):
+        torch.manual_seed(0)
+        rep = check(Functional(softmax), torch.randn(64, 16), torch.rand(64, 1), F.mse_loss)
+        [found] = rep.findings
+        assert (found.layer, found.severity) == ("(model)", "error")
+        assert "softmax over one unit at " in found.message
+        assert found.origin in rep.snapshot.by_name
+        assert "Identity" in found.fixes[0].what
+
+    def test_the_fix_for_a_probability_is_a_sigmoid_and_it_helps(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1), nn.Softmax(1))
+        x, y = torch.randn(64, 16), torch.randint(0, 2, (64, 1)).float()
+        [found] = check(model, x, y, F.binary_cross_entropy).findings
+        found.fixes[0].apply(model)
+        assert isinstance(model[3], nn.Sigmoid)
+        assert check(model, x, y, F.binary_cross_entropy).findings == ()
+
+    def test_at_an_output_relu_that_is_off_on_every_sample(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1), nn.ReLU())
+        nn.init.constant_(model[2].bias, -10.0)
+        x = torch.randn(7, 1)
+        [found] = check(model, x, x, F.mse_loss).findings
+        assert "the output ReLU is off on 7 of 7 samples" in found.message
+        assert found.origin == "3"
+        found.fixes[0].apply(model)
+        assert alarms(check(model, x, x, F.mse_loss)) == {}
+
+    def test_in_the_loss(self):
+        torch.manual_seed(0)
+        model, x = mlp(2), torch.randn(64, 16)
+        rep = check(model, x, labels(64), lambda out, t: out.clamp(50, 60).mean())
+        [found] = rep.findings
+        assert found.origin == ""
+        assert "dL/doutput is zero on all 64 rows" in found.message
+
+    def test_rows_of_the_output_without_a_gradient_are_counted(self):
+        torch.manual_seed(0)
+        rep = check(mlp(2), torch.randn(64, 16), labels(64), lambda out, t: out[:10].square().sum())
+        assert rep.snapshot.experiment.output_rows == 64
+        assert rep.snapshot.experiment.output_zero_rows == 54
+
+    def test_a_single_layer_is_told_where_its_gradient_ends(self):
+        class Attention(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.score, self.value = nn.Linear(16, 1), nn.Linear(16, 8)
+                self.head = nn.Linear(8, 10)
+
+            def forward(self, x):
+                weights = F.softmax(self.score(x).flatten(0, 1), dim=1).view(*x.shape[:2], 1)
+                return self.head((weights * self.value(x)).sum(1))
+
+        torch.manual_seed(0)
+        rep = check(Attention(), torch.randn(32, 5, 16), labels(32))
+        assert alarms(rep) == {"score.weight": "warning", "score.bias": "warning"}
+        assert [f.layer for f in rep.findings if f.cause is None] == ["score.weight"]
+        assert "softmax over one unit" in rep.findings[0].message
+
+    @pytest.mark.parametrize("scale", [1.0, 1e4])
+    def test_nothing_before_it_explains_it(self, scale):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1), nn.Softmax(1)
+        )  # at 1e4 the first layer is saturated
+        x = scale * torch.randn(128, 8)
+        rep = check(model, x, torch.rand(128, 1), F.mse_loss, select=None)
+        [own] = [f for f in rep.findings if f.rule == NAME]
+        assert (own.cause, own.severity) == (None, "error")
+
+    def test_none_and_zero_have_different_fixes(self):
+        torch.manual_seed(0)
+        none = check(Detached("detach"), torch.randn(64, 16)).findings[0]
+        model = mlp(2)
+        nn.init.constant_(model[2].bias, -100.0)
+        zero = check(model, torch.randn(64, 16), labels(64)).findings[0]
+        assert not {f.what for f in none.fixes} & {f.what for f in zero.fixes}
+        assert zero.fixes[0].runnable
+
+
+class Dropped(nn.Module):
+    """A residual branch that is dropped for each sample, by chance."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+        self.rate = rate
+
+    def forward(self, x):
+        h = self.stem(x)
+        keep = (torch.rand(len(h), 1) >= self.rate).float()
+        return self.head(h + keep * self.branch(h))
+
+
+class Gated(nn.Module):
+    """As in Flamingo: a branch behind the tanh of a gate that starts at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.gate, self.head = nn.Parameter(torch.zeros(1)), nn.Linear(16, 10)
+
+    def forward(self, x):
+        h = self.stem(x)
+        return self.head(h + torch.tanh(self.gate) * torch.tanh(self.left(h)))
+
+
+class TestTheSecondLook:
+    def test_a_branch_that_was_dropped_for_the_whole_batch_is_a_note(self):
+        torch.manual_seed(0)
+        model, x, y = Dropped(0.6), torch.randn(2, 16), labels(2)
+        seeds = [
+            seed for seed in range(8)
+            if (torch.manual_seed(seed), (torch.rand(2, 1) < 0.6).all())[1]
+        ]  # fmt: skip
+        rep = nndiag.check(
+            model, (x, y), loss_fn=F.cross_entropy, select=NAME, config=False, seed=seeds[0]
+        )
+        assert {f.severity for f in rep.findings} == {"note"}
+        assert "With another seed" in rep.findings[0].message
+        assert rep.snapshot.parameter["branch.weight"].again == "other seed"
+
+    def test_a_branch_that_is_always_dropped_is_an_alarm(self):
+        torch.manual_seed(0)
+        rep = check(Dropped(1.0), torch.randn(2, 16), labels(2))
+        assert alarms(rep) == {"branch.weight": "warning", "branch.bias": "warning"}
+
+    def test_what_lies_before_a_factor_that_starts_at_zero_is_no_alarm(self):
+        torch.manual_seed(0)
+        model, x, y = Gated(), torch.randn(64, 16), labels(64)
+        assert "left.weight" in oracle(model, x, y)[1]
+        assert alarms(check(model, x, y)) == {}
+
+    def test_a_dead_layer_stays_an_alarm(self):
+        torch.manual_seed(0)
+        model = mlp(2)
+        nn.init.constant_(model[2].bias, -100.0)
+        rep = check(model, torch.randn(64, 16), labels(64))
+        assert set(alarms(rep)) == {"0.weight", "0.bias", "2.weight", "2.bias", "4.weight"}
+        assert {rep.snapshot.parameter[name].again for name in alarms(rep)} == {"never"}
+
+    def test_it_leaves_the_model_and_the_generators_as_they_were(self):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Dropout(0.2), Gated()), torch.randn(64, 16)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        state = torch.get_rng_state()
+        rep = nndiag.check(
+            model, (x, torch.arange(64) % 10), loss_fn=F.cross_entropy, select=NAME, config=False
+        )
+        assert rep.snapshot.parameter["1.left.weight"].again == "later step"
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_a_model_that_fails_when_it_runs_again_is_judged_as_it_is(self):
+        runs = []
+
+        class Once(Dropped):
+            def forward(self, x):
+                runs.append(1)
+                if len(runs) > 1:
+                    raise RuntimeError("once")
+                return super().forward(x)
+
+        torch.manual_seed(0)
+        rep = check(Once(1.0), torch.randn(64, 16), labels(64))
+        assert alarms(rep) == {"branch.weight": "warning", "branch.bias": "warning"}
+        assert rep.snapshot.parameter["branch.weight"].again == ""
+
+    def test_a_healthy_model_is_not_run_again(self):
+        runs = []
+        torch.manual_seed(0)
+        model = mlp(2)
+        model.register_forward_hook(lambda *_: runs.append(1))
+        check(model, torch.randn(64, 16), labels(64))
+        assert len(runs) == 1
+
+
+class TestPartsOfAnInstalledLibrary:
+    @pytest.fixture
+    def installed(self, monkeypatch):
+        """A module class as if it came from site-packages: it has a head that it does not use."""
+
+        class Base(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.pooler = nn.Linear(16, 10), nn.Linear(10, 10)
+
+            def forward(self, x):
+                return self.body(x)
+
+        name = "a_library_of_models"
+        library = ModuleType(name)
+        library.__file__ = f"/usr/lib/site-packages/{name}/__init__.py"
+        monkeypatch.setitem(sys.modules, name, library)
+        Base.__module__ = name
+        return Base
+
+    def test_are_a_note_where_others_of_it_learn(self, installed):
+        torch.manual_seed(0)
+        for model in (installed(), nn.Sequential(installed())):
+            rep = check(model, torch.randn(64, 16), labels(64))
+            assert [f.severity for f in rep.findings] == ["note", "note"]
+            assert "its library builds it" in rep.findings[0].message
+
+    def test_are_an_alarm_where_nothing_of_it_learns(self, installed):
+        torch.manual_seed(0)
+        model = nn.Sequential(installed(), Apply(torch.detach), nn.Linear(10, 10))
+        rep = check(model, torch.randn(64, 16), labels(64))
+        assert set(alarms(rep)) == {"0.body.weight", "0.body.bias", "0.pooler.weight",
+                                    "0.pooler.bias"}  # fmt: skip
+
+    def test_a_class_of_the_users_own_is_judged_as_ever(self, installed):
+        class Mine(installed):
+            pass
+
+        Mine.__module__ = __name__
+        torch.manual_seed(0)
+        rep = check(Mine(), torch.randn(64, 16), labels(64))
+        assert set(alarms(rep)) == {"pooler.weight", "pooler.bias"}
+
+
+class TestAMinimum:
+    def test_a_perfect_fit_is_a_note(self):
+        torch.manual_seed(0)
+        model, x = mlp(1), torch.randn(64, 16)
+        rep = check(model, x, model(x).detach(), F.mse_loss)
+        assert [f.severity for f in rep.findings] == ["note"]
+
+    def test_residuals_that_sum_to_exactly_zero_are_a_note(self):
+        model = nn.Linear(1, 1)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        x = torch.tensor([[-1.0], [-1.0], [1.0], [1.0]])
+        rep = check(model, x, torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), F.mse_loss)
+        assert [f.severity for f in rep.findings] == ["note"]
+        assert oracle(model, x, x * 0 + torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), F.mse_loss)[1]
+
+    def test_a_loss_that_is_zero_for_another_reason_is_an_error(self):
+        torch.manual_seed(0)
+        rep = check(
+            mlp(1), torch.randn(64, 16), labels(64), lambda out, t: F.relu(out - 1e6).mean()
+        )
+        assert alarms(rep) == {"(model)": "error"}

@@ -153,9 +153,7 @@ class TestWhereItBegins:
         torch.manual_seed(0)
         stream = [(torch.randn(32, 16), labels(32)) for _ in range(3)]
         stream[2][0][1, 1] = math.nan
-        rep = nndiag.check(
-            mlp(), stream, loss_fn=F.cross_entropy, ignore=DATA_RULE, config=False
-        )
+        rep = nndiag.check(mlp(), stream, loss_fn=F.cross_entropy, ignore=DATA_RULE, config=False)
         assert roots(rep) == [(NAME, "input", "error")]
 
     def test_two_that_begin_apart_are_two(self):

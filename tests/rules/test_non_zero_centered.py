@@ -387,3 +387,17 @@ def test_weights_before_a_batchnorm_are_not_blamed_in_evaluation_mode_either(tra
 
     found = {f.layer: f.severity for f in rep.findings if f.rule == "non-zero-centered"}
     assert {found.get("2", "note"), found.get("5", "note")} == {"note"}
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 8])
+def test_too_few_samples_are_said_so_and_not_judged(samples):
+    torch.manual_seed(0)
+    report = check(stack(3, nn.Sigmoid), torch.randn(samples, 48))
+
+    reasons = [u.reason for u in report.unjudged if u.rule == "non-zero-centered"]
+    if samples < 8:
+        are = "sample is" if samples == 1 else "samples are"
+        assert reasons == [f"{samples} {are} too few; give 8 or more"]
+        assert not [f for f in report.findings if f.rule == "non-zero-centered"]
+    else:
+        assert reasons == []
