@@ -14,7 +14,7 @@ __all__ = ["MOST_VALUES", "never_active"]
 MOST_VALUES = 1 << 18
 """Larger inputs are not looked at: many inputs in many dimensions need no draw."""
 _FEWEST, _MOST = 128, 2048
-_PRODUCTS = 1 << 25  # multiplications for one layer: some milliseconds
+_PRODUCTS = 1 << 22  # multiplications for one layer: a millisecond
 
 
 @torch.no_grad()

@@ -80,7 +80,15 @@ RULE = Rule(
             unit="factor",
         ),
     },
-    caused_by=("non-finite", "exploding-gradient", "init-scale"),
+    caused_by=(
+        "input-missing",
+        "input-scale",
+        "input-outliers",
+        "target-scale",
+        "non-finite",
+        "exploding-gradient",
+        "init-scale",
+    ),
 )
 
 

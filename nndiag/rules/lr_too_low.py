@@ -92,6 +92,10 @@ RULE = Rule(
         ),
     },
     caused_by=(
+        "output-activation",
+        "degenerate-softmax",
+        "unreachable-target",
+        "input-scale",
         "non-finite",
         "optimizer-coverage",
         "no-update",

@@ -5,8 +5,8 @@ What it does
 
 Looks at networks that were trained, have findings about their values, and a loss on this batch that
 is no better than that of a constant output. A copy of the network is drawn again by the
-``reset_parameters`` of its modules and checked on the same batch. Where the copy has no finding, the
-design is healthy and its training made it sick.
+``reset_parameters`` of its modules and checked on the same batch. Where the copy has no finding,
+the design is healthy and its training made it sick.
 
 Why it matters
 --------------
@@ -69,7 +69,7 @@ RULE = Rule(
         ),
         advice(
             "Clear the gradients before each backward, and clip them.",
-            "Gradients that add up, or a single huge one, drive weights as far as a high rate does.",
+            "Gradients that add up, or a single huge one, move weights as far as a high rate does.",
             "optimizer.zero_grad()\ntorch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
         ),
     ),
