@@ -102,7 +102,8 @@ class Rule:
     ``needs``: what it cannot judge without: "outputs", "gradients", "step" (a virtual update),
     "loss" (the caller's loss or the model's own), "optimizer", "mixing" (whether samples see one
     another), "evaluation" (the loss in evaluation mode). Without it the rule is skipped and the
-    report says why. ``uses``: what it judges better with.
+    report says why. ``uses``: what it judges better with, "second look" (the model runs
+    again where a gradient is zero) too.
     """
 
     code: str
