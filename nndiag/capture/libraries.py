@@ -32,7 +32,8 @@ def of_libraries(model: nn.Module) -> dict[str, str | None]:
         if whose != "torch":
             around = None if whose == "user" else name if around is None else around
         prefix = f"{name}." if name else ""
-        found.update((f"{prefix}{p}", around) for p in module._parameters.keys())  # noqa: SIM118  # a script is no dict
+        # By items: those of a ScriptModule cannot be iterated over.
+        found.update((f"{prefix}{p}", around) for p, _ in module._parameters.items())
         for child, inner in module._modules.items():
             if inner is not None:
                 queue.append((inner, f"{prefix}{child}", around))
