@@ -73,7 +73,7 @@ RULE = Rule(
     fixes=(
         advice(
             "Exchange axes by transpose or permute, not by view or reshape.",
-            "A reshape keeps the order of the values in memory, so they move to other samples.",
+            "A reshape keeps the order of the values in memory, so values move to other samples.",
             "x = x.transpose(0, 1)",
             "architecture",
         ),

@@ -96,7 +96,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         have = "has" if len(still) == 1 else "have"
         yield RULE.finding(
             name,
-            f"{of} {have} one value in all {columns.samples:,} samples: {at}."
+            f"{of} {have} one value in all {columns.samples:,} samples (at {at})."
             + (" Every sample is the same." if every else ""),
             summary=f"The network has little to learn from: {of} of {name} {have} one value."
             if most

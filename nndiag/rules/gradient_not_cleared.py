@@ -70,11 +70,11 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     before = math.hypot(*optimizer.filled.values())
     now = math.hypot(*(p.grad.norm for p in snapshot.parameters if p.grad is not None), 0.0)
     count = len(optimizer.filled)
-    ratio = f" That is {number(before / now)} times the norm of this batch's." if now > 0 else ""
+    ratio = f", {number(before / now)} times that of this batch's gradient" if now > 0 else ""
     yield RULE.finding(
         "(optimizer)",
         f"{count} of {plural(len(snapshot.parameters), 'parameter')} had a gradient before the "
-        f"check began. Its norm is {number(before)} over all of them.{ratio}",
+        f"check began. Its norm is {number(before)}{ratio}.",
         summary="The next step will use old gradients, too, unless they are cleared before the "
         "backward pass.",
         evidence={"parameters": count, "norm_before": before, "norm": now},

@@ -138,9 +138,9 @@ def _stand_ins(
         which = flow.plural(len(places), "column")
         yield RULE.finding(
             name,
-            f"{number(value)} is in {which} ({where}), in up to {number(share, 'share')} of the "
-            f"rows, far from all other values there: it looks like a stand-in for missing values. "
-            f"{readers[0].name} reads it as a quantity.",
+            f"{number(value)} is in {which} (at {where}), in up to {number(share, 'share')} of the "
+            "rows, and far from all other values there. It looks like a stand-in for missing "
+            f"values. {readers[0].name} reads it as a quantity.",
             summary=f"{number(value)} stands for missing values in {which} of {name}, and the "
             "network computes with it.",
             against=("share", thresholds),

@@ -181,7 +181,7 @@ def _one_class(
     one = f"all {snapshot.samples:,} samples have class {which}"
     yield RULE.finding(
         name,
-        f"The loss {call.name} tells {several} classes apart, but {one}.",
+        f"The loss ({call.name}) tells {several} classes apart, but {one}.",
         summary=f"The network can learn nothing but one answer: {one} of {several}."
         if sure
         else f"In this batch {one} of {several}.",

@@ -148,7 +148,7 @@ def _no_log_probabilities(snapshot: Snapshot, call: LossCall) -> Iterator[Findin
     yield RULE.finding(
         loss_calls.place(snapshot, call, made) if probabilities else call.name,
         f"The call of {call.op} needs log-probabilities, but gets {gets}. {what}.",
-        summary=f"The loss will fall without the answers getting right: {call.op} gets {gets}, "
+        summary=f"The loss will fall, but the answers will not improve: {call.op} gets {gets}, "
         "not log-probabilities.",
         evidence={"rows": share},
         location=call.location,

@@ -110,7 +110,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             name,
             f"The targets have an rms of {number(rms)} (mean {number(target.mean)}, standard "
             f"deviation {number(target.std)}). The outputs of this new network have an rms of "
-            f"{output_rms:.3g}. The ratio is {number(rms / output_rms, 'factor')}.",
+            f"{output_rms:.3g}. The targets are {number(rms / output_rms, 'factor')} as large.",
             summary="Training will take very long or diverge: the targets are "
             f"{number(rms / output_rms, 'factor')} as large as the network's outputs.",
             against=("ratio", thresholds),
