@@ -51,7 +51,7 @@ RULE = Rule(
         advice(
             "Create these layers without a bias.",
             "The normalisation has a shift of its own.",
-            "nn.Linear(…, bias=False)  # or nn.Conv2d(…, bias=False)",
+            "nn.Linear(8, 16, bias=False)",
             "architecture",
         ),
     ),
