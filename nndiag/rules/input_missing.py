@@ -16,8 +16,8 @@ stand-in for a quantity: an age of -999 outweighs all other features.
 When it is no fault
 -------------------
 
-Not reported are NaN that the model replaces before its first layer, the infinities of a mask, ids,
-zeros, and stand-ins within the range of the other values.
+NaN that the model replaces before its first layer are not reported. Neither are the infinities of a
+mask, ids, zeros, and stand-ins within the range of the other values.
 
 Sick::
 

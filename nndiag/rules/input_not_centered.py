@@ -3,8 +3,8 @@
 What it does
 ------------
 
-Reports an input in which most columns have a mean of many times their standard deviation, if the
-first layer reads it unchanged and no batch normalisation follows.
+Reports an input if most of its columns have a mean of many times their standard deviation. The
+first layer must read it unchanged, with no batch normalisation behind it.
 
 Why it matters
 --------------

@@ -71,8 +71,8 @@ RULE = Rule(
         ),
         "worse": Threshold(
             2.0,
-            "derived: twice the loss of a guess is more than a new head on a trained body has, and "
-            "more than a loss with an upper bound lets any output have",
+            "derived: a new head on a trained body has less than twice the loss of a guess; so has "
+            "any output under a loss with an upper bound",
             1,
             unit="factor",
         ),

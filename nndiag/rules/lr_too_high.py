@@ -63,23 +63,23 @@ RULE = Rule(
     thresholds={
         "rise": Threshold(
             3,
-            "measured: reports/calibration/learning-rates.md: the loss after each of two steps, as "
-            "a multiple of the loss before or of a constant output's; at ten times the usual rates "
-            "it stays below after the second one",
+            "measured: reports/calibration/learning-rates.md: the loss after one step and after "
+            "two, over the larger of the loss before and a constant output's; at ten times the "
+            "usual rates one of both stays below",
             1,
             unit="factor",
         ),
         "rising": Threshold(
             2,
-            "measured: reports/calibration/learning-rates.md: the same after the first step, where "
-            "the second one raises it further",
+            "measured: reports/calibration/learning-rates.md: the loss after one step, over the "
+            "larger of the loss before and a constant output's, if a second step raises it further",
             1,
             unit="factor",
         ),
         "runaway": Threshold(
             100,
-            "measured: reports/calibration/learning-rates.md: the same after the second step, "
-            "however little the first one raises it",
+            "measured: reports/calibration/learning-rates.md: the loss after two steps, over the "
+            "larger of the loss before and a constant output's, however little the first raises it",
             1,
             unit="factor",
         ),

@@ -63,7 +63,7 @@ RULE = Rule(
         "change": Threshold(
             1.5e-5,
             "measured: reports/calibration/learning-rates.md: the change of the loss, as a share "
-            "of it; every fresh network has twice that and more with Adam at 0.0001",
+            "of it; with Adam at 0.0001 every new network has at least twice that",
             0,
             1,
             "share",
@@ -71,8 +71,8 @@ RULE = Rule(
         "multiple": Threshold(
             100,
             "cited: Kalra et al. 2026, arXiv 2601.16979 (critical sharpness): how many times its "
-            "own update a step may be before the loss rises; at usual rates 4 to 32 in the midst "
-            "of a training",
+            "own length a step may have before the loss rises; at usual rates 4 to 32, in the "
+            "middle of a training",
             1,
             unit="factor",
         ),
@@ -83,9 +83,9 @@ RULE = Rule(
         ),
         "update": Threshold(
             1e-5,
-            "measured: reports/calibration/learning-rates.md: SGD's update as a share of the "
-            "weights, by their norms; where SGD at 0.01 changes the loss of a fresh network by "
-            "less than 1.5e-5, it is 1.4e-5 and more",
+            "measured: reports/calibration/learning-rates.md: the norm of SGD's update over that "
+            "of the weights; it is 1.4e-5 or more in the new networks whose loss SGD at 0.01 "
+            "changes by less than 1.5e-5",
             0,
             1,
             "share",

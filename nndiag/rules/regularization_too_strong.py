@@ -57,8 +57,8 @@ RULE = Rule(
         "share": Threshold(
             0.7,
             "measured: reports/calibration/learning-rates.md: the share of the gradient, or of the "
-            "update, that does not come through the output; where it is less, 120 steps lower the "
-            "loss, and beyond 0.9 they hardly do",
+            "update, that does not come through the output; below 0.7, 120 steps lower the loss; "
+            "above 0.9 they hardly do",
             0,
             1,
             "share",
