@@ -76,9 +76,7 @@ RULE = Rule(
 def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     found = entrances(snapshot)
     for name, (columns, layers) in found.items():
-        if not columns.numbers or not layers or columns.samples < thresholds.samples:
-            continue
-        if len(columns.shape) > 2:  # channels and positions tell less
+        if not layers or columns.samples < thresholds.samples:
             continue
         still = [
             (at, low)
@@ -86,12 +84,14 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
             if high - low <= 1e-6 * max(abs(low), abs(high))
         ]
         every = len(still) == len(columns.at)
-        nonzero = [pair for pair in still if pair[1]]
-        many = len(columns.at) > MANY
-        if every and len(snapshot.inputs) == 1 and _differ(snapshot):
+        if every and len(columns.at) == columns.columns and _differ(snapshot):
             yield _all_alike(name, columns, layers[0], thresholds)
             continue
-        if len(columns.at) < 2 or not nonzero and (every or many or not still):
+        if not columns.numbers or len(columns.shape) > 2:  # channels and positions tell less
+            continue
+        nonzero = [pair for pair in still if pair[1]]
+        many = len(columns.at) > MANY
+        if len(columns.at) < 2 or (not nonzero and (every or many or not still)):
             continue
         share = len(nonzero if many else still) / len(columns.at)
         most = share > thresholds.share and len(found) == 1
@@ -113,14 +113,14 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
 
 
 def _differ(snapshot: Snapshot) -> bool:
-    """Whether the samples should give different answers: their targets are not all the same."""
+    """Whether different answers are expected of a single input: not all targets are the same."""
+    if len(snapshot.inputs) != 1:
+        return False
     targets = snapshot.experiment.targets.values()
     return any(t.count and t.max - t.min > 1e-6 * max(abs(t.min), abs(t.max)) for t in targets)
 
 
-def _all_alike(
-    name: str, columns: Columns, layer: Layer, thresholds: Thresholds
-) -> Finding:
+def _all_alike(name: str, columns: Columns, layer: Layer, thresholds: Thresholds) -> Finding:
     value = "zeros" if not any(columns.max) and not any(columns.min) else "the same"
     return RULE.finding(
         name,

@@ -216,12 +216,16 @@ def _beyond(where: str, what: str, name: str, location: str | None, values: Valu
     )
 
 
+_PADDING = 255.0
+
+
 def _outside_by_hand(snapshot: Snapshot) -> Iterator[Finding]:
     """Targets outside 0..1 in a loss of log(p) and log(1 - p)."""
     if len(snapshot.experiment.targets) != 1:
         return
     [values] = snapshot.experiment.targets.values()
-    if not values.count or values.nonfinite or _one_marker(values):
+    marked = _one_marker(values) and (values.min < 0 or values.max == _PADDING)
+    if not values.count or values.nonfinite or marked:
         return
     if values.min >= -1e-6 and values.max <= 1 + 1e-6:
         return

@@ -8,8 +8,9 @@ rule is the true cause's; ``also`` are rules that say the same thing of that exp
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,9 @@ def shuffled(x: Tensor, y: Tensor, n: int | None = None) -> tuple[Tensor, Tensor
 
 def digits(flat: bool = True, n: int = 1024) -> tuple[Tensor, Tensor]:
     d = datasets.load_digits()
-    x, y = shuffled(torch.tensor(d.images, dtype=torch.float32)[:, None] / 16, torch.tensor(d.target))
+    x, y = shuffled(
+        torch.tensor(d.images, dtype=torch.float32)[:, None] / 16, torch.tensor(d.target)
+    )
     return (x.flatten(1) if flat else x)[:n], y[:n]
 
 
@@ -165,9 +168,11 @@ def dense(i: int, o: int, init: str = "glorot") -> nn.Linear:
     return layer
 
 
-def mlp(*sizes: int, act: Any = nn.ReLU, last: nn.Module | None = None, init: str = "glorot") -> Any:
+def mlp(
+    *sizes: int, act: Any = nn.ReLU, last: nn.Module | None = None, init: str = "glorot"
+) -> Any:
     layers: list[nn.Module] = []
-    for i, o in zip(sizes, sizes[1:], strict=False):
+    for i, o in itertools.pairwise(sizes):
         layers += [dense(i, o, init), act()]
     return nn.Sequential(*layers[:-1], *([last] if last else []))
 
@@ -316,14 +321,16 @@ def no_softmax_before_a_loss_on_probabilities(bad: bool) -> Made:
     return m, x, y, keras_cce, adam(m)
 
 
-@pair("output-activation", "unreachable-target", "loss-mismatch", steps=300, score=at_half, good=0.9)
+@pair(
+    "output-activation", "unreachable-target", "loss-mismatch", steps=300, score=at_half, good=0.9
+)
 def relu_before_binary_cross_entropy(bad: bool) -> Made:
     x, y = cancer()
     m = mlp(30, 12, 8, 1, init="normal", last=nn.ReLU() if bad else nn.Sigmoid())
     return m, scaled(x), y, keras_bce, adam(m)
 
 
-@pair("output-activation", "loss-mismatch", steps=400, score=at_half, good=0.9)
+@pair("output-activation", "loss-mismatch")
 def linear_before_binary_cross_entropy(bad: bool) -> Made:
     x, y = cancer()
     m = mlp(30, 16, 16, 1, last=None if bad else nn.Sigmoid())
@@ -403,9 +410,12 @@ def several_labels_under_cross_entropy(bad: bool) -> Made:
     return m, x, y, nn.CrossEntropyLoss() if bad else nn.BCEWithLogitsLoss(), adam(m, 1e-2)
 
 
-@pair("vanishing-gradient", "signal-collapse", "saturation", "lr-too-low", steps=300, score=accuracy)
+@pair(
+    "vanishing-gradient", "signal-collapse", "saturation", "lr-too-low", steps=300, score=accuracy
+)
 def softmax_as_hidden_activation(bad: bool) -> Made:
     x, y = digits()
+
     def act() -> nn.Module:
         return nn.Softmax(1) if bad else nn.ReLU()
 
@@ -449,7 +459,7 @@ class Attention(nn.Module):
         return self.out((F.softmax(self.score(torch.tanh(h)), self.dim) * h).sum(1))
 
 
-@pair("degenerate-softmax", "batch-mixing", score=None)
+@pair("degenerate-softmax", "batch-mixing")
 def attention_over_the_batch(bad: bool) -> Made:
     x, y = tokens()
     m = Attention(0 if bad else 1)
@@ -557,7 +567,9 @@ def vae_on_normalised_images(bad: bool) -> Made:
 def discriminator_with_sigmoid_and_logits_loss(bad: bool) -> Made:
     real, _ = digits(n=400)
     fake = torch.rand(400, 64, generator=torch.Generator().manual_seed(0))
-    x, y = shuffled(torch.cat([real, fake]) * 2 - 1, torch.cat([torch.ones(400, 1), torch.zeros(400, 1)]))
+    x, y = shuffled(
+        torch.cat([real, fake]) * 2 - 1, torch.cat([torch.ones(400, 1), torch.zeros(400, 1)])
+    )
     m = nn.Sequential(
         nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(64, 32), nn.LeakyReLU(0.2),
         nn.Linear(32, 1), *([nn.Sigmoid()] if bad else []),
@@ -672,7 +684,9 @@ def labels_compared_with_a_string(bad: bool) -> Made:
     return m, scaled(x), torch.zeros_like(y) if bad else y, nn.BCEWithLogitsLoss(), adam(m, 5e-3)
 
 
-@pair("constant-feature", "signal-collapse", "input-scale", "input-missing", steps=200, score=accuracy)
+@pair(
+    "constant-feature", "signal-collapse", "input-scale", "input-missing", steps=200, score=accuracy
+)
 def every_sample_normalised_to_nothing(bad: bool) -> Made:
     x, y = iris()
     x = scaled(x)[:, 2:3] + 0.0
@@ -907,6 +921,7 @@ def running_statistics_never_updated(bad: bool) -> Made:
 @pair("bn-small-batch", "train-eval-gap", steps=300, batch=2, score=accuracy, good=0.8, seen=2)
 def batch_norm_on_two_samples(bad: bool) -> Made:
     x, y = digits()
+
     def norm() -> nn.Module:
         return nn.BatchNorm1d(64) if bad else nn.LayerNorm(64)
 
@@ -1101,7 +1116,3 @@ def train(p: Pair, bad: bool) -> float:
     assert p.score is not None
     score = p.score(model, x, y)
     return score if math.isfinite(score) else -math.inf
-
-
-def pairs() -> Iterator[Pair]:
-    yield from PAIRS
