@@ -110,11 +110,12 @@ def test_a_loss_that_is_small_is_measured_against_what_a_constant_costs():
 
 def test_two_steps_to_worse_than_random_outputs_are_too_long():
     def make(p):
-        return torch.optim.SGD(p, 8.0)
+        return torch.optim.SGD(p, 20.0)
 
     off = {f"{NAME}.{name}": 1e9 for name in ("rise", "rising", "runaway")}
     [finding] = found(net(), make, thresholds=off)
     beyond = finding.evidence["random"]
-    assert beyond == finding.evidence["after_two"] / max(HUGE, finding.evidence["loss"])
     assert finding.measure == "random"
+    assert beyond > 3
+    assert found(net(), make, thresholds={f"{NAME}.random": beyond * 0.999, **off})
     assert not found(net(), make, thresholds={f"{NAME}.random": beyond * 1.001, **off})
