@@ -6,7 +6,7 @@ What it does
 Compares each loss with what it is made for:
 
 - nll_loss, kl_div and ctc_loss need log-probabilities: in each row, the exponentials sum to one.
-- Binary cross-entropy needs targets between 0 and 1.
+- Binary cross-entropy, torch's or written by hand, needs targets between 0 and 1.
 - cross_entropy takes one class a sample. It needs more than one unit, and at most one label.
 - A cross-entropy or squared error is never negative. If it is, its sign is wrong, and it rewards
   wrong answers.
@@ -94,7 +94,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
             told.add(call.op)
             yield found
     if not told:
-        yield from _wrong_sign(snapshot, thresholds)
+        by_hand = list(_outside_by_hand(snapshot))
+        yield from by_hand or _wrong_sign(snapshot, thresholds)
 
 
 def _judged(snapshot: Snapshot, call: LossCall, thresholds: Thresholds) -> Iterator[Finding]:
@@ -192,6 +193,10 @@ def _outside(call: LossCall) -> Iterator[Finding]:
     masked = call.options.get("reduction") == 0 or call.options.get("weight")
     if masked and _one_marker(values):
         return
+    yield _beyond(call.name, f"The call of {call.op}", call.op, call.location, values)
+
+
+def _beyond(where: str, what: str, name: str, location: str | None, values: Values) -> Finding:
     fixes: tuple[Fix, ...] = RULE.fixes
     if values.whole and values.min >= 0:
         count = int(values.max) + 1
@@ -199,15 +204,67 @@ def _outside(call: LossCall) -> Iterator[Finding]:
                         "loss_fn = nn.CrossEntropyLoss()"),)  # fmt: skip
     elif values.whole and set(values.counts) == {-1, 1}:
         fixes = (advice("Turn -1 and 1 into 0 and 1.", "", "target = (target + 1) / 2"),)
-    yield RULE.finding(
-        call.name,
-        f"The call of {call.op} needs targets from 0 to 1, but these lie between "
+    return RULE.finding(
+        where,
+        f"{what} needs targets from 0 to 1, but these lie between "
         f"{number(values.min)} and {number(values.max)}. Beyond 0 and 1 it falls without end.",
-        summary=f"The loss will fall without end: {call.op} gets targets from "
+        summary=f"The loss will fall without end: {name} gets targets from "
         f"{number(values.min)} to {number(values.max)}.",
         evidence={"low": values.min, "high": values.max},
-        location=call.location,
+        location=location,
         fixes=fixes,
+    )
+
+
+_PADDING = 255.0
+
+
+def _outside_by_hand(snapshot: Snapshot) -> Iterator[Finding]:
+    """Targets outside 0..1 in a loss of log(p) and log(1 - p)."""
+    if len(snapshot.experiment.targets) != 1:
+        return
+    [values] = snapshot.experiment.targets.values()
+    marked = _one_marker(values) and (values.min < 0 or values.max == _PADDING)
+    if not values.count or values.nonfinite or marked:
+        return
+    if values.min >= -1e-6 and values.max <= 1 + 1e-6:
+        return
+    logs = [
+        (call, operand.made, operand.shape)
+        for call in snapshot.experiment.calls
+        if call.op == "log" and loss_calls.in_loss(call)
+        and (operand := loss_calls.output_of(call)) is not None
+        and operand.made is not None and 0 <= operand.made.low <= operand.made.high <= 1.001
+        and math.prod(operand.shape) == values.count
+    ]  # fmt: skip
+    for call, made, shape in logs:
+        rest = [m for _, m, s in logs if s == shape and m.layer == made.layer and "sub" in m.after]
+        if "sub" in made.after or not rest:
+            continue
+        if _is_binary_at_zero(snapshot.experiment.baseline, values) or _is_input(snapshot, values):
+            what = "A binary cross-entropy, written as log(p) and log(1 - p),"
+            yield _beyond(call.name, what, "a binary cross-entropy", call.location, values)
+        return
+
+
+def _is_binary_at_zero(baseline: Baseline | None, values: Values) -> bool:
+    """Whether p = 1/2 costs ln 2 a target, whatever these are: nothing else weights them."""
+    if baseline is None or not baseline.tried or not math.isfinite(baseline.zero):
+        return False
+    columns = math.prod(values.shape[1:])
+    sums = {1, columns, values.count, values.count // columns}
+    return any(math.isclose(baseline.zero, k * math.log(2), rel_tol=1e-3) for k in sums)
+
+
+def _is_input(snapshot: Snapshot, values: Values) -> bool:
+    """Whether the target is what went in, as an autoencoder's is."""
+    return any(
+        stats.total == values.count
+        and all(
+            math.isclose(getattr(stats, name), getattr(values, name), rel_tol=1e-4, abs_tol=1e-6)
+            for name in ("mean", "std", "min", "max")
+        )
+        for stats in snapshot.inputs.values()
     )
 
 

@@ -83,6 +83,13 @@ RULE = Rule(
             1,
             unit="factor",
         ),
+        "random": Threshold(
+            3,
+            "derived: the loss after the second step, over that of random outputs of size 10: "
+            "three times as wrong as outputs that know nothing and are sure",
+            1,
+            unit="factor",
+        ),
     },
     caused_by=(
         "input-missing",
@@ -111,7 +118,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     steps = (optimizer.after, *optimizer.again)
     worst = next((loss for loss in steps if not math.isfinite(loss)), None)
     rises = [(loss - optimizer.before) / usual + 1 for loss in steps]
-    against = "rise" if worst is not None else _measure(optimizer, rises, thresholds)
+    random = _over_random(snapshot, optimizer)
+    against = "rise" if worst is not None else _measure(optimizer, rises, random, thresholds)
     if not against:
         return
     if worst is not None:
@@ -130,6 +138,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             "rise": math.inf if worst is not None else min(rises),
             "rising": rises[0],
             "runaway": rises[-1],
+            "random": random,
             "rate": rate,
             "loss": optimizer.before,
             "after_one": steps[0],
@@ -140,7 +149,22 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     )
 
 
-def _measure(optimizer: Optimizer, rises: list[float], thresholds: Thresholds) -> str:
+def _over_random(snapshot: Snapshot, optimizer: Optimizer) -> float:
+    """The loss after two steps that both raise it, over the loss of random outputs of size 10.
+
+    Zero where that is not known.
+    """
+    baseline = snapshot.experiment.baseline
+    if baseline is None or not optimizer.again or not 0 < baseline.huge < math.inf:
+        return 0.0
+    if not optimizer.before < optimizer.after < optimizer.again[0]:
+        return 0.0
+    return optimizer.again[0] / max(baseline.huge, optimizer.before)
+
+
+def _measure(
+    optimizer: Optimizer, rises: list[float], random: float, thresholds: Thresholds
+) -> str:
     """The threshold that the rises after one and after two steps are beyond; "" if none."""
     if len(rises) < 2:
         return ""
@@ -151,6 +175,8 @@ def _measure(optimizer: Optimizer, rises: list[float], thresholds: Thresholds) -
         return "rise"
     if first > thresholds.rising * allowed and second >= first:
         return "rising"
+    if random > thresholds.random * allowed:
+        return "random"
     return "runaway" if second > thresholds.runaway else ""
 
 
