@@ -194,6 +194,7 @@ def _swapped(snapshot: Snapshot, layer: Layer) -> Fix:
         "one sample's output does not depend on the others",
         "architecture",
         (Action("swap", (flow.owner(snapshot, layer),), (layer.kind, 1)),),
+        f"In __init__, write nn.{layer.kind}(dim=1).",
     )
 
 
