@@ -274,7 +274,8 @@ def _detached(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, list):
         copied[:] = [detached(item, memo) for item in value]
     elif isinstance(value, dict):
-        copied.update({key: detached(item, memo) for key, item in value.items()})
+        # transformers' outputs forbid update().
+        dict.update(copied, {key: detached(item, memo) for key, item in value.items()})
     for name in _attribute_names(copied):
         # Plain setattr would raise for a frozen dataclass.
         object.__setattr__(copied, name, detached(getattr(value, name), memo))

@@ -320,6 +320,29 @@ def test_tensors_are_found_wherever_they_are(name):
     assert list(tensors_in(holder))
 
 
+class Sealed(dict):
+    """As transformers' outputs are: values by key and as attributes, and no update()."""
+
+    def update(self, *_args, **_named):
+        raise TypeError("sealed")
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
+def test_a_copy_of_a_dict_that_forbids_update_holds_copies():
+    original = Sealed()
+    original["logits"] = X
+
+    copied = detached(original)
+
+    assert type(copied) is Sealed
+    assert copied["logits"] is copied.logits
+    assert copied["logits"] is not X
+    assert torch.equal(copied["logits"], X)
+
+
 def test_one_tensor_at_two_places_is_one_tensor_in_the_copy():
     first, (second,) = detached((X, [X]))
 

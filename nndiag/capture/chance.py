@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -33,10 +34,8 @@ def never_active(
     rows = x.reshape(-1, x.shape[-1]).to(torch.float32)
     features = rows.shape[1]
     units = min(max(_PRODUCTS // max(rows.numel(), 1), _FEWEST), _MOST)
-    # Of its own, so that the model's random numbers stay what they are.
-    generator = torch.Generator("cpu").manual_seed(0)
-    draw = torch.rand(features + 1, units, generator=generator, dtype=torch.float32, device="cpu")
-    draw = (2 * math.sqrt(3) * (draw - 0.5)).to(rows.device, non_blocking=True)  # variance 1
+    make = _kept if (features + 1) * units <= _SMALL else _drawn
+    draw = make(features + 1, units).to(rows.device, non_blocking=True)
     shift = 0.0 if bias is None else _rms(bias).clamp(max=1 / math.sqrt(3 * features))
     drawn = rows @ (draw[:-1] * _rms(weight)) + draw[-1] * shift
     closed = (drawn.amax(0) <= 0).sum()
@@ -45,6 +44,18 @@ def never_active(
         return {"random_units_count": float(units), "random_closed_count": float(values[0])}
 
     return Pending(as_double(closed).reshape(1), read)
+
+
+def _drawn(features: int, units: int) -> torch.Tensor:
+    """Uniform weights with variance 1, the same each time."""
+    # A generator of its own, so that the model's random numbers stay what they are.
+    generator = torch.Generator("cpu").manual_seed(0)
+    draw = torch.rand(features, units, generator=generator, dtype=torch.float32, device="cpu")
+    return draw.sub_(0.5).mul_(2 * math.sqrt(3))
+
+
+_kept = functools.lru_cache(maxsize=4)(_drawn)  # layers of one width follow one another
+_SMALL = 1 << 18
 
 
 def _rms(x: torch.Tensor) -> torch.Tensor:

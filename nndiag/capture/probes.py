@@ -138,10 +138,12 @@ def gap(
     ``loss`` runs the model on the batch as it is. BatchNorm's running averages must have seen
     batches: those of a new layer say nothing yet.
     """
-    reset()
+    if not math.isfinite(train_loss) or not any(isinstance(m, BatchNorm) for m in model.modules()):
+        return None
+    reset()  # the counts as they were before the check's own forward
     norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.training]
     counts = [c for m in norms if (c := m.num_batches_tracked) is not None]
-    if not counts or not math.isfinite(train_loss):
+    if not counts:
         return None
     tracked = min(float(count) for count in counts)
     if tracked < 1:

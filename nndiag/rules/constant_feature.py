@@ -3,21 +3,22 @@
 What it does
 ------------
 
-Counts the columns of the raw input that do not vary. A few are a note. It is a warning where most
-columns are constant, or every sample of the batch is the same.
+Counts the columns of the raw input that do not vary. A few are a note. It is a warning if most
+columns are constant, or if every sample of the batch is the same.
 
 Why it matters
 --------------
 
-A constant column tells nothing: its weights are a second bias. Where most are constant, something
-went wrong before: a wrong column was read, values were rounded away, one sample was repeated.
+A constant column tells nothing: its weights act as a second bias. If most are constant, the data
+were probably prepared wrongly: a wrong column was read, values were rounded to one, or one sample
+was repeated.
 
 When it is no fault
 -------------------
 
-Zeros are not counted where there are many columns: the corners of images, and words that no text of
-the batch uses. An input of zeros only is what some decoders start from: it is reported where it is
-the only input and the targets differ. Ids, masks and one-hot columns are not judged.
+Among many columns, those that are zero are not counted: the corners of images, or words that no
+text of the batch uses. An input of zeros only is what some decoders start from: it is reported
+where it is the only input and the targets differ. Ids, masks and one-hot columns are not judged.
 
 Sick::
 
@@ -100,7 +101,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         have = "has" if len(still) == 1 else "have"
         yield RULE.finding(
             name,
-            f"{of} {have} one value in all {columns.samples:,} samples: {at}."
+            f"{of} {have} one value in all {columns.samples:,} samples (at {at})."
             + (" Every sample is the same." if every else ""),
             summary=f"The network has little to learn from: {of} of {name} {have} one value."
             if most

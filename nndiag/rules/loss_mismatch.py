@@ -1,29 +1,29 @@
-"""A loss that cannot take these outputs or these targets.
+"""A loss that does not fit these outputs or these targets.
 
 What it does
 ------------
 
 Compares each loss with what it is made for:
 
-- nll_loss, kl_div and ctc_loss need log-probabilities: each row's exponentials sum to one.
+- nll_loss, kl_div and ctc_loss need log-probabilities: in each row, the exponentials sum to one.
 - Binary cross-entropy, torch's or written by hand, needs targets between 0 and 1.
 - cross_entropy takes one class a sample. It needs more than one unit, and at most one label.
-- A loss that cannot be negative should not be. A cross-entropy whose sign was lost rewards wrong
-  answers.
+- A cross-entropy or squared error is never negative. If it is, its sign is wrong, and it rewards
+  wrong answers.
 
 Squared or absolute error on class labels is a note.
 
 Why it matters
 --------------
 
-Such a loss falls without end, or stops above what it should reach. It looks like a loss on the
-screen, but its lowest value is not the right answer.
+Such a loss falls without end, or stops above the value that right answers have. Its curve looks
+normal, but its lowest value does not belong to the right answers.
 
 When it is no fault
 -------------------
 
-- Log-probabilities on a temperature, or weighted by a reward.
-- One value for padding in a loss without a reduction, which a mask leaves out.
+- Log-probabilities divided by a temperature, or weighted by a reward.
+- One padding value in a loss without a reduction, which a mask leaves out.
 - Losses that may be negative: densities, policy gradients.
 
 Sick::
@@ -78,7 +78,7 @@ RULE = Rule(
 
 _LOGGED = advice(
     "Use cross_entropy, which applies log_softmax itself.",
-    "nll_loss only picks the value of the right class and turns its sign.",
+    "nll_loss only picks the value of the right class and changes its sign.",
     "loss_fn = nn.CrossEntropyLoss()",
 )
 _BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
@@ -149,7 +149,7 @@ def _no_log_probabilities(snapshot: Snapshot, call: LossCall) -> Iterator[Findin
     yield RULE.finding(
         loss_calls.place(snapshot, call, made) if probabilities else call.name,
         f"The call of {call.op} needs log-probabilities, but gets {gets}. {what}.",
-        summary=f"The loss will fall without the answers getting right: {call.op} gets {gets}, "
+        summary=f"The loss will fall, but the answers will not improve: {call.op} gets {gets}, "
         "not log-probabilities.",
         evidence={"rows": share},
         location=call.location,
@@ -280,7 +280,7 @@ def _one_unit(call: LossCall) -> Iterator[Finding]:
     shape = ", ".join(map(str, call.operands[0].shape))
     yield RULE.finding(
         call.name,
-        f"The outputs have the shape ({shape}): one unit, so one class, which is certain. "
+        f"The outputs have the shape ({shape}): one unit, so one class with probability 1. "
         "The loss does not depend on the output.",
         summary="Nothing will learn: cross_entropy over one unit is zero for every output.",
         evidence={"classes": 1},
@@ -306,16 +306,16 @@ def _several_labels(call: LossCall, thresholds: Thresholds) -> Iterator[Finding]
     yield RULE.finding(
         call.name,
         f"{number(values.several, 'share')} of the samples have several labels, but cross_entropy "
-        "shares one probability out between the classes.",
-        summary="Several labels of a sample cannot all become likely: cross_entropy shares one "
-        "probability out.",
+        "makes the probabilities of all classes sum to one.",
+        summary="Several labels of a sample cannot all become likely: under cross_entropy their "
+        "probabilities sum to one.",
         severity="warning",
         against=("several", thresholds),
         evidence={"several": values.several},
         location=call.location,
         fixes=(
             advice(
-                "Judge each label alone, with binary_cross_entropy_with_logits.",
+                "Treat each label separately, with binary_cross_entropy_with_logits.",
                 "",
                 "loss_fn = nn.BCEWithLogitsLoss()",
             ),
@@ -360,7 +360,7 @@ def _class_labels(call: LossCall) -> Iterator[Finding]:
     yield RULE.finding(
         call.name,
         f"The targets are class labels, and {call.op} measures distances between numbers.",
-        summary=f"It may learn slowly: {call.op} on class labels has small gradients where the "
+        summary=f"Training may be slow: {call.op} on class labels has small gradients where the "
         "answer is wrong.",
         severity="note",
         evidence={"classes": values.distinct},
@@ -421,7 +421,7 @@ def _without_end(baseline: Baseline) -> Finding:
     return RULE.finding(
         "(loss)",
         f"The loss is {number(baseline.loss)} and has no lowest value: it falls for ever as the "
-        "scores of the right classes grow. They are no log-probabilities.",
+        "scores of the right classes grow. These scores are not log-probabilities.",
         summary="The loss will fall without end: it takes scores for log-probabilities.",
         evidence={"loss": baseline.loss},
         fixes=(_LOGGED,),
@@ -436,9 +436,9 @@ def _rewards_errors(where: str, location: str | None, baseline: Baseline, what: 
     return RULE.finding(
         where,
         f"The loss is {number(baseline.loss)}, and a {what} cannot be negative. It falls as the "
-        "right answers become less likely: its sign is turned.",
-        summary="Training will make the right answers less likely: the sign of the loss is turned.",
+        "right answers become less likely: its sign is wrong.",
+        summary="Training will make the right answers less likely: the sign of the loss is wrong.",
         evidence={"loss": baseline.loss},
         location=location,
-        fixes=(advice("Turn the sign of the loss.", "", "loss = -loss"),),
+        fixes=(advice("Change the sign of the loss.", "", "loss = -loss"),),
     )

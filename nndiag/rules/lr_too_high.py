@@ -3,25 +3,29 @@
 What it does
 ------------
 
-Makes one step of the optimiser on this batch. If it raises the loss, it makes a second one, on the
-new gradients, and looks whether that brings the loss back. Everything is undone. It alarms if the
-loss stays far above what it was and above what a constant output costs, or is no finite number.
+Makes one step of the optimiser on this batch. If the step raises the loss, it makes a second one
+with the new gradients, and looks whether the loss comes back. Everything is undone. It reports a
+loss that stays far above both its start and that of a constant output, or that becomes NaN or
+infinite.
 
 Why it matters
 --------------
 
-Along the step the loss falls at first and then rises: beyond 2 over its curvature the step is too
-long. A few such steps leave weights that are many times too large, units that are dead or
-saturated, or NaN. What comes out of that does not train well at a lower rate either.
+Along a step the loss first falls and then rises: a rate above 2 divided by the curvature raises it.
+A few such steps leave weights many times too large, dead or saturated units, or NaN. Training such
+a network on at a lower rate does not work well either.
 
 When it is no fault
 -------------------
 
-One step that raises the loss is no fault. Adam's first step is as long as the rate allows, whatever
-the gradient, and the next ones bring the loss back. In a trained network, where a new optimiser has
-to find its scale first, it is a note. Training loops that clip gradients stay within bounds at
-rates that are too high without: the clipping is not seen here. With momentum, steps grow tenfold
-over the first twenty: a rate that only these show to be too high is not seen either.
+- One step that raises the loss. Adam's first step is as long as the rate allows, whatever the
+  gradient, and the next steps bring the loss back.
+- A trained network: a new optimiser first has to find its scale. It is a note, unless the loss
+  becomes NaN or infinite.
+- A training loop that clips gradients can use higher rates. The check does not see the clipping.
+
+A rate that is too high only after many steps is not found: with momentum, steps grow tenfold over
+the first twenty.
 
 Sick::
 
@@ -59,23 +63,23 @@ RULE = Rule(
     thresholds={
         "rise": Threshold(
             3,
-            "measured: reports/calibration/learning-rates.md: the loss after each of two steps, as "
-            "a multiple of the loss before or of a constant output's; at ten times the usual rates "
-            "it stays below after the second one",
+            "measured: reports/calibration/learning-rates.md: the loss after one step and after "
+            "two, over the larger of the loss before and a constant output's; at ten times the "
+            "usual rates one of both stays below",
             1,
             unit="factor",
         ),
         "rising": Threshold(
             2,
-            "measured: reports/calibration/learning-rates.md: the same after the first step, where "
-            "the second one raises it further",
+            "measured: reports/calibration/learning-rates.md: the loss after one step, over the "
+            "larger of the loss before and a constant output's, if a second step raises it further",
             1,
             unit="factor",
         ),
         "runaway": Threshold(
             100,
-            "measured: reports/calibration/learning-rates.md: the same after the second step, "
-            "however little the first one raises it",
+            "measured: reports/calibration/learning-rates.md: the loss after two steps, over the "
+            "larger of the loss before and a constant output's, however little the first raises it",
             1,
             unit="factor",
         ),

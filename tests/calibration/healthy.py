@@ -25,15 +25,16 @@ from scipy import stats
 from torch import nn
 
 import nndiag
-from calibration import healthy_libraries, trained
+from calibration import healthy_libraries, trained, usual
 from calibration.cases import Healthy, Subject
-from nndiag import activations
+from nndiag import activations, ops
 from nndiag.progress import Progress, silenced
 from nndiag.render import files
 from nndiag.render.markdown import escape
 from nndiag.report import Report
 from nndiag.rule import SEVERITIES
 from nndiag.rules import discover
+from nndiag.stats import Snapshot
 
 SEEDS = (0, 1, 2)
 FOLDER = Path(__file__).parents[2] / "reports" / "calibration"
@@ -255,22 +256,36 @@ class Said(NamedTuple):
 
 
 def judge_healthy(
-    progress: Progress | None = None, networks: Sequence[Network] | None = None
+    progress: Progress | None = None,
+    networks: Sequence[Network] | None = None,
+    seeds: Sequence[int] = SEEDS,
 ) -> pd.DataFrame:
-    """A row for each network, seed and mode; the column ``said`` holds what was found."""
-    runs = [(network, seed) for network in networks or HEALTHY for seed in SEEDS]
+    """A row for each network, seed and mode; the column ``said`` holds what was found.
+
+    Each is checked with its loss and an optimiser: a fresh one with those of ``usual`` by turns, a
+    trained one with that of its training, at the rate it was trained at.
+    """
+    runs = [
+        (network, seed, turn + seed)
+        for turn, network in enumerate(networks or HEALTHY)
+        for seed in seeds
+    ]
     rows: list[dict[str, Any]] = []
-    for done, (network, seed) in enumerate(runs):
+    for done, (network, seed, turn) in enumerate(runs):
         if progress is not None:
             progress.update(done, len(runs), network.name)
-        subject = network.build(seed)
+        subject = usual.with_loss(network.name, network.build(seed))
         exam = network.exam
+        name, optimiser = usual.optimiser(network.name, turn)
+        if exam is not None:
+            name, optimiser = usual.named(exam.optimizer), exam.optimizer
         reached = math.nan if exam is None else trained.score(exam, subject.model)
         for mode in _modes(network, subject.model):
             subject.model.train(mode == "train")
             with silenced():
-                report = nndiag.check(*subject, config=False, seed=seed)
-            rows.append(_row(network, subject, seed, mode, report) | {"score": reached})
+                report = nndiag.check(*subject, optimizer=optimiser, config=False, seed=seed)
+            row = _row(network, subject, seed, mode, report)
+            rows.append(row | {"optimizer": name, "score": reached})
     return pd.DataFrame(rows)
 
 
@@ -298,12 +313,27 @@ def _row(
         "samples": snapshot.samples,
         "seed": seed,
         "mode": mode,
+        "loss": _loss(snapshot),
+        "stepped": int(_stepped(snapshot)),
         "metric": network.exam.task.metric if network.exam else "",
         "bar": network.exam.bar if network.exam else math.nan,
         "crashed": len(report.crashed),
         **{f"{severity}s": count[severity] for severity in SEVERITIES},
         "said": tuple(Said(f.severity, f.rule, f.layer, f.message) for f in report.findings),
     }
+
+
+def _loss(snapshot: Snapshot) -> str:
+    """The losses of torch that were called, or how else the loss came about."""
+    called = [call.op for call in snapshot.experiment.calls if ops.named(call.op).loss is not None]
+    kind = "written by hand" if snapshot.loss.kind == "loss_fn" else snapshot.loss.kind
+    return " + ".join(dict.fromkeys(called)) or kind
+
+
+def _stepped(snapshot: Snapshot) -> bool:
+    """Whether a step of the optimiser was made, and the loss was measured after it."""
+    optimizer = snapshot.experiment.optimizer
+    return optimizer is not None and bool(optimizer.losses)
 
 
 def _bends(op: str) -> bool:

@@ -88,7 +88,7 @@ if installed("monai"):
         return F.mse_loss(image, x) + 1e-3 * divergence
 
     def _variational() -> Subject:
-        x = torch.randn(32, 1, 32, 32)
+        x = torch.rand(32, 1, 32, 32)  # its output is a sigmoid's
         model = nets().VarAutoEncoder(
             2, (1, 32, 32), 1, latent_size=8, channels=(8, 16), strides=(2, 2)
         )
@@ -98,6 +98,11 @@ if installed("monai"):
         x = torch.randn(32, 1, 32, 32)
         model = nets().AutoEncoder(2, 1, 1, channels=(8, 16, 32), strides=(2, 2, 2))
         return Subject(model, x, x, F.mse_loss)
+
+    def _high_resolution() -> nn.Module:
+        model = nets().HighResNet(**flat, out_channels=3)
+        model.blocks[-1].adn = nn.Identity()  # it comes with a norm and a ReLU on the logits
+        return model
 
     def _diffusion() -> Subject:
         model = nets().DiffusionModelUNet(
@@ -135,8 +140,7 @@ if installed("monai"):
                                        strides=(2, 2)))),
         "monai-vnet": ("u-net", "inside", segment(
             lambda: nets().VNet(**flat, out_channels=3))),
-        "monai-highresnet": ("residual", "pre", segment(
-            lambda: nets().HighResNet(**flat, out_channels=3))),
+        "monai-highresnet": ("residual", "pre", segment(_high_resolution)),
         "monai-autoencoder": ("autoencoder", "inside", _rebuilder),
         "monai-vae": ("autoencoder", "inside", _variational),
         "monai-diffusion-unet": ("u-net", "pre", _diffusion),

@@ -127,14 +127,16 @@ def page(rows: pd.DataFrame) -> str:
         f"## {fresh.network.nunique()} fresh networks that nothing is wrong with",
         "",
         "The smallest values over the networks. `change`: of the loss by one step, as a share of "
-        "it. `update`: norm of the update over norm of the weights, where the change is below "
-        "1.5e-5, and anywhere. `gradient`: gradient norm times weight norm over the loss. `two`: "
-        "the largest loss after two steps where the first one raised it, over the loss before (of "
-        "SGD: a variational autoencoder whose loss is a sum over pixels).",
+        "it. `update`: norm of the update over norm of the weights, over `gradient` where that is "
+        "below 1; where the change is below 1.5e-5, and anywhere. `gradient`: gradient norm times "
+        "weight norm over the loss. `two`: the largest loss after two steps where the first one "
+        "raised it, over the loss before (of SGD: a variational autoencoder whose loss is a sum "
+        "over pixels).",
         "",
         "| optimiser | change | update, small change | update | gradient | two |",
         "|---|---|---|---|---|---|",
     ]
+    fresh = fresh.assign(update=fresh["update"] / fresh.gradient.clip(upper=1))
     for name, part in fresh.groupby("optimizer"):
         small_change = part[part.change.abs() < 1.5e-5]
         values = (part.change.abs().min(), small_change["update"].min(), part["update"].min(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import zoo
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -108,3 +109,19 @@ def test_the_scale_of_the_loss_does_not_matter_to_adam(factor):
         findings = found(net(), lambda p, rate=rate: torch.optim.Adam(p, rate, eps=1e-12),
                          lambda o, t: factor * F.cross_entropy(o, t))  # fmt: skip
         assert len(findings) == count
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_an_update_that_is_short_because_the_gradient_is_small_is_not_the_rate_s_doing(seed):
+    """An autoencoder of noise starts where its data's mean is already learned."""
+    model, x, target, loss_fn = zoo.make("conv-autoencoder", seed)
+
+    def at(rate):
+        report = nndiag.check(
+            model, x, target, loss_fn, optimizer=lambda p: torch.optim.SGD(p, rate), select=NAME,
+            config=False, seed=seed,
+        )  # fmt: skip
+        return [f.severity for f in report.findings]
+
+    assert at(0.01) == []
+    assert at(1e-4) == ["warning"]
