@@ -1340,22 +1340,6 @@ def a_rate_has_killed_the_units(bad: bool) -> Made:
     return m, x, y, nn.CrossEntropyLoss(), optimizer
 
 
-@pair("batch-mixing", steps=200, score=accuracy, good=0.8)
-def channels_by_view(bad: bool) -> Made:
-    x, y = waves()
-    m = nn.Sequential(
-        nn.Flatten(), nn.Unflatten(1, (3, 16)) if bad else nn.Unflatten(1, (16, 3)),
-        *([] if bad else [Swap()]), nn.Conv1d(3, 24, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1),
-        nn.Flatten(), nn.Linear(24, 4),
-    )  # fmt: skip
-    return m, x, y, nn.CrossEntropyLoss(), adam(m, 1e-2)
-
-
-class Swap(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2)
-
-
 def train(p: Pair, bad: bool) -> float:
     """How well the fault, or its twin, has learnt after the pair's steps."""
     torch.manual_seed(0)
