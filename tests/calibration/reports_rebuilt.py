@@ -311,7 +311,7 @@ def logits_into_nll(bad: bool) -> Made:
     return m, scaled(x), y, F.nll_loss, adam(m, 2e-2)
 
 
-@pair("loss-mismatch", "output-activation", steps=200, score=accuracy, good=0.85)
+@pair("output-activation", "loss-mismatch", steps=200, score=accuracy, good=0.85)
 def no_softmax_before_a_loss_on_probabilities(bad: bool) -> Made:
     x, y = digits(flat=False)
     m = nn.Sequential(
@@ -390,7 +390,7 @@ def labels_minus_one_and_one(bad: bool) -> Made:
     return m, x, (2 * y - 1 if bad else y), keras_bce, adam(m, 2e-2)
 
 
-@pair("unreachable-target", "loss-mismatch", steps=300, score=accuracy, good=0.9)
+@pair("loss-mismatch", "unreachable-target", steps=300, score=accuracy, good=0.9)
 def one_sigmoid_for_three_classes(bad: bool) -> Made:
     x, y = iris()
     m = mlp(4, 16, 1 if bad else 3, last=nn.Sigmoid() if bad else None)
@@ -695,7 +695,7 @@ def every_sample_normalised_to_nothing(bad: bool) -> Made:
     return m, x, y, nn.CrossEntropyLoss(), adam(m, 2e-2)
 
 
-@pair("input-outliers", "input-scale", steps=200, score=at_zero, good=0.92)
+@pair("input-scale", "input-outliers", steps=200, score=at_zero, good=0.92)
 def incomes_with_a_long_tail(bad: bool) -> Made:
     z = normal(512, 4)
     x = torch.cat([(2.5 * z[:, :2]).exp(), z[:, 2:]], 1)
@@ -704,7 +704,7 @@ def incomes_with_a_long_tail(bad: bool) -> Made:
     return m, (x if bad else z), y, nn.BCEWithLogitsLoss(), sgd(m, 0.05)
 
 
-@pair("input-not-centered", "input-scale", steps=300, score=at_zero, good=0.85)
+@pair("input-scale", "input-not-centered", steps=300, score=at_zero, good=0.85)
 def readings_around_a_hundred(bad: bool) -> Made:
     z = normal(512, 6)
     y = (z[:, :1] - z[:, 1:2] > 0).float()
@@ -839,7 +839,7 @@ def a_rounded_code(bad: bool) -> Made:
     return m, x, y, nn.BCEWithLogitsLoss(), adam(m, 2e-2)
 
 
-@pair("no-gradient", "unreachable-target", steps=300, score=r2, good=0.7)
+@pair("unreachable-target", "no-gradient", steps=300, score=r2, good=0.7)
 def the_output_clamped(bad: bool) -> Made:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -957,7 +957,7 @@ def a_recurrent_net_that_explodes(bad: bool) -> Made:
     return m, x, y, nn.CrossEntropyLoss(), adam(m, 5e-3)
 
 
-@pair("vanishing-gradient", "signal-collapse", "lr-too-low", steps=150, score=accuracy, good=0.7)
+@pair("signal-collapse", "vanishing-gradient", "lr-too-low", steps=150, score=accuracy, good=0.7)
 def the_last_state_after_long_padding(bad: bool) -> Made:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -1191,7 +1191,7 @@ def a_recurrent_net_on_prices(bad: bool) -> Made:
     return m, x, y, nn.MSELoss(), adam(m)
 
 
-@pair("non-finite", "input-missing")
+@pair("input-missing", "non-finite")
 def a_logarithm_of_zero(bad: bool) -> Made:
     x, y = digits()
     m = mlp(64, 32, 10)
@@ -1287,7 +1287,7 @@ def policy_over_the_batch(bad: bool) -> Made:
     return m, x, y, lambda p, a: -p[torch.arange(len(a)), a].add(1e-9).log().mean(), adam(m, 1e-2)
 
 
-@pair("output-activation", "unreachable-target", "loss-mismatch")
+@pair("unreachable-target", "output-activation", "loss-mismatch")
 def values_through_a_sigmoid(bad: bool) -> Made:
     x = normal(512, 4)
     y = 10 + 5 * x[:, :1]
