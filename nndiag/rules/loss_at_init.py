@@ -25,6 +25,8 @@ When it is no fault
 
 - The classes are not equally frequent, and the last bias starts at zero. This is a note at most.
 - A pretrained network with a new head starts at the loss of a guess.
+- Inputs that are larger than usual make outputs that are. This is a note, unless the loss is larger
+  than that explains.
 
 Sick::
 
@@ -45,6 +47,7 @@ import math
 from collections.abc import Iterator
 
 from nndiag import loss_calls
+from nndiag.entrance import entrances, reading
 from nndiag.experiment import Baseline
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
@@ -128,12 +131,22 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         yield from _new(snapshot, base, thresholds)
 
 
+def _size_read(snapshot: Snapshot) -> float:
+    """The rms of what the first layers read, at least 1: a sound init passes that size on.
+
+    Whether it is too large is for input-scale to say.
+    """
+    layers = [layer for _, readers in entrances(snapshot).values() for layer in readers]
+    sizes = [found.rms for layer in layers if (found := reading(layer)) is not None]
+    return max(1.0, *(size for size in sizes if math.isfinite(size)), 1.0)
+
+
 def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
     evidence = {"loss": base.loss, "constant": base.constant, "zero": base.zero}
     best = f"The best constant output has a loss of {number(base.constant)}"
     guess = max(base.constant, base.zero)
     if guess > 0 and base.loss > max(base.large, thresholds.worse * guess):
-        far = base.loss > max(base.huge, thresholds.worse * guess)
+        far = base.loss > max(base.huge * _size_read(snapshot), thresholds.worse * guess)
         size = Baseline.HUGE if far else Baseline.LARGE
         yield RULE.finding(
             "(loss)",

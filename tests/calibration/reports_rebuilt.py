@@ -311,7 +311,7 @@ def logits_into_nll(bad: bool) -> Made:
     return m, scaled(x), y, F.nll_loss, adam(m, 2e-2)
 
 
-@pair("loss-mismatch", "output-activation", steps=200, score=accuracy, good=0.85)
+@pair("output-activation", "loss-mismatch", steps=200, score=accuracy, good=0.85)
 def no_softmax_before_a_loss_on_probabilities(bad: bool) -> Made:
     x, y = digits(flat=False)
     m = nn.Sequential(
@@ -390,7 +390,7 @@ def labels_minus_one_and_one(bad: bool) -> Made:
     return m, x, (2 * y - 1 if bad else y), keras_bce, adam(m, 2e-2)
 
 
-@pair("unreachable-target", "loss-mismatch", steps=300, score=accuracy, good=0.9)
+@pair("loss-mismatch", "unreachable-target", steps=300, score=accuracy, good=0.9)
 def one_sigmoid_for_three_classes(bad: bool) -> Made:
     x, y = iris()
     m = mlp(4, 16, 1 if bad else 3, last=nn.Sigmoid() if bad else None)
@@ -695,7 +695,7 @@ def every_sample_normalised_to_nothing(bad: bool) -> Made:
     return m, x, y, nn.CrossEntropyLoss(), adam(m, 2e-2)
 
 
-@pair("input-outliers", "input-scale", steps=200, score=at_zero, good=0.92)
+@pair("input-scale", "input-outliers", steps=200, score=at_zero, good=0.92)
 def incomes_with_a_long_tail(bad: bool) -> Made:
     z = normal(512, 4)
     x = torch.cat([(2.5 * z[:, :2]).exp(), z[:, 2:]], 1)
@@ -704,7 +704,7 @@ def incomes_with_a_long_tail(bad: bool) -> Made:
     return m, (x if bad else z), y, nn.BCEWithLogitsLoss(), sgd(m, 0.05)
 
 
-@pair("input-not-centered", "input-scale", steps=300, score=at_zero, good=0.85)
+@pair("input-scale", "input-not-centered", steps=300, score=at_zero, good=0.85)
 def readings_around_a_hundred(bad: bool) -> Made:
     z = normal(512, 6)
     y = (z[:, :1] - z[:, 1:2] > 0).float()
@@ -839,7 +839,7 @@ def a_rounded_code(bad: bool) -> Made:
     return m, x, y, nn.BCEWithLogitsLoss(), adam(m, 2e-2)
 
 
-@pair("no-gradient", "unreachable-target", steps=300, score=r2, good=0.7)
+@pair("unreachable-target", "no-gradient", steps=300, score=r2, good=0.7)
 def the_output_clamped(bad: bool) -> Made:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -957,7 +957,7 @@ def a_recurrent_net_that_explodes(bad: bool) -> Made:
     return m, x, y, nn.CrossEntropyLoss(), adam(m, 5e-3)
 
 
-@pair("vanishing-gradient", "signal-collapse", "lr-too-low", steps=150, score=accuracy, good=0.7)
+@pair("signal-collapse", "vanishing-gradient", "lr-too-low", steps=150, score=accuracy, good=0.7)
 def the_last_state_after_long_padding(bad: bool) -> Made:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -1099,6 +1099,245 @@ def torques_beyond_tanh(bad: bool) -> Made:
     x = normal(512, 3)
     m = Actor()
     return m, x, (2 * x[:, :1]).clamp(-2, 2), F.mse_loss, adam(m, 3e-3)
+
+
+# --- more of each kind ----------------------------------------------------------------------------
+
+
+@pair("output-activation", steps=150, score=accuracy, good=0.85)
+def own_cross_entropy_over_probabilities(bad: bool) -> Made:
+    x, y = digits()
+    m = mlp(64, 48, 10, last=nn.Softmax(1) if bad else None)
+    return m, x, y, lambda o, t: (o.logsumexp(1) - o[torch.arange(len(t)), t]).mean(), sgd(m, 0.3)
+
+
+@pair("output-activation", "unreachable-target")
+def tanh_before_cross_entropy(bad: bool) -> Made:
+    x, y = digits(flat=False)
+    m = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), dense(288, 10), *([nn.Tanh()] if bad else [])
+    )
+    return m, x, y, nn.CrossEntropyLoss(), adam(m)
+
+
+@pair("loss-mismatch", "unreachable-target")
+def bytes_as_targets_of_binary_cross_entropy(bad: bool) -> Made:
+    x, _ = digits()
+    m = mlp(64, 32, 64)
+    return m, x, (x * 255).round() if bad else x, nn.BCEWithLogitsLoss(), adam(m)
+
+
+@pair("target-shape", steps=300, score=at_zero, good=0.9)
+def own_logits_loss_of_a_row_and_a_column(bad: bool) -> Made:
+    x, y = cancer()
+    m = nn.Sequential(*mlp(30, 16, 1), *([nn.Flatten(0)] if bad else []))
+
+    def loss(o: Tensor, t: Tensor) -> Tensor:
+        return (F.softplus(o) - o * t).mean()
+
+    return m, scaled(x), y, loss, adam(m, 3e-3)
+
+
+@pair("target-shape")
+def mean_absolute_error_of_batches_of_series(bad: bool) -> Made:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.fc = nn.GRU(3, 16, batch_first=True), nn.Linear(16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.gru(x)[0][:, -1])
+
+    x, _ = waves()
+    y = x[:, -1, 0] + x[:, -2, 1]
+    m = Net()
+    return m, x, y if bad else y[:, None], nn.L1Loss(), adam(m, 5e-3)
+
+
+@pair("input-scale", "saturation", "input-not-centered")
+def heart_rates_into_tanh(bad: bool) -> Made:
+    z = normal(400, 2)
+    y = (z[:, :1] * z[:, 1:] > 0).float()
+    x = z * torch.tensor([20.0, 15.0]) + torch.tensor([110.0, 75.0])
+    m = mlp(2, 16, 16, 1, act=nn.Tanh, last=nn.Sigmoid())
+    return m, (x if bad else z), y, nn.BCELoss(), adam(m, 1e-2)
+
+
+@pair("input-scale", "input-outliers")
+def raw_spectrograms(bad: bool) -> Made:
+    x = (normal(256, 1, 16, 16) * 1.5).exp() * 1e4
+    y = (x[:, 0, :8].log().mean((1, 2)) > x[:, 0, 8:].log().mean((1, 2))).long()
+    m = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+                      nn.Linear(1152, 2))  # fmt: skip
+    good = x.log()
+    return m, x if bad else (good - good.mean()) / good.std(), y, nn.CrossEntropyLoss(), adam(m)
+
+
+@pair("input-scale", "exploding-gradient", "lr-too-high", "target-scale")
+def a_recurrent_net_on_prices(bad: bool) -> Made:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(1, 24, batch_first=True), nn.Linear(24, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.lstm(x)[0][:, -1])
+
+    walk = normal(300, 21).cumsum(1) * 200 + 30000
+    x, y = walk[:, :20, None], walk[:, 20:]
+    m = Net()
+    if not bad:
+        x, y = (x - walk.mean()) / walk.std(), (y - walk.mean()) / walk.std()
+    return m, x, y, nn.MSELoss(), adam(m)
+
+
+@pair("input-missing", "non-finite")
+def a_logarithm_of_zero(bad: bool) -> Made:
+    x, y = digits()
+    m = mlp(64, 32, 10)
+    return m, x.log() if bad else (x + 1).log(), y, nn.CrossEntropyLoss(), adam(m)
+
+
+@pair("non-finite", "input-missing", "target-scale")
+def missing_targets(bad: bool) -> Made:
+    x, y = diabetes()
+    y = scaled(y)
+    y[5] = float("nan") if bad else 0.0
+    m = mlp(10, 24, 1)
+    return m, x, y, nn.MSELoss(), adam(m, 3e-3)
+
+
+@pair("no-gradient")
+def predictions_by_argmax(bad: bool) -> Made:
+    x, y = iris()
+    m = mlp(4, 16, 3)
+
+    def loss(o: Tensor, t: Tensor) -> Tensor:
+        if bad:
+            return F.mse_loss(o.argmax(1).float().requires_grad_(), t.float())
+        return F.cross_entropy(o, t)
+
+    return m, scaled(x), y, loss, adam(m, 1e-2)
+
+
+@pair("no-gradient")
+def data_of_the_hidden_layer(bad: bool) -> Made:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(288, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.conv(x)).flatten(1)
+            return self.fc(h.data if bad else h)
+
+    x, y = digits(flat=False)
+    m = Net()
+    return m, x, y, nn.CrossEntropyLoss(), adam(m)
+
+
+@pair("optimizer-coverage")
+def the_encoder_left_out(bad: bool) -> Made:
+    x, y = digits()
+    m = nn.Sequential(mlp(64, 48, 32), nn.ReLU(), nn.Linear(32, 10))
+    return m, x, y, nn.CrossEntropyLoss(), adam(m[2] if bad else m, 3e-3)
+
+
+@pair("symmetry", "init-scale", "no-gradient")
+def recurrent_weights_of_zero(bad: bool) -> Made:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.fc = nn.GRU(3, 24, batch_first=True), nn.Linear(24, 4)
+            if bad:
+                for p in self.parameters():
+                    nn.init.zeros_(p)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.gru(x)[0][:, -1])
+
+    x, y = waves()
+    m = Net()
+    return m, x, y, nn.CrossEntropyLoss(), adam(m, 1e-2)
+
+
+@pair("saturation", "init-scale")
+def gates_drawn_too_large(bad: bool) -> Made:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(3, 48, batch_first=True), nn.Linear(48, 4)
+            if bad:
+                for p in self.lstm.parameters():
+                    nn.init.normal_(p, std=5.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.lstm(x)[0][:, -1])
+
+    x, y = waves()
+    m = Net()
+    return m, x, y, nn.CrossEntropyLoss(), adam(m, 3e-3)
+
+
+@pair("degenerate-softmax", "batch-mixing", steps=150, score=one_by_one, good=0.85)
+def policy_over_the_batch(bad: bool) -> Made:
+    x = normal(512, 4)
+    y = (x @ torch.tensor([1.0, 2.0, -1.0, 0.5]) > 0).long()
+    m = mlp(4, 64, 2, act=nn.LeakyReLU, last=nn.Softmax(0 if bad else 1))
+    return m, x, y, lambda p, a: -p[torch.arange(len(a)), a].add(1e-9).log().mean(), adam(m, 1e-2)
+
+
+@pair("unreachable-target", "output-activation", "loss-mismatch")
+def values_through_a_sigmoid(bad: bool) -> Made:
+    x = normal(512, 4)
+    y = 10 + 5 * x[:, :1]
+    m = mlp(4, 32, 1, last=nn.Sigmoid() if bad else None)
+    return m, x, y if bad else scaled(y), nn.HuberLoss(), adam(m, 3e-3)
+
+
+@pair("unreachable-target", "output-activation", "input-scale")
+def generator_with_sigmoid_for_pixels_around_zero(bad: bool) -> Made:
+    x, _ = digits(flat=False)
+    x = x * 2 - 1
+    m = nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(8, 1, 4, stride=2, padding=1), nn.Sigmoid() if bad else nn.Tanh(),
+    )  # fmt: skip
+    return m, x, x, nn.L1Loss(), adam(m, 3e-3)
+
+
+@pair("lr-too-high", "exploding-gradient")
+def momentum_at_one(bad: bool) -> Made:
+    x, y = diabetes()
+    m = mlp(10, 32, 1)
+    return m, x, scaled(y), nn.MSELoss(), sgd(m, 2.0 if bad else 0.02, momentum=0.9)
+
+
+@pair("regularization-too-strong")
+def adam_with_the_decay_of_descent(bad: bool) -> Made:
+    x, y = digits()
+    m = mlp(64, 48, 10)
+    return m, x, y, nn.CrossEntropyLoss(), adam(m, 3e-3, weight_decay=5.0 if bad else 1e-5)
+
+
+@pair("dropout-too-high", "train-eval-gap")
+def dropout_on_the_inputs(bad: bool) -> Made:
+    x, y = wine()
+    m = nn.Sequential(nn.Dropout(0.9 if bad else 0.1), *mlp(13, 24, 3))
+    return m, scaled(x), y, nn.CrossEntropyLoss(), adam(m, 1e-2)
+
+
+@pair("training-damage", "dead-relu")
+def a_rate_has_killed_the_units(bad: bool) -> Made:
+    x, y = digits()
+    m = mlp(64, 48, 48, 10)
+    optimizer = sgd(m, 30.0 if bad else 0.05)
+    for i in range(0, 640, 64):
+        optimizer.zero_grad()
+        F.cross_entropy(m(x[i : i + 64]), y[i : i + 64]).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return m, x, y, nn.CrossEntropyLoss(), optimizer
 
 
 def train(p: Pair, bad: bool) -> float:
