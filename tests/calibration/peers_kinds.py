@@ -48,6 +48,9 @@ TABLE: dict[str, list[tuple[str, str]]] = {
         (r"^signal-collapse:", "collapsed"),
         (r"^non-finite:", "not finite"),
         (r"^covariate-shift:", "shift"),
+        (r"^input-missing:", "not finite"),
+        (r"^input-", "data"),
+        (r"", "another"),  # the corpus of this comparison has faults of the network only
     ],
     "torchtest2": [
         (r"^output_finite:", "not finite"),
@@ -148,6 +151,7 @@ ACCEPTED: dict[str, frozenset[str]] = {
     "symmetry": frozenset({"alike", "collapsed", "no gradient", "unchanged", "dead", "weights"}),
     "signal-collapse": frozenset({"collapsed", "dead", "alike", "vanishing"}),
     "non-finite": frozenset({"not finite"}),
+    "input-missing": frozenset({"not finite"}),
     "covariate-shift": frozenset({"shift", "loss", "saturation", "off-centre"}),
 }
 

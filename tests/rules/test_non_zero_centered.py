@@ -124,8 +124,8 @@ class TestHowFar:
             torch.manual_seed(seed)
             assert alone(stack(2, nn.Tanh), torch.randn(samples, 48)) == []
 
-    @pytest.mark.parametrize(("samples", "found"), [(1, False), (2, True)])
-    def test_a_spread_takes_two_samples(self, samples, found):
+    @pytest.mark.parametrize(("samples", "found"), [(1, False), (7, False), (8, True)])
+    def test_a_spread_takes_eight_samples(self, samples, found):
         torch.manual_seed(0)
         x = torch.randn(samples, 7, 48)  # steps of a sequence are no samples
         assert bool(alone(stack(2, nn.Sigmoid), x)) == found
