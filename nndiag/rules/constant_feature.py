@@ -19,6 +19,7 @@ When it is no fault
 Among many columns, those that are zero are not counted: the corners of images, or words that no
 text of the batch uses. An input of zeros only is what some decoders start from: it is reported
 where it is the only input and the targets differ. Ids, masks and one-hot columns are not judged.
+Without a loss the finding is a note: such a batch may be a stand-in.
 
 Sick::
 
@@ -95,7 +96,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         if len(columns.at) < 2 or (not nonzero and (every or many or not still)):
             continue
         share = len(nonzero if many else still) / len(columns.at)
-        most = share > thresholds.share and len(found) == 1
+        most = share > thresholds.share and len(found) == 1 and snapshot.has_loss
         at = ", ".join(str(k) for k, _ in still[:4]) + (", …" if still[4:] else "")
         of = f"{len(still):,} of {flow.plural(len(columns.at), 'column')}"
         have = "has" if len(still) == 1 else "have"

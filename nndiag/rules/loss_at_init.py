@@ -100,6 +100,7 @@ RULE = Rule(
         "target-shape",
         "degenerate-softmax",
         "init-scale",
+        "covariate-shift",
         "exploding-gradient",
     ),
     fixes=(
