@@ -71,9 +71,11 @@ class Fooling:
         return F.binary_cross_entropy_with_logits(self.critic(pictures), target)
 
 
-_RETURNS_ITS_LOSS = """vector-quantised skip-gram momentum-contrast bootstrap-your-own-latent
-    siamese-triplet physics-informed""".split()
-_GENERATORS = "dcgan-generator residual-gan-generator style-generator".split()
+_RETURNS_ITS_LOSS = [
+    "vector-quantised", "skip-gram", "momentum-contrast", "bootstrap-your-own-latent",
+    "siamese-triplet", "physics-informed",
+]  # fmt: skip
+_GENERATORS = ["dcgan-generator", "residual-gan-generator", "style-generator"]
 
 
 def with_loss(network: str, subject: Subject) -> Subject:
