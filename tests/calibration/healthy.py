@@ -271,9 +271,9 @@ FIRST_STEPS = [
         "The update of SGD is judged as if the gradient had its usual size.",
     ),
     FirstContact(
-        "all of transformers with an output of its own",
+        "59 networks of transformers",
         "check raised: the output forbids update()",
-        "The model is called and trained without it.",
+        "Forward, backward and step work without the check.",
         "The copy of an output is made without its update().",
     ),
 ]
