@@ -28,6 +28,7 @@ findings: $(READY) ## what is said of the corpus and the zoo is what reports/cal
 calibration: $(READY) ## judge labelled faults and healthy networks (installs their libraries; minutes)
 	$(RUN) pip install --quiet --constraint constraints.txt --editable ".[calibration]"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.healthy
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration.public_models
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) calibration
 
 test: $(READY) ## lint, check types, run the tests but for their long forms (5 minutes)

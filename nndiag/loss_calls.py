@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from nndiag import flow, ops
 from nndiag.constant_output import softplus
 from nndiag.experiment import INPUT, OUTPUT, TARGET, LossCall, Made, Operand
-from nndiag.fixes.actions import Action
+from nndiag.fixes.actions import Action, written_module
 from nndiag.fixes.fix import Fix, advice
 from nndiag.stats import Layer, Snapshot
 
@@ -99,10 +99,10 @@ def removal(snapshot: Snapshot, made: Made, why: str, instead: str = "Identity")
     """Take an activation out, or put another module of ``torch.nn`` in its place."""
     layer = maker(snapshot, made)
     what = f"Take out the {made.op}"
-    source = f"# {made.op}(x) -> x"
+    source = f"In forward, write x in place of {made.op}(x)."
     if instead != "Identity":
         what = f"Replace the {made.op} by {instead}"
-        source = f"# {made.op} -> nn.{instead}()"
+        source = f"In forward, write nn.{instead}()(x) in place of {made.op}(x)."
     if layer is None:
         where = "in the loss" if made.layer.startswith("loss/") else "at the output"
         return advice(f"{what} {where}.", why, source, "architecture")
@@ -113,6 +113,9 @@ def removal(snapshot: Snapshot, made: Made, why: str, instead: str = "Identity")
         at = f" ({layer.location})" if layer.location else ""
         return advice(f"{what} at {where}{at}.", why, source, "architecture")
     arguments = (instead, 1) if instead == "LogSoftmax" else (instead,)
+    source = f"In __init__, take out nn.{layer.kind}."
+    if instead != "Identity":
+        source = f"In __init__, replace nn.{layer.kind} by {written_module(arguments)}."
     return Fix(
         "swap-activation",
         f"{what} at {where}.",
@@ -120,4 +123,5 @@ def removal(snapshot: Snapshot, made: Made, why: str, instead: str = "Identity")
         "the loss sees the values it is made for",
         "architecture",
         (Action("swap", (layer.name,), arguments),),
+        source,
     )

@@ -100,9 +100,10 @@ class Rule:
     """The fixed part of a rule.
 
     ``needs``: what it cannot judge without: "outputs", "gradients", "step" (a virtual update),
-    "loss" (the caller's loss or the model's own), "optimizer", "mixing" (whether samples see one
-    another), "evaluation" (the loss in evaluation mode). Without it the rule is skipped and the
-    report says why. ``uses``: what it judges better with.
+    "loss" (the caller's loss or the model's own), "optimizer". Without it the rule is skipped and
+    the report says why. ``uses``: what it judges better with: any of these, "mixing" (whether
+    samples see one another), "evaluation" (the loss in evaluation mode), "second look" (whether a
+    parameter without a gradient gets one from other seeds or later steps).
     """
 
     code: str

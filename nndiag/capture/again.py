@@ -20,7 +20,7 @@ OTHER_SEED, LATER, NEVER = "other seed", "later step", "never"
 _SEEDS = 4  # a branch that is dropped half of the time is dropped in all of five with 3 %
 _STEPS = 3  # a head, a branch's end and a scale inside it may each start at zero
 
-Gradients = Mapping[str, torch.Tensor | None]
+_Gradients = Mapping[str, torch.Tensor | None]
 
 
 def unexplained(
@@ -47,7 +47,7 @@ def look_again(
     batch: Batch,
     loss: LossMaker,
     names: Collection[str],
-    gradients: Gradients,
+    gradients: _Gradients,
     saved: SavedState,
     first_function: int,
     random: bool,
@@ -68,7 +68,7 @@ def look_again(
             torch.autograd.backward(value, retain_graph=foreign)
         return {name: p.grad for name, p in named.items()}
 
-    def note(what: str, now: Gradients) -> bool:
+    def note(what: str, now: _Gradients) -> bool:
         """Whether a gradient reached one of those that are still without."""
         waiting = [name for name in names if name not in found]
         reached = [name for name, any_ in zip(waiting, _nonzero(waiting, now), strict=True) if any_]
@@ -100,7 +100,7 @@ def look_again(
 
 
 @torch.no_grad()
-def _nonzero(names: Iterable[str], gradients: Gradients) -> list[bool]:
+def _nonzero(names: Iterable[str], gradients: _Gradients) -> list[bool]:
     """Which of these gradients are not all zero; read from the device at once."""
     known = [gradients.get(name) for name in names]
     flags = [g.abs().max() > 0 for g in known if g is not None and g.numel()]
@@ -109,7 +109,7 @@ def _nonzero(names: Iterable[str], gradients: Gradients) -> list[bool]:
 
 
 @torch.no_grad()
-def _nudge(named: Mapping[str, nn.Parameter], gradients: Gradients) -> None:
+def _nudge(named: Mapping[str, nn.Parameter], gradients: _Gradients) -> None:
     """Move each parameter against its gradient, by ``STEP`` of its norm.
 
     One that is zero moves by as much as one whose values are all of size 1.

@@ -141,9 +141,9 @@ def _facts(x: np.ndarray) -> dict[str, np.ndarray]:
 
 def _middle(ordered: np.ndarray) -> np.ndarray:
     """The median of sorted columns: numpy's own takes five times as long as the sort."""
-    half = len(ordered) // 2
-    upper: np.ndarray = ordered[half]
-    return upper if len(ordered) % 2 else (ordered[half - 1] + upper) / 2
+    half, odd = divmod(len(ordered), 2)
+    middle: np.ndarray = ordered[half] if odd else (ordered[half - 1] + ordered[half]) / 2
+    return middle
 
 
 def _facts_with_gaps(x: np.ndarray, finite: np.ndarray) -> dict[str, np.ndarray]:

@@ -235,7 +235,7 @@ def standardize_input(
     """
     layers = facts.unique(layers)
     names = list(dict.fromkeys(flow.owner(snapshot, layer) for layer in layers))
-    why = "Weights are drawn, and rates chosen, for columns of mean 0 and standard deviation 1."
+    why = "Usual initialisations and rates are made for columns of mean 0 and standard deviation 1."
     if not all(facts.is_named(layer) for layer in layers) or not names:
         yield Fix("advice", f"{what}: mean 0 and standard deviation 1.", why, source=source)
         return

@@ -6,17 +6,17 @@ What it does
 Runs the first samples of the batch twice in evaluation mode, the second time with one of them
 replaced by a copy of another. The outputs of the samples that did not change must stay the same.
 
-The probe runs where a call lost track of the axis of the samples, since only such a call can mix
-them.
+This is done only if the model has a call behind which the axis of the samples is not known: only
+such a call can mix them.
 
 Why it matters
 --------------
 
 A prediction must not depend on what else is in the batch. Usual causes are a ``view`` or
-``reshape`` in the place of a ``transpose`` or ``permute``, which deals the values out to other
-samples; attention or a recurrent layer that expects the samples on another axis (``batch_first``);
-and a softmax or a mean over axis 0. The network still trains a little, since the samples of a batch
-are alike, and nothing raises.
+``reshape`` in the place of a ``transpose`` or ``permute``, which moves values to other samples;
+attention or a recurrent layer that expects the samples on another axis (``batch_first``); and a
+softmax or a mean over axis 0. No exception is raised, and the network still trains a little, since
+the samples of a batch are similar.
 
 When it is no fault
 -------------------
@@ -24,7 +24,7 @@ When it is no fault
 - BatchNorm looks at the batch in training only, so it does not count.
 - Contrastive heads give a value for each pair of samples: an output with two axes of samples is not
   judged. Nor is a model that makes one output of the whole batch.
-- Retrieval from the batch can be meant. Then ignore batch-mixing for this model.
+- Retrieval from the batch may be intended. Then ignore batch-mixing for this model.
 
 Sick::
 
@@ -73,7 +73,7 @@ RULE = Rule(
     fixes=(
         advice(
             "Exchange axes by transpose or permute, not by view or reshape.",
-            "A reshape keeps the order of the values in memory, so samples exchange theirs.",
+            "A reshape keeps the order of the values in memory, so values move to other samples.",
             "x = x.transpose(0, 1)",
             "architecture",
         ),

@@ -1,4 +1,4 @@
-"""Biases that the normalisation behind them takes away.
+"""Biases that the normalisation behind them subtracts again.
 
 What it does
 ------------
@@ -9,13 +9,14 @@ of each unit: BatchNorm or InstanceNorm.
 Why it matters
 --------------
 
-What is added to a unit is subtracted again with its mean. The bias does nothing, its gradient is
-zero but for rounding, and it takes memory and time (Ioffe & Szegedy 2015, section 3.2).
+What a bias adds to a unit is subtracted again with the unit's mean. The bias has no effect, its
+gradient is zero up to rounding, and it takes memory and time (Ioffe & Szegedy 2015, section 3.2).
 
 When it is no fault
 -------------------
 
-Never a fault: the network computes the same with and without these biases. The finding is a note.
+It is never a fault: the network computes the same with and without these biases. The finding is a
+note.
 
 Sick::
 
@@ -50,7 +51,7 @@ RULE = Rule(
         advice(
             "Create these layers without a bias.",
             "The normalisation has a shift of its own.",
-            "nn.Linear(…, bias=False)  # or nn.Conv2d(…, bias=False)",
+            "nn.Linear(8, 16, bias=False)",
             "architecture",
         ),
     ),

@@ -9,16 +9,17 @@ one image are alike, so they do not count as samples.
 Why it matters
 --------------
 
-With one sample BatchNorm subtracts that sample's own mean and divides by its own scale, which is
-information that the network needs. In evaluation mode it uses running averages instead: another
-function than the one that was trained. With few samples the statistics are noisy: errors rise from
-32 to 16 samples a worker, and steeply below 8 (Wu & He 2018, figure 1).
+With one sample, BatchNorm removes that sample's own mean and scale, which the network may need. In
+evaluation mode it uses running averages instead, so the network computes something else than it was
+trained for. With few samples the statistics are noisy: errors rise from 32 to 16 samples a worker,
+and steeply below 8 (Wu & He 2018, figure 1).
 
 When it is no fault
 -------------------
 
-If training uses larger batches than this one: check with one of those. Without a loss the finding
-is a note, since such a batch was hardly one of training. With 2 to 15 samples it is a note, too.
+Your training uses larger batches than this one: then check with one of those. Without a loss the
+finding is a note, since this is probably not a batch of training. With 2 to 15 samples it is a
+note, too.
 
 Sick::
 

@@ -3,20 +3,22 @@
 What it does
 ------------
 
-Counts the columns of the raw input that do not vary. A few are a note. It is a warning where most
-columns are constant, or every sample of the batch is the same.
+Counts the columns of the raw input that do not vary. A few are a note. It is a warning if most
+columns are constant, or if every sample of the batch is the same.
 
 Why it matters
 --------------
 
-A constant column tells nothing: its weights are a second bias. Where most are constant, something
-went wrong before: a wrong column was read, values were rounded away, one sample was repeated.
+A constant column tells nothing: its weights act as a second bias. If most are constant, the data
+were probably prepared wrongly: a wrong column was read, values were rounded to one, or one sample
+was repeated.
 
 When it is no fault
 -------------------
 
-Zeros are not counted where there are many columns: the corners of images, and words that no text of
-the batch uses. Ids, masks and one-hot columns are not judged.
+Among many columns, those that are zero are not counted: the corners of images, or words that no
+text of the batch uses. An input of zeros only is what some decoders start from: it is reported
+where it is the only input and the targets differ. Ids, masks and one-hot columns are not judged.
 
 Sick::
 
@@ -37,10 +39,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nndiag import flow
+from nndiag.columns import Columns
 from nndiag.entrance import entrances
 from nndiag.fixes.fix import advice
 from nndiag.rule import Finding, Rule, Threshold, Thresholds
-from nndiag.stats import Snapshot
+from nndiag.stats import Layer, Snapshot
 
 __all__ = ["MANY", "RULE", "check"]
 
@@ -74,9 +77,7 @@ RULE = Rule(
 def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     found = entrances(snapshot)
     for name, (columns, layers) in found.items():
-        if not columns.numbers or not layers or columns.samples < thresholds.samples:
-            continue
-        if len(columns.shape) > 2 or len(columns.at) < 2:  # channels and positions tell less
+        if not layers or columns.samples < thresholds.samples:
             continue
         still = [
             (at, low)
@@ -84,9 +85,14 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
             if high - low <= 1e-6 * max(abs(low), abs(high))
         ]
         every = len(still) == len(columns.at)
+        if every and len(columns.at) == columns.columns and _differ(snapshot):
+            yield _all_alike(name, columns, layers[0], thresholds)
+            continue
+        if not columns.numbers or len(columns.shape) > 2:  # channels and positions tell less
+            continue
         nonzero = [pair for pair in still if pair[1]]
         many = len(columns.at) > MANY
-        if not still or (every and not nonzero) or (many and not nonzero):
+        if len(columns.at) < 2 or (not nonzero and (every or many or not still)):
             continue
         share = len(nonzero if many else still) / len(columns.at)
         most = share > thresholds.share and len(found) == 1
@@ -95,7 +101,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         have = "has" if len(still) == 1 else "have"
         yield RULE.finding(
             name,
-            f"{of} {have} one value in all {columns.samples:,} samples: {at}."
+            f"{of} {have} one value in all {columns.samples:,} samples (at {at})."
             + (" Every sample is the same." if every else ""),
             summary=f"The network has little to learn from: {of} of {name} {have} one value."
             if most
@@ -105,3 +111,25 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
             location=layers[0].location,
             evidence={"share": share, "constant": len(still), "columns": len(columns.at)},
         )
+
+
+def _differ(snapshot: Snapshot) -> bool:
+    """Whether different answers are expected of a single input: not all targets are the same."""
+    if len(snapshot.inputs) != 1:
+        return False
+    targets = snapshot.experiment.targets.values()
+    return any(t.count and t.max - t.min > 1e-6 * max(abs(t.min), abs(t.max)) for t in targets)
+
+
+def _all_alike(name: str, columns: Columns, layer: Layer, thresholds: Thresholds) -> Finding:
+    value = "zeros" if not any(columns.max) and not any(columns.min) else "the same"
+    return RULE.finding(
+        name,
+        f"All {columns.samples:,} samples are {value}, but their targets differ. Every sample is "
+        "the same to the network.",
+        summary=f"The network can learn but one answer: all samples of {name} are {value}.",
+        severity="warning",
+        against=("share", thresholds),
+        location=layer.location,
+        evidence={"share": 1.0, "constant": len(columns.at), "columns": len(columns.at)},
+    )

@@ -98,6 +98,7 @@ RULE = Rule(
     },
     caused_by=(
         "training-damage",
+        "constant-feature",
         "input-missing",
         "input-scale",
         "input-outliers",

@@ -4,21 +4,21 @@ What it does
 ------------
 
 Looks along which axis each softmax runs, in the network and in the loss. Over a single unit its
-output is 1, whatever the input. Over the batch, the samples share one probability.
+output is 1, whatever the input. Over the batch, the values of all samples together sum to 1.
 
 Why it matters
 --------------
 
 A softmax of one element is constant, so no gradient passes it and nothing before it learns. A
-softmax over the batch makes each sample's output depend on which others are in the batch, and its
-rows do not sum to one.
+softmax over the batch makes each sample's output depend on the other samples. The probabilities of
+one sample do not sum to one.
 
 When it is no fault
 -------------------
 
 - Attention over a sequence that has one element in this batch.
-- A gate over one expert and a mixture of one component, which were configured so: a note.
-- A batch that is one bag of instances, whose softmax weighs them up to one output.
+- A gate over one expert, or a mixture configured with one component: a note.
+- A batch that is one bag of instances, where the softmax weights them for one common output.
 - A softmax over a matrix of samples by samples, as in contrastive losses.
 
 Sick::
@@ -65,7 +65,7 @@ _OVER_ONE = (
     advice("Give the layer before it one unit for each class."),
     advice(
         "For attention, run it along the axis of the positions.",
-        "The weights of the positions of one sample sum to one then.",
+        "The weights of each sample's positions then sum to one.",
         "torch.softmax(scores, dim=1)",
     ),
 )
@@ -190,10 +190,11 @@ def _swapped(snapshot: Snapshot, layer: Layer) -> Fix:
     return Fix(
         "swap-activation",
         f"Run the {layer.op} at {layer.name} along the classes (dim=1).",
-        "Each sample's probabilities sum to one then.",
+        "Each sample's probabilities then sum to one.",
         "one sample's output does not depend on the others",
         "architecture",
         (Action("swap", (flow.owner(snapshot, layer),), (layer.kind, 1)),),
+        f"In __init__, write nn.{layer.kind}(dim=1).",
     )
 
 

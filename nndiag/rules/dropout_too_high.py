@@ -9,9 +9,9 @@ units all are dropped at once with probability p^n.
 Why it matters
 --------------
 
-Dropout keeps a share 1 - p and scales it by 1/(1 - p). Of a layer that keeps a fifth or less, the
-noise drowns the signal: the error rises steeply (Srivastava et al. 2014, figure 9a). In a narrow
-layer a usual p already drops all units of many samples, which then give no gradient at all.
+Dropout keeps a share 1 - p and scales it by 1/(1 - p). If a fifth or less is kept, the noise drowns
+the signal and the error rises steeply (Srivastava et al. 2014, figure 9a). In a narrow layer even a
+usual p drops all units of many samples. These samples then give no gradient.
 
 A p of 0.9 is often meant as the share to keep, as in TensorFlow 1's ``keep_prob``. Torch's p is the
 share to drop.
@@ -19,7 +19,7 @@ share to drop.
 When it is no fault
 -------------------
 
-On wide, redundant inputs (bags of words, one-hot vectors) a high p can be meant. Then ignore
+On wide, redundant inputs (bags of words, one-hot vectors) a high p may be intended. Then ignore
 dropout-too-high for this model.
 
 Sick::
@@ -62,7 +62,7 @@ RULE = Rule(
             "share",
         ),
         "all_dropped": Threshold(
-            0.05, "derived: p^n of samples lose all n units and give no gradient", 0, 1, "share"
+            0.05, "derived: p^n of the samples lose all n units and give no gradient", 0, 1, "share"
         ),
     },
     fixes=(

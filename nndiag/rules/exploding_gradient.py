@@ -6,6 +6,9 @@ What it does
 Measures the gradient as vanishing-gradient does: at pre-activations, along each chain of layers. It
 compares the gradient's norm at the first layer of a chain with the norm at the last hidden one.
 
+In a fused recurrent layer of ReLU units it measures how much larger the state is than what goes in,
+if the recurrent weights stretch it.
+
 Gradients that are larger than the number format can hold are reported by non-finite.
 
 Why it matters
@@ -136,6 +139,45 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
                 "median_over_rms": median,
             },
         )
+    yield from _over_time(snapshot, thresholds)
+
+
+def _over_time(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
+    """Fused recurrent layers of ReLU units, whose state grows at every step.
+
+    Their steps are no rows of a report, so the growth is read off the outputs, and the reason off
+    the weights. tanh and gates bound the state.
+    """
+    for layer in snapshot.of_op("rnn_relu"):
+        own = snapshot.parameters_of.get(flow.owner(snapshot, layer), ())
+        weights = next((p for p in own if p.name.endswith("weight_hh_l0")), None)
+        read = layer.facts.get("read_rms", math.nan)
+        if weights is None or layer.output.nonfinite or not read > 0:
+            continue
+        gain = weights.value.rms * weights.value.count**0.25
+        grown = layer.output.rms / read
+        if not (gain > math.sqrt(2) and grown > thresholds.total):
+            continue
+        yield RULE.finding(
+            layer,
+            f"Its state grows over the steps, to {number(grown)} times what goes in. The gain of "
+            f"its recurrent weights (std · √units) is {gain:.2g}; a ReLU keeps the scale at 1.4. "
+            "The gradient grows on its way back as the state does.",
+            summary=f"Updates of {layer.name} will be far too large: its state grows at every "
+            "step.",
+            severity="error" if grown > thresholds.overflow else "warning",
+            against=("total", thresholds),
+            fixes=(_ORTHOGONAL, *RULE.fixes[-1:]),
+            evidence={"total": grown, "gain": gain},
+        )
+
+
+_ORTHOGONAL = advice(
+    "Draw the recurrent weights orthogonal, or start from the identity.",
+    "Then a step neither stretches the state nor shrinks it (Le et al. 2015).",
+    "nn.init.orthogonal_(rnn.weight_hh_l0)",
+    "weights",
+)
 
 
 def _message(path: gradient_flow.GradientPath) -> str:

@@ -3,22 +3,22 @@
 What it does
 ------------
 
-Looks whether parameters hold a gradient other than zero when the check begins, and how large it is
-beside the gradient of this batch.
+Looks whether parameters already hold a non-zero gradient when the check begins, and compares its
+size with that of this batch's gradient.
 
 Why it matters
 --------------
 
-``backward()`` adds to the gradients that are there. Without ``optimizer.zero_grad()`` each step is
-made along the sum of all gradients since the training began. Old ones point where the weights no
-longer are, and the sum grows with every step.
+``backward()`` adds to the gradients that are there. Without ``optimizer.zero_grad()`` each step
+follows the sum of all gradients since training began. Old gradients belong to weights that have
+changed since, and the sum grows with every step.
 
 When it is no fault
 -------------------
 
 A check between ``backward()`` and ``optimizer.step()`` finds the gradients that this step needs. So
-does one in the middle of an accumulation over several batches. One look cannot tell these apart: it
-is a note.
+does a check in the middle of an accumulation over several batches. One check cannot tell these
+cases apart, so the finding is a note.
 
 Sick::
 
@@ -70,11 +70,11 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     before = math.hypot(*optimizer.filled.values())
     now = math.hypot(*(p.grad.norm for p in snapshot.parameters if p.grad is not None), 0.0)
     count = len(optimizer.filled)
-    ratio = f" It is {number(before / now)} times as large as this batch's." if now > 0 else ""
+    ratio = f", {number(before / now)} times that of this batch's gradient" if now > 0 else ""
     yield RULE.finding(
         "(optimizer)",
-        f"{plural(count, 'parameter')} of {len(snapshot.parameters)} had a gradient before the "
-        f"check began, of norm {number(before)} together.{ratio}",
+        f"{count} of {plural(len(snapshot.parameters), 'parameter')} had a gradient before the "
+        f"check began. Its norm is {number(before)}{ratio}.",
         summary="The next step will use old gradients, too, unless they are cleared before the "
         "backward pass.",
         evidence={"parameters": count, "norm_before": before, "norm": now},

@@ -3,21 +3,21 @@
 What it does
 ------------
 
-Reports NaN and infinities of the raw input that a layer reads, and values that stand for "missing":
--999, -9999, 1e20 and their like, repeated in a column and far from everything else in it.
+Reports NaN and infinities in the raw input, if a layer reads them. It also reports values that
+stand for "missing", such as -999, -9999 or 1e20, if they repeat in a column and lie far from its
+other values.
 
 Why it matters
 --------------
 
-One NaN in a batch makes the loss NaN, and after one update every weight. A stand-in is read as a
-quantity: -999 in a column of ages says that somebody is very young, and outweighs all other
-features.
+One NaN in a batch makes the loss NaN, and one update makes every weight NaN. The network takes a
+stand-in for a quantity: an age of -999 outweighs all other features.
 
 When it is no fault
 -------------------
 
-NaN that the model replaces before its first layer, and the infinities of a mask, are not reported.
-Neither are ids, zeros, and stand-ins that lie within the range of the other values.
+NaN that the model replaces before its first layer are not reported. Neither are the infinities of a
+mask, ids, zeros, and stand-ins within the range of the other values.
 
 Sick::
 
@@ -82,7 +82,7 @@ RULE = Rule(
             "mean = x.where(known, 0).sum(0) / known.sum(0)\n"
             "x = x.where(known, mean)",
         ),
-        advice("Add a column of zeros and ones that says where a value was missing."),
+        advice("Add a column that is 1 where a value was missing, and 0 elsewhere."),
     ),
 )
 
@@ -138,16 +138,16 @@ def _stand_ins(
         which = flow.plural(len(places), "column")
         yield RULE.finding(
             name,
-            f"{number(value)} is in {which} ({where}), in up to {number(share, 'share')} of the "
-            f"rows, far from all other values there: it looks like a stand-in for missing values. "
-            f"{readers[0].name} reads it as a quantity.",
+            f"{number(value)} is in {which} (at {where}), in up to {number(share, 'share')} of the "
+            "rows, and far from all other values there. It looks like a stand-in for missing "
+            f"values. {readers[0].name} reads it as a quantity.",
             summary=f"{number(value)} stands for missing values in {which} of {name}, and the "
             "network computes with it.",
             against=("share", thresholds),
             location=readers[0].location,
             fixes=(
                 advice(
-                    f"Fill in what {number(value)} stands for.",
+                    f"Replace {number(value)} by an estimate, such as the column's mean.",
                     RULE.fixes[0].why,
                     f"missing = x == {value:g}\n"
                     "mean = x.where(~missing, 0).sum(0) / (~missing).sum(0)\n"

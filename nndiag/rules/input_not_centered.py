@@ -3,15 +3,15 @@
 What it does
 ------------
 
-Reports an input in which most columns have a mean of many times their standard deviation, where the
-first layer reads it like that and no batch normalisation follows.
+Reports an input if most of its columns have a mean of many times their standard deviation. The
+first layer must read it unchanged, with no batch normalisation behind it.
 
 Why it matters
 --------------
 
-Gradient descent then sees one steep direction, that of the mean, beside flat ones, which hold all
-that tells the samples apart. A rate that is small enough for the first is far too small for the
-others.
+The loss is then steep in one direction, that of the mean. It is flat in all others, and these
+distinguish the samples. A learning rate small enough for the steep direction is far too small for
+the flat ones.
 
 When it is no fault
 -------------------
@@ -71,7 +71,7 @@ RULE = Rule(
     caused_by=("input-missing", "input-scale", "input-outliers"),
     fixes=(
         advice(
-            "Take the mean of every column off the data, and divide by its standard deviation.",
+            "Subtract the mean of each column, and divide by its standard deviation.",
             "Then no direction is steeper than the others.",
             SOURCE,
         ),
@@ -104,8 +104,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             name,
             f"Half of its {len(columns.at):,} columns have a mean of more than {times:.3g} times "
             f"their standard deviation. {readers[0].name} reads them as they are{harm}",
-            summary=f"Training will be slow: the columns of {name} vary little around means "
-            f"{number(times, 'factor')} as large.",
+            summary=f"Training will be slow: the columns of {name} have means "
+            f"{number(times, 'factor')} as large as their standard deviations.",
             severity="note" if training(snapshot) else "warning",
             against=("times", thresholds),
             location=readers[0].location,

@@ -4,21 +4,23 @@ What it does
 ------------
 
 Reports columns of the raw input in which a few values lie more than ten robust standard deviations
-from the median and more than double the standard deviation. It is a warning where such values reach
-the first layer as large numbers, with nothing between them and all others; otherwise a note.
+from the median, and more than double the column's standard deviation. It is a warning if they reach
+the first layer as large numbers and lie far apart from all other values. Otherwise it is a note.
+
+The robust standard deviation is 1.4826 times the median distance from the median; outliers hardly
+change it.
 
 Why it matters
 --------------
 
-A sample with a value of a thousand gives the gradient of the whole batch its direction and size.
-Scaling by the standard deviation, or by the largest value, squeezes all others of the column
-together.
+One sample with a value of a thousand decides the gradient of the whole batch. Dividing the column
+by its standard deviation, or by its largest value, squeezes all other values together.
 
 When it is no fault
 -------------------
 
-Heavy tails are common in counts, prices and sizes; most of their values are no errors. They are a
-note. Columns in which most values are equal are not judged: they have no robust scale.
+Counts, prices and sizes often have heavy tails, whose values are rarely errors: a note. Columns in
+which most values are equal are not judged: their robust standard deviation is zero.
 
 Sick::
 
@@ -78,7 +80,7 @@ RULE = Rule(
     caused_by=("input-missing",),
     fixes=(
         advice(
-            "Look at these samples; correct or drop them, or cut the column's ends off.",
+            "Look at these samples. Correct them, drop them, or clip the column.",
             "",
             "low, high = x.quantile(0.001, 0), x.quantile(0.999, 0)\nx = x.clamp(low, high)",
         ),
@@ -128,7 +130,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             name,
             f"{number(share, 'share')} of the values of column {at} are more than 10 robust "
             f"standard deviations from its median; the farthest, {number(end)}, is "
-            f"{number(distance)} away. They raise its standard deviation {growth:.3g}-fold."
+            f"{number(distance)} of them away. These values make the column's standard deviation "
+            f"{number(growth, 'factor')} as large."
             + (more if places[1:] else ""),
             summary=f"A few values of {name} outweigh all others: {number(end)} in column {at} "
             f"is {number(distance)} robust standard deviations from the median.",

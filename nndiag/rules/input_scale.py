@@ -3,29 +3,30 @@
 What it does
 ------------
 
-Looks at the raw input and at what the first layers with weights read of it. Reports
+Measures the raw input, and what the first layers with weights read of it. It reports:
 
-- values far above 1 that no normalisation brings down before the first weights or right behind
-  them: pixels from 0 to 255, prices, ports;
-- values far below 1, as after a division by 255 made twice;
-- features whose scales differ by a large factor, of which some are large.
+- values far above 1, such as pixels from 0 to 255, prices or port numbers, with no normalisation
+  before the first weights or right after them;
+- values far below 1, such as pixels that were divided by 255 twice;
+- columns whose scales differ by a large factor, if the largest is far above 1.
 
-It says what that does here: the share of the first activation that is saturated, and how many of
-the first layer's units have weight gradients of one sign.
+Each finding says what follows in this network: how much of the first activation is saturated, or
+how large the first layer's outputs are, and how many of its units have weight gradients of one
+sign.
 
 Why it matters
 --------------
 
-Initialisations and the usual learning rates expect inputs near 1. A hundred times that saturates a
-tanh or sigmoid, lets a softmax begin at 0 or 1, and makes each step of the first layer a hundred
-times too large. Of features with unequal scales only the largest are learned.
+Initialisations and the usual learning rates expect inputs near 1. Inputs a hundred times as large
+saturate a tanh or sigmoid and let a softmax start at 0 or 1. Each step of the first layer is then a
+hundred times too large. If columns have very different scales, only the largest are learned.
 
 When it is no fault
 -------------------
 
-Token ids, one-hot and yes-or-no columns are never judged. Neither is an input that is normalised in
-the model, by a layer or by arithmetic such as x / 255. In a trained network it is a note, unless
-its first activation is saturated.
+Token ids, one-hot and yes-or-no columns are never judged. Neither is an input that the model
+normalises itself, by a layer or by arithmetic such as x / 255. In a trained network the finding is
+a note, unless the first activation is saturated.
 
 Sick::
 
@@ -87,8 +88,8 @@ RULE = Rule(
             unit="factor",
         ),
         "large": Threshold(
-            10, "derived: a third of the rms that is too large; below, a small column is the "
-            "odd one out and may be meant", 0,
+            10, "derived: a third of the rms that is too large; where no column is larger, a "
+            "small one may be intended", 0,
         ),
         "saturated": Threshold(0.75, "derived: the threshold of saturation", 0, 1, "share"),
         "rows": Threshold(
@@ -99,10 +100,10 @@ RULE = Rule(
     fixes=(
         advice(
             "Standardise the input: mean 0 and standard deviation 1 in every column.",
-            "Weights are drawn, and rates chosen, for such columns.",
+            "Usual initialisations and learning rates are made for such columns.",
             STANDARDISE,
         ),
-        advice("Or divide the bytes of images by 255.", "", "x = x / 255"),
+        advice("For images, divide the bytes by 255.", "", "x = x / 255"),
     ),
 )  # fmt: skip
 
@@ -197,7 +198,7 @@ def _finding(
     is_trained = training(snapshot) and not evidence.get("saturated", 0) >= thresholds.saturated
     severity: Severity = "note" if is_trained else "warning"
     low, high = min(columns.min), max(columns.max)
-    what = " (the bytes of images)" if columns.kind == "bytes" else ""
+    what = " (image bytes)" if columns.kind == "bytes" else ""
     text = (
         f"{off.text}, from {number(low)} to {number(high)}{what}. {off.layers[0].name} reads them "
         f"{'as they are' if off.measure == 'ratio' else 'without a normalisation'}{harm}"

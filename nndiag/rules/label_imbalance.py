@@ -4,23 +4,23 @@ What it does
 ------------
 
 Counts the classes among the targets of a classification loss: indices, one-hot rows, zeros and
-ones, masks. It is a warning if all samples are of one of several classes, and if less than one in a
-hundred labels is of another class and a trained network does no better than always giving the
-frequent one. A fresh network on such labels gets a note.
+ones, masks. It is a warning if all samples have the same class. It is also a warning if less than 1
+% of the labels have another class, and a trained network has learned only how frequent the classes
+are. For a new network that is a note.
 
 Why it matters
 --------------
 
-From one class nothing can be learned but its name. Labels that were divided, cut to whole numbers
-or read from a wrong column often end as zeros; an unshuffled loader gives one class at a time.
-Where the rare class is a hundredth, always answering "background" is right 99 times out of 100, and
-a network that settles there has learned nothing.
+If all labels are equal, the network learns to give that answer always. Labels that were divided,
+rounded or read from a wrong column often become zeros. A loader that does not shuffle may give one
+class at a time. If 1 % of the labels are rare, the answer "background" is right in 99 % of cases,
+and a network may learn nothing else.
 
 When it is no fault
 -------------------
 
-Small batches have one class by chance, and are not judged. Nor are targets that the loss itself
-makes, as in a GAN, and losses that weight the classes.
+Small batches can have one class by chance, and are not judged. Nor are targets that the loss makes
+itself, as in a GAN. A rare class is not reported if the loss weights the classes.
 
 Sick::
 
@@ -62,11 +62,11 @@ RULE = Rule(
     needs=("outputs", "loss"),
     thresholds={
         "samples": Threshold(
-            32, "derived: 0.9^32 = 3 %: of ten classes another one is missed so rarely, if it has "
-            "a tenth of the samples", 2,
+            32, "derived: 0.9^32 = 3 %: the chance that 32 samples miss a class that has a tenth "
+            "of them", 2,
         ),
         "binary_samples": Threshold(
-            256, "derived: 0.99^256 = 8 %: a class of one in a hundred is rarely missed", 2
+            256, "derived: 0.99^256 = 8 %: the chance that they miss a class of one in a hundred", 2
         ),
         "rare": Threshold(
             0.01, "derived: always giving the frequent class is right in 99 % of cases", 0, 1,
@@ -95,7 +95,7 @@ BALANCE = (
     ),
     advice(
         "Start the output's bias at the log of the classes' shares.",
-        "The network need not learn first what counting tells (Lin et al. 2017, section 3.3).",
+        "The first steps then need not learn these shares (Lin et al. 2017, section 3.3).",
         "fixes.class_prior_bias_(model.head, y)",
     ),
 )
@@ -171,7 +171,8 @@ def _one_class(
     needed = thresholds.samples if several > 2 else thresholds.binary_samples
     if snapshot.samples < thresholds.samples:
         yield RULE.unjudged(
-            name, f"{snapshot.samples} samples of one class may be chance; give {needed:.0f}"
+            name,
+            f"{snapshot.samples} samples of one class may be chance; give {needed:.0f} or more",
         )
         return
     # All ones are what a generator is trained on, and what a small batch may have by chance.
@@ -180,7 +181,7 @@ def _one_class(
     one = f"all {snapshot.samples:,} samples have class {which}"
     yield RULE.finding(
         name,
-        f"The loss {call.name} tells {several} classes apart, but {one}.",
+        f"The loss ({call.name}) tells {several} classes apart, but {one}.",
         summary=f"The network can learn nothing but one answer: {one} of {several}."
         if sure
         else f"In this batch {one} of {several}.",

@@ -1,30 +1,32 @@
-"""A loss far from that of an output that does not look at the input.
+"""A loss far above or below that of a constant output.
 
 What it does
 ------------
 
 Compares the loss with that of the best constant output: the classes' shares for a cross-entropy,
-the mean for a squared error. For torch's losses that follows from the target. A loss written by
+the mean for a squared error. For torch's losses it is computed from the targets. A loss written by
 hand is tried on a few constant outputs.
 
-A new network knows nothing yet, and its outputs have about unit size. Its loss may be as high as
-that of random outputs of size 3; beyond that is a note, beyond size 10 a warning. A loss below half
-of the best constant's is a note too: a new network cannot know the answers.
+A new network knows nothing yet, and its outputs are about 1 in size. A loss above that of random
+outputs of size 3 is a note, and one above that of size 10 a warning. A loss below half of the best
+constant's is a note too: a new network cannot know the answers.
 
-A trained network is judged by the best constant output alone.
+A trained network is compared with constant outputs alone.
 
 Why it matters
 --------------
 
 A loss that starts far too high says that outputs, targets or weights are on the wrong scale. The
-first steps are spent on the scale, and they are large. A trained network whose loss is no better
-than a constant's has learned nothing that counts.
+first steps then only correct the scale, and they are large. A trained network whose loss is no
+better than that of a constant has learned nothing useful.
 
 When it is no fault
 -------------------
 
-- The classes are not equally frequent, and the last bias starts at zero: a note at most.
+- The classes are not equally frequent, and the last bias starts at zero. This is a note at most.
 - A pretrained network with a new head starts at the loss of a guess.
+- Inputs that are larger than usual make outputs that are. This is a note, unless the loss is larger
+  than that explains.
 
 Sick::
 
@@ -45,6 +47,7 @@ import math
 from collections.abc import Iterator
 
 from nndiag import loss_calls
+from nndiag.entrance import entrances, reading
 from nndiag.experiment import Baseline
 from nndiag.fixes.fix import advice
 from nndiag.numbers import number
@@ -71,8 +74,8 @@ RULE = Rule(
         ),
         "worse": Threshold(
             2.0,
-            "derived: twice the loss of a guess is more than a new head on a trained body has, and "
-            "more than a loss with an upper bound lets any output have",
+            "derived: a new head on a trained body has less than twice the loss of a guess; so has "
+            "any output under a loss with an upper bound",
             1,
             unit="factor",
         ),
@@ -112,7 +115,7 @@ RULE = Rule(
 
 _BIAS = advice(
     "Start the last bias at the mean of the targets, or at the logarithms of the class shares.",
-    "The first steps need not find it.",
+    "The first steps then need not learn it.",
     "head.bias.data = target.mean(0)",
     "scale",
 )
@@ -128,18 +131,28 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         yield from _new(snapshot, base, thresholds)
 
 
+def _size_read(snapshot: Snapshot) -> float:
+    """The rms of what the first layers read, at least 1: a sound init passes that size on.
+
+    Whether it is too large is for input-scale to say.
+    """
+    layers = [layer for _, readers in entrances(snapshot).values() for layer in readers]
+    sizes = [found.rms for layer in layers if (found := reading(layer)) is not None]
+    return max(1.0, *(size for size in sizes if math.isfinite(size)), 1.0)
+
+
 def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
     evidence = {"loss": base.loss, "constant": base.constant, "zero": base.zero}
-    best = f"The best constant output has {number(base.constant)}"
+    best = f"The best constant output has a loss of {number(base.constant)}"
     guess = max(base.constant, base.zero)
     if guess > 0 and base.loss > max(base.large, thresholds.worse * guess):
-        far = base.loss > max(base.huge, thresholds.worse * guess)
+        far = base.loss > max(base.huge * _size_read(snapshot), thresholds.worse * guess)
         size = Baseline.HUGE if far else Baseline.LARGE
         yield RULE.finding(
             "(loss)",
             f"The loss of this new network is {number(base.loss)}. {best}, and random outputs of "
             f"size {number(size)} have {number(base.huge if far else base.large)}.",
-            summary=f"The first steps will go into the scale: the loss starts at "
+            summary=f"The first steps will only correct the scale: the loss starts at "
             f"{number(base.loss)}, and a constant output has {number(base.constant)}.",
             severity="warning" if far else "note",
             evidence=evidence | {"large": base.large, "huge": base.huge},
@@ -151,8 +164,8 @@ def _new(snapshot: Snapshot, base: Baseline, thresholds: Thresholds) -> Iterator
     ):
         yield RULE.finding(
             "(loss)",
-            f"The loss is {number(base.loss)}, though the network looks new. {best}: it knows the "
-            "answers, or the loss does not measure them.",
+            f"The loss is {number(base.loss)}, though the network looks new. {best}. Either the "
+            "input holds the answers, or the loss does not measure them.",
             summary=f"The loss starts at {number(base.loss)}, below the {number(base.constant)} "
             "of the best constant output.",
             severity="note",
@@ -185,13 +198,13 @@ def _trained(base: Baseline, thresholds: Thresholds) -> Iterator[Finding]:
         return
     worse = base.loss / max(base.constant, base.zero, 1e-12)
     far = worse > thresholds.worse
-    told = "It looks trained, but does not know the answers on this batch"
+    told = "The network looks trained, but does not know the answers on this batch"
     if far:
-        told = "What it learned does not help on this batch"
+        told = "What the network learned does not help on this batch"
     yield RULE.finding(
         "(loss)",
         f"The network looks trained, but its loss is {number(base.loss)} on this batch. The best "
-        f"constant output has {number(base.constant)}.",
+        f"constant output has a loss of {number(base.constant)}.",
         summary=f"{told}: its loss is {number(base.loss)}, and a constant output has "
         f"{number(base.constant)}.",
         severity="warning" if far else "note",

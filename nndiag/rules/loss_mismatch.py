@@ -1,29 +1,29 @@
-"""A loss that cannot take these outputs or these targets.
+"""A loss that does not fit these outputs or these targets.
 
 What it does
 ------------
 
 Compares each loss with what it is made for:
 
-- nll_loss, kl_div and ctc_loss need log-probabilities: each row's exponentials sum to one.
-- Binary cross-entropy needs targets between 0 and 1.
+- nll_loss, kl_div and ctc_loss need log-probabilities: in each row, the exponentials sum to one.
+- Binary cross-entropy, torch's or written by hand, needs targets between 0 and 1.
 - cross_entropy takes one class a sample. It needs more than one unit, and at most one label.
-- A loss that cannot be negative should not be. A cross-entropy whose sign was lost rewards wrong
-  answers.
+- A cross-entropy or squared error is never negative. If it is, its sign is wrong, and it rewards
+  wrong answers.
 
 Squared or absolute error on class labels is a note.
 
 Why it matters
 --------------
 
-Such a loss falls without end, or stops above what it should reach. It looks like a loss on the
-screen, but its lowest value is not the right answer.
+Such a loss falls without end, or stops above the value that right answers have. Its curve looks
+normal, but its lowest value does not belong to the right answers.
 
 When it is no fault
 -------------------
 
-- Log-probabilities on a temperature, or weighted by a reward.
-- One value for padding in a loss without a reduction, which a mask leaves out.
+- Log-probabilities divided by a temperature, or weighted by a reward.
+- One padding value in a loss without a reduction, which a mask leaves out.
 - Losses that may be negative: densities, policy gradients.
 
 Sick::
@@ -78,7 +78,7 @@ RULE = Rule(
 
 _LOGGED = advice(
     "Use cross_entropy, which applies log_softmax itself.",
-    "nll_loss only picks the value of the right class and turns its sign.",
+    "nll_loss only picks the value of the right class and changes its sign.",
     "loss_fn = nn.CrossEntropyLoss()",
 )
 _BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
@@ -94,7 +94,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
             told.add(call.op)
             yield found
     if not told:
-        yield from _wrong_sign(snapshot, thresholds)
+        by_hand = list(_outside_by_hand(snapshot))
+        yield from by_hand or _wrong_sign(snapshot, thresholds)
 
 
 def _judged(snapshot: Snapshot, call: LossCall, thresholds: Thresholds) -> Iterator[Finding]:
@@ -148,7 +149,7 @@ def _no_log_probabilities(snapshot: Snapshot, call: LossCall) -> Iterator[Findin
     yield RULE.finding(
         loss_calls.place(snapshot, call, made) if probabilities else call.name,
         f"The call of {call.op} needs log-probabilities, but gets {gets}. {what}.",
-        summary=f"The loss will fall without the answers getting right: {call.op} gets {gets}, "
+        summary=f"The loss will fall, but the answers will not improve: {call.op} gets {gets}, "
         "not log-probabilities.",
         evidence={"rows": share},
         location=call.location,
@@ -192,6 +193,10 @@ def _outside(call: LossCall) -> Iterator[Finding]:
     masked = call.options.get("reduction") == 0 or call.options.get("weight")
     if masked and _one_marker(values):
         return
+    yield _beyond(call.name, f"The call of {call.op}", call.op, call.location, values)
+
+
+def _beyond(where: str, what: str, name: str, location: str | None, values: Values) -> Finding:
     fixes: tuple[Fix, ...] = RULE.fixes
     if values.whole and values.min >= 0:
         count = int(values.max) + 1
@@ -199,15 +204,67 @@ def _outside(call: LossCall) -> Iterator[Finding]:
                         "loss_fn = nn.CrossEntropyLoss()"),)  # fmt: skip
     elif values.whole and set(values.counts) == {-1, 1}:
         fixes = (advice("Turn -1 and 1 into 0 and 1.", "", "target = (target + 1) / 2"),)
-    yield RULE.finding(
-        call.name,
-        f"The call of {call.op} needs targets from 0 to 1, but these lie between "
+    return RULE.finding(
+        where,
+        f"{what} needs targets from 0 to 1, but these lie between "
         f"{number(values.min)} and {number(values.max)}. Beyond 0 and 1 it falls without end.",
-        summary=f"The loss will fall without end: {call.op} gets targets from "
+        summary=f"The loss will fall without end: {name} gets targets from "
         f"{number(values.min)} to {number(values.max)}.",
         evidence={"low": values.min, "high": values.max},
-        location=call.location,
+        location=location,
         fixes=fixes,
+    )
+
+
+_PADDING = 255.0
+
+
+def _outside_by_hand(snapshot: Snapshot) -> Iterator[Finding]:
+    """Targets outside 0..1 in a loss of log(p) and log(1 - p)."""
+    if len(snapshot.experiment.targets) != 1:
+        return
+    [values] = snapshot.experiment.targets.values()
+    marked = _one_marker(values) and (values.min < 0 or values.max == _PADDING)
+    if not values.count or values.nonfinite or marked:
+        return
+    if values.min >= -1e-6 and values.max <= 1 + 1e-6:
+        return
+    logs = [
+        (call, operand.made, operand.shape)
+        for call in snapshot.experiment.calls
+        if call.op == "log" and loss_calls.in_loss(call)
+        and (operand := loss_calls.output_of(call)) is not None
+        and operand.made is not None and 0 <= operand.made.low <= operand.made.high <= 1.001
+        and math.prod(operand.shape) == values.count
+    ]  # fmt: skip
+    for call, made, shape in logs:
+        rest = [m for _, m, s in logs if s == shape and m.layer == made.layer and "sub" in m.after]
+        if "sub" in made.after or not rest:
+            continue
+        if _is_binary_at_zero(snapshot.experiment.baseline, values) or _is_input(snapshot, values):
+            what = "A binary cross-entropy, written as log(p) and log(1 - p),"
+            yield _beyond(call.name, what, "a binary cross-entropy", call.location, values)
+        return
+
+
+def _is_binary_at_zero(baseline: Baseline | None, values: Values) -> bool:
+    """Whether p = 1/2 costs ln 2 a target, whatever these are: nothing else weights them."""
+    if baseline is None or not baseline.tried or not math.isfinite(baseline.zero):
+        return False
+    columns = math.prod(values.shape[1:])
+    sums = {1, columns, values.count, values.count // columns}
+    return any(math.isclose(baseline.zero, k * math.log(2), rel_tol=1e-3) for k in sums)
+
+
+def _is_input(snapshot: Snapshot, values: Values) -> bool:
+    """Whether the target is what went in, as an autoencoder's is."""
+    return any(
+        stats.total == values.count
+        and all(
+            math.isclose(getattr(stats, name), getattr(values, name), rel_tol=1e-4, abs_tol=1e-6)
+            for name in ("mean", "std", "min", "max")
+        )
+        for stats in snapshot.inputs.values()
     )
 
 
@@ -223,7 +280,7 @@ def _one_unit(call: LossCall) -> Iterator[Finding]:
     shape = ", ".join(map(str, call.operands[0].shape))
     yield RULE.finding(
         call.name,
-        f"The outputs have the shape ({shape}): one unit, so one class, which is certain. "
+        f"The outputs have the shape ({shape}): one unit, so one class with probability 1. "
         "The loss does not depend on the output.",
         summary="Nothing will learn: cross_entropy over one unit is zero for every output.",
         evidence={"classes": 1},
@@ -249,16 +306,16 @@ def _several_labels(call: LossCall, thresholds: Thresholds) -> Iterator[Finding]
     yield RULE.finding(
         call.name,
         f"{number(values.several, 'share')} of the samples have several labels, but cross_entropy "
-        "shares one probability out between the classes.",
-        summary="Several labels of a sample cannot all become likely: cross_entropy shares one "
-        "probability out.",
+        "makes the probabilities of all classes sum to one.",
+        summary="Several labels of a sample cannot all become likely: under cross_entropy their "
+        "probabilities sum to one.",
         severity="warning",
         against=("several", thresholds),
         evidence={"several": values.several},
         location=call.location,
         fixes=(
             advice(
-                "Judge each label alone, with binary_cross_entropy_with_logits.",
+                "Treat each label separately, with binary_cross_entropy_with_logits.",
                 "",
                 "loss_fn = nn.BCEWithLogitsLoss()",
             ),
@@ -303,7 +360,7 @@ def _class_labels(call: LossCall) -> Iterator[Finding]:
     yield RULE.finding(
         call.name,
         f"The targets are class labels, and {call.op} measures distances between numbers.",
-        summary=f"It may learn slowly: {call.op} on class labels has small gradients where the "
+        summary=f"Training may be slow: {call.op} on class labels has small gradients where the "
         "answer is wrong.",
         severity="note",
         evidence={"classes": values.distinct},
@@ -364,7 +421,7 @@ def _without_end(baseline: Baseline) -> Finding:
     return RULE.finding(
         "(loss)",
         f"The loss is {number(baseline.loss)} and has no lowest value: it falls for ever as the "
-        "scores of the right classes grow. They are no log-probabilities.",
+        "scores of the right classes grow. These scores are not log-probabilities.",
         summary="The loss will fall without end: it takes scores for log-probabilities.",
         evidence={"loss": baseline.loss},
         fixes=(_LOGGED,),
@@ -379,9 +436,9 @@ def _rewards_errors(where: str, location: str | None, baseline: Baseline, what: 
     return RULE.finding(
         where,
         f"The loss is {number(baseline.loss)}, and a {what} cannot be negative. It falls as the "
-        "right answers become less likely: its sign is turned.",
-        summary="Training will make the right answers less likely: the sign of the loss is turned.",
+        "right answers become less likely: its sign is wrong.",
+        summary="Training will make the right answers less likely: the sign of the loss is wrong.",
         evidence={"loss": baseline.loss},
         location=location,
-        fixes=(advice("Turn the sign of the loss.", "", "loss = -loss"),),
+        fixes=(advice("Change the sign of the loss.", "", "loss = -loss"),),
     )

@@ -3,25 +3,29 @@
 What it does
 ------------
 
-Makes one step of the optimiser on this batch. If it raises the loss, it makes a second one, on the
-new gradients, and looks whether that brings the loss back. Everything is undone. It alarms if the
-loss stays far above what it was and above what a constant output costs, or is no finite number.
+Makes one step of the optimiser on this batch. If the step raises the loss, it makes a second one
+with the new gradients, and looks whether the loss comes back. Everything is undone. It reports a
+loss that stays far above both its start and that of a constant output, or that becomes NaN or
+infinite.
 
 Why it matters
 --------------
 
-Along the step the loss falls at first and then rises: beyond 2 over its curvature the step is too
-long. A few such steps leave weights that are many times too large, units that are dead or
-saturated, or NaN. What comes out of that does not train well at a lower rate either.
+Along a step the loss first falls and then rises: a rate above 2 divided by the curvature raises it.
+A few such steps leave weights many times too large, dead or saturated units, or NaN. Training such
+a network on at a lower rate does not work well either.
 
 When it is no fault
 -------------------
 
-One step that raises the loss is no fault. Adam's first step is as long as the rate allows, whatever
-the gradient, and the next ones bring the loss back. In a trained network, where a new optimiser has
-to find its scale first, it is a note. Training loops that clip gradients stay within bounds at
-rates that are too high without: the clipping is not seen here. With momentum, steps grow tenfold
-over the first twenty: a rate that only these show to be too high is not seen either.
+- One step that raises the loss. Adam's first step is as long as the rate allows, whatever the
+  gradient, and the next steps bring the loss back.
+- A trained network: a new optimiser first has to find its scale. It is a note, unless the loss
+  becomes NaN or infinite.
+- A training loop that clips gradients can use higher rates. The check does not see the clipping.
+
+A rate that is too high only after many steps is not found: with momentum, steps grow tenfold over
+the first twenty.
 
 Sick::
 
@@ -59,23 +63,30 @@ RULE = Rule(
     thresholds={
         "rise": Threshold(
             3,
-            "measured: reports/calibration/learning-rates.md: the loss after each of two steps, as "
-            "a multiple of the loss before or of a constant output's; at ten times the usual rates "
-            "it stays below after the second one",
+            "measured: reports/calibration/learning-rates.md: the loss after one step and after "
+            "two, over the larger of the loss before and a constant output's; at ten times the "
+            "usual rates one of both stays below",
             1,
             unit="factor",
         ),
         "rising": Threshold(
             2,
-            "measured: reports/calibration/learning-rates.md: the same after the first step, where "
-            "the second one raises it further",
+            "measured: reports/calibration/learning-rates.md: the loss after one step, over the "
+            "larger of the loss before and a constant output's, if a second step raises it further",
             1,
             unit="factor",
         ),
         "runaway": Threshold(
             100,
-            "measured: reports/calibration/learning-rates.md: the same after the second step, "
-            "however little the first one raises it",
+            "measured: reports/calibration/learning-rates.md: the loss after two steps, over the "
+            "larger of the loss before and a constant output's, however little the first raises it",
+            1,
+            unit="factor",
+        ),
+        "random": Threshold(
+            3,
+            "derived: the loss after the second step, over that of random outputs of size 10: "
+            "three times as wrong as outputs that know nothing and are sure",
             1,
             unit="factor",
         ),
@@ -107,7 +118,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     steps = (optimizer.after, *optimizer.again)
     worst = next((loss for loss in steps if not math.isfinite(loss)), None)
     rises = [(loss - optimizer.before) / usual + 1 for loss in steps]
-    against = "rise" if worst is not None else _measure(optimizer, rises, thresholds)
+    random = _over_random(snapshot, optimizer)
+    against = "rise" if worst is not None else _measure(optimizer, rises, random, thresholds)
     if not against:
         return
     if worst is not None:
@@ -126,6 +138,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             "rise": math.inf if worst is not None else min(rises),
             "rising": rises[0],
             "runaway": rises[-1],
+            "random": random,
             "rate": rate,
             "loss": optimizer.before,
             "after_one": steps[0],
@@ -136,7 +149,22 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     )
 
 
-def _measure(optimizer: Optimizer, rises: list[float], thresholds: Thresholds) -> str:
+def _over_random(snapshot: Snapshot, optimizer: Optimizer) -> float:
+    """The loss after two steps that both raise it, over the loss of random outputs of size 10.
+
+    Zero where that is not known.
+    """
+    baseline = snapshot.experiment.baseline
+    if baseline is None or not optimizer.again or not 0 < baseline.huge < math.inf:
+        return 0.0
+    if not optimizer.before < optimizer.after < optimizer.again[0]:
+        return 0.0
+    return optimizer.again[0] / max(baseline.huge, optimizer.before)
+
+
+def _measure(
+    optimizer: Optimizer, rises: list[float], random: float, thresholds: Thresholds
+) -> str:
     """The threshold that the rises after one and after two steps are beyond; "" if none."""
     if len(rises) < 2:
         return ""
@@ -147,6 +175,8 @@ def _measure(optimizer: Optimizer, rises: list[float], thresholds: Thresholds) -
         return "rise"
     if first > thresholds.rising * allowed and second >= first:
         return "rising"
+    if random > thresholds.random * allowed:
+        return "random"
     return "runaway" if second > thresholds.runaway else ""
 
 

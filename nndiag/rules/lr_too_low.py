@@ -3,25 +3,25 @@
 What it does
 ------------
 
-Makes one step of the optimiser on this batch and compares the loss before and after it; then it
-looks a hundred such steps farther along the same line. Everything is undone. It alarms if the step
-changes the loss by less than 0.0015 % of itself, though a step a hundred times as long would still
-lower it.
+Makes one step of the optimiser on this batch and compares the loss before and after it. Then it
+tries a step a hundred times as long. Everything is undone. It reports a step that changes the loss
+by less than 0.0015 %, if the step a hundred times as long still lowers the loss.
 
 Why it matters
 --------------
 
-At such a rate tens of thousands of steps do what a thousand could do. The loss looks flat, as if
-the network could not learn.
+At such a rate, training needs tens of thousands of steps for what a thousand could do. The loss
+looks flat, as if the network could not learn.
 
 When it is no fault
 -------------------
 
-- A schedule that begins low: the highest rate that it has put beside the current one counts.
+- A schedule that begins low: the highest rate that it has set in the optimiser counts
+  (``initial_lr``, ``max_lr``).
 - A trained network: fine-tuning uses small rates, and near a minimum every step changes little. It
   is a note.
-- A gradient that is small itself, in a network whose signal vanishes: a higher rate does not mend
-  that, so it is not judged here.
+- A gradient that is itself small, as in a network whose signal vanishes. A higher rate does not
+  help there, so it is not judged here.
 
 Sick::
 
@@ -63,7 +63,7 @@ RULE = Rule(
         "change": Threshold(
             1.5e-5,
             "measured: reports/calibration/learning-rates.md: the change of the loss, as a share "
-            "of it; every fresh network has twice that and more with Adam at 0.0001",
+            "of it; with Adam at 0.0001 every new network has at least twice that",
             0,
             1,
             "share",
@@ -71,8 +71,8 @@ RULE = Rule(
         "multiple": Threshold(
             100,
             "cited: Kalra et al. 2026, arXiv 2601.16979 (critical sharpness): how many times its "
-            "own update a step may be before the loss rises; at usual rates 4 to 32 in the midst "
-            "of a training",
+            "own length a step may have before the loss rises; at usual rates 4 to 32, in the "
+            "middle of a training",
             1,
             unit="factor",
         ),

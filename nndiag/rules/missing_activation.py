@@ -3,8 +3,8 @@
 What it does
 ------------
 
-Looks for a linear layer or convolution whose output goes straight into the next one, where the
-width between them is no smaller than either side. Dropout, flattening and average pooling between
+Looks for a linear layer or convolution whose output goes straight into the next one. The width
+between them must be no smaller than on either side. Dropout, flattening and average pooling between
 them do not count as activations.
 
 Why it matters

@@ -78,6 +78,7 @@ RULE = Rule(
     uses=("gradients", "second look"),
     caused_by=(
         "training-damage",
+        "constant-feature",
         "input-missing",
         "non-finite",
         "degenerate-softmax",

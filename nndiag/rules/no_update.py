@@ -17,10 +17,12 @@ does nothing: one that is overridden, or that writes to a copy.
 When it is no fault
 -------------------
 
-A schedule may begin at a rate of zero: it is judged by the rate that it names. A rate of zero for
-some of the parameters freezes them, and is a note. A network that has converged has gradients too
-small to move it. Half-precision weights are right where the optimiser keeps a copy of its own in
-float32; pass that optimiser with the parameters that it holds.
+- A schedule that begins at a rate of zero: the highest rate that it has set in the optimiser
+  counts.
+- A rate of zero for some parameters freezes them: a note.
+- A converged network has gradients too small to move its weights.
+- Half-precision weights are right if the optimiser keeps its own copy in float32. Pass that
+  optimiser with the parameters that it holds.
 
 Sick::
 
@@ -61,7 +63,7 @@ _WIDE = advice(
 )
 _STEP = advice(
     "Look at the optimiser's step: it runs, and leaves every parameter as it is.",
-    "A subclass may override it, or it writes to copies of the parameters.",
+    "A subclass may override the step, or the step writes to copies of the parameters.",
 )
 
 RULE = Rule(
@@ -74,7 +76,7 @@ RULE = Rule(
     thresholds={
         "unmoved": Threshold(
             0.5,
-            "derived: beyond it more values stay than move",
+            "derived: above it, more values stay than move",
             0,
             1,
             "share",
@@ -113,8 +115,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         yield RULE.finding(
             "(optimizer)",
             f"A step of {optimizer.name} changes none of the values, though "
-            f"{graded:,} of them have a gradient. A rate a "
-            "million times as high changes none either.",
+            f"{graded:,} of them have a gradient. A rate a million times as high changes none "
+            "either.",
             summary="Nothing will learn: the optimiser's step changes no weight.",
             evidence={"graded": graded},
             fixes=(_STEP,),

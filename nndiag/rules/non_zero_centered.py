@@ -24,7 +24,8 @@ When it is no fault
 -------------------
 
 The mean of a sigmoid is 2.4 of its standard deviations from zero, and more with depth. This is a
-warning only where the weight gradients show it.
+warning only where the weight gradients show it. With an optimiser whose step lowers the loss it is
+a note: the way is longer, and it leads down.
 
 ReLU and its variants have positive outputs as well (0.68 standard deviations). All networks with
 them share this property: a note at most. Gates and the model's outputs are meant to be positive.
@@ -129,7 +130,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             continue
         one, of = _one_sign(snapshot, layer, thresholds)
         # All networks with ReLU and its variants have this; a sigmoid can be replaced by a tanh.
-        if act.family == "saturating" and of and one >= thresholds.one_sign * of:
+        tells = bool(of) and one >= thresholds.one_sign * of
+        if act.family == "saturating" and tells and not _falls(snapshot):
             yield _warn(snapshot, layer, ratio, one, of, thresholds)
         else:
             noted.append((layer, ratio))
@@ -153,6 +155,14 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             fixes=(),
             evidence={"ratio": ratio, "layers": len(noted)},
         )
+
+
+def _falls(snapshot: Snapshot) -> bool:
+    """Whether the optimiser's own step lowers the loss: the signs do not keep it from learning."""
+    optimizer = snapshot.experiment.optimizer
+    if optimizer is None:
+        return False
+    return optimizer.after < optimizer.before - 10 * optimizer.noise
 
 
 def _warn(

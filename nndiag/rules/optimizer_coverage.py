@@ -3,26 +3,26 @@
 What it does
 ------------
 
-Compares the parameters that the optimiser holds with the model's: by identity, and by the memory
-that they lie in. It looks for parameters that train but are not held, for ones that are held but
-frozen, and for ones that are held twice. Several optimisers are taken together.
+Compares the parameters that the optimiser holds with the model's: as objects, and by the memory
+that they lie in. It looks for parameters that train but are not held, that are held but frozen, or
+that are held twice. Several optimisers are taken together.
 
 Why it matters
 --------------
 
-A parameter gets a gradient whether an optimiser holds it or not, so nothing looks wrong: it just
-never moves. It happens when the optimiser is made before the model is built again, copied, given a
-new head or loaded with ``assign=True``; and when one part is forgotten in a list of parameters. A
-parameter that one optimiser holds twice takes each step twice.
+A parameter gets a gradient whether an optimiser holds it or not. Nothing looks wrong, but it never
+moves. This happens if the model is built again, copied, given a new head or loaded with
+``assign=True`` after the optimiser was made. It also happens if one part is forgotten in a list of
+parameters. A parameter that one optimiser holds twice takes each step twice.
 
 When it is no fault
 -------------------
 
-- Training a head alone, with the layers before it frozen or left out. Left out they cost a backward
-  pass: a note.
+- Training a head alone, with the layers before it frozen. If they are only left out of the
+  optimiser, the backward pass still runs through them: a note.
 - An optimiser that holds more than the model, such as the parameters of a loss.
 - Frozen parameters that are held beside ones that train: a note.
-- Parameters that two optimisers share, which step by turns: a note.
+- Parameters that two optimisers share, such as two that take turns: a note.
 
 Sick::
 
@@ -123,7 +123,7 @@ def _none_held(
     elif optimizer.copies:
         what += ": it holds other tensors over the same memory, which get no gradient"
     elif _is_another_copy(optimizer, missing):
-        what += ": it holds parameters like them that are not this model's"
+        what += ": it holds similar parameters, which are not this model's"
     yield RULE.finding(
         "(optimizer)",
         f"{what}.",
@@ -149,9 +149,9 @@ def _some_missing(
     )
     why = ""
     if _is_another_copy(optimizer, missing):
-        why = " It holds parameters like them that are not this model's."
+        why = " It holds similar parameters, which are not this model's."
     elif severity == "note":
-        why = " They lie before all that it holds."
+        why = " All of them lie before the parameters that it holds."
     yield RULE.finding(
         "(optimizer)",
         f"{optimizer.name} does not hold {plural(len(missing), 'parameter')} of the "

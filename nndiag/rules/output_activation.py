@@ -5,17 +5,17 @@ What it does
 
 Follows the network's output into the loss. Cross-entropy and binary cross-entropy on logits apply
 their own softmax or sigmoid. A softmax, sigmoid or tanh before them bounds the logits, and the rule
-says how low the loss can still get. It reads torch's losses and those written by hand.
+says how low the loss can still get. It covers torch's losses and losses written by hand.
 
-A ReLU before them takes away all negative logits. A logarithm of a softmax is a note: it is
-log_softmax, without its protection against log(0).
+A ReLU before them removes all negative logits. A logarithm of a softmax is a note: log_softmax
+computes the same, and is safe from log(0).
 
 Why it matters
 --------------
 
-Softmax outputs lie between 0 and 1. Read as logits of C classes, the best of them still has a loss
-of ln(1 + (C - 1)/e): 1.46 for ten classes, where a guess has 2.30. The gradient gets small long
-before the network is right.
+Softmax outputs lie between 0 and 1. Taken as logits of C classes, even the best of them have a loss
+of ln(1 + (C - 1)/e): 1.46 for ten classes, where a guess has 2.30. The gradient becomes small long
+before the answers are right.
 
 When it is no fault
 -------------------
@@ -23,7 +23,7 @@ When it is no fault
 - log_softmax before cross_entropy: a second one changes nothing.
 - log_softmax before nll_loss, and probabilities before a loss on probabilities.
 - Bounds that are wide enough: logits cut at ±20, or a tanh times 10.
-- Probabilities that are picked before the logarithm, as policy gradients do.
+- Probabilities of chosen actions or classes, picked before the logarithm, as in policy gradients.
 
 Sick::
 
@@ -174,7 +174,7 @@ def _bounded(
         return RULE.finding(
             where,
             f"{reads[:1].upper()}{reads[1:]} The logits are {bounds}, so the loss cannot fall "
-            f"below {number(least)}; without looking at the input it is {number(guess)}.",
+            f"below {number(least)}; a guess without the input has {number(guess)}.",
             summary=f"The loss cannot fall below {number(least)}: {reads}",
             against=("loss_left", thresholds),
             evidence={
@@ -218,8 +218,8 @@ def _cut_to_probabilities(snapshot: Snapshot, call: LossCall, made: Made) -> Fin
         loss_calls.place(snapshot, call, made),
         f"The outputs of {made.op} are cut to 0..1 and taken for probabilities. Where they are "
         "cut, the loss has no gradient.",
-        summary=f"Outputs beyond 0..1 will not learn: {made.op} is no probability, and the loss "
-        "cuts it off.",
+        summary=f"Outputs beyond 0..1 will not learn: the outputs of {made.op} are not "
+        "probabilities, and the loss cuts them off.",
         location=call.location,
         fixes=(
             loss_calls.removal(snapshot, made, "A sigmoid lies between 0 and 1.", "Sigmoid"),
@@ -239,7 +239,7 @@ def _cut_scores(snapshot: Snapshot, call: LossCall, made: Made) -> Finding | Non
         return None
     return RULE.finding(
         cut.name,
-        f"The loss takes the logarithm of the outputs as of probabilities, but "
+        f"The loss takes the logarithm of the outputs as if they were probabilities, but "
         f"{number(share, 'share')} of them lie outside 0..1. They are cut off there, and the loss "
         "has no gradient.",
         summary=f"{number(share, 'share')} of the outputs will not learn: the loss takes them for "
@@ -293,7 +293,7 @@ def _by_values(snapshot: Snapshot, call: LossCall, operand: Operand) -> Finding 
     return RULE.finding(
         call.name if where is None else where,
         f"Every row that cross_entropy gets is at least zero and sums to one: probabilities, not "
-        f"logits. The loss cannot fall below {number(least)}; without looking at the input it is "
+        f"logits. The loss cannot fall below {number(least)}; a guess without the input has "
         f"{number(math.log(count))}.",
         summary=f"The loss cannot fall below {number(least)}: cross_entropy gets probabilities, "
         "and applies its own softmax.",

@@ -5,20 +5,20 @@ What it does
 
 Splits the gradient into the part that comes through the model's output and the part that does not:
 weight decay, and penalties on the weights that the loss adds. For decoupled weight decay (AdamW) it
-splits the update. It alarms if most of it comes from the regularisation.
+splits the update. It reports a gradient or update that comes mostly from the regularisation.
 
 Why it matters
 --------------
 
-The weights then go where the penalty is smallest, which is zero, whatever the data are. The output
-becomes a constant, and the loss stays at what a constant costs.
+The weights then go to zero, where the penalty is smallest, whatever the data are. The output
+becomes constant, and the loss stays at that of a constant output.
 
 When it is no fault
 -------------------
 
 Near the end of a training the gradient of the data is small, while the decay stays: a trained
-network is not judged. A loss that runs layers of the model, or uses parameters together with the
-output, learns from the data, too, and is no penalty.
+network is not judged. If the loss itself runs layers of the model, or uses parameters together with
+the output, that part is not counted as a penalty.
 
 Sick::
 
@@ -57,8 +57,8 @@ RULE = Rule(
         "share": Threshold(
             0.7,
             "measured: reports/calibration/learning-rates.md: the share of the gradient, or of the "
-            "update, that does not come through the output; where it is less, 120 steps lower the "
-            "loss, and beyond 0.9 they hardly do",
+            "update, that does not come through the output; below 0.7, 120 steps lower the loss; "
+            "above 0.9 they hardly do",
             0,
             1,
             "share",
@@ -93,7 +93,7 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
     )
     yield RULE.finding(
         "(optimizer)",
-        f"{named} makes {number(share, 'share')} of the {what}; what the data say is the rest.",
+        f"{named} makes up {number(share, 'share')} of the {what}; the data make up the rest.",
         summary=f"The weights will go to zero: {number(share, 'share')} of the {what} is "
         "regularisation.",
         against=("share", thresholds),

@@ -24,7 +24,8 @@ When it is no fault
 
 A signal that a later layer still shows was not lost before it: in one layer a few units of large
 bias can outweigh the others in the pooled spread. An output layer alone is not reported: it may be
-a zero head, or have large biases.
+a zero head, or have large biases. It is, if it reads a recurrent state that is the same for every
+sample, as after many steps of padding.
 
 Sick::
 
@@ -152,6 +153,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             collapsed = [(x, s) for x, s in collapsed if s < thresholds.gone]
     if collapsed:
         yield _finding(snapshot, collapsed, thresholds)
+    else:
+        yield from _forgotten(snapshot, varying, thresholds)
 
 
 def _finding(
@@ -187,6 +190,49 @@ def _finding(
             "layers": len(collapsed),
         },
     )
+
+
+def _forgotten(
+    snapshot: Snapshot, varying: dict[int, float], thresholds: Thresholds
+) -> Iterator[Finding]:
+    """An output layer that reads a recurrent state which is the same for every sample.
+
+    Other output layers are not judged: what they read may be alike at the start, and grow apart.
+    """
+    for layer in snapshot.layers:
+        read, source = layer.input, flow.source_op(snapshot, layer)
+        if layer.op not in ops.LEARNED or read is None or not source.startswith(_RECURRENT):
+            continue
+        if flow.leads_on(snapshot, layer) or not graph.only_path(snapshot, layer.node):
+            continue
+        if not graph.inputs_before(snapshot, layer.node) & set(varying):
+            continue
+        if read.nonfinite or not read.rms > 0 or math.isnan(read.spread):
+            continue
+        share = read.spread / read.rms
+        if not share < thresholds.gone:
+            continue
+        yield RULE.finding(
+            layer,
+            f"The recurrent state that it reads is the same for every sample: it varies by "
+            f"{read.spread:.2g} across samples, and its size is {read.rms:.2g}. The steps that "
+            "differ are too long ago.",
+            summary=f"The output will not depend on the input: the state that {layer.name} reads "
+            "has forgotten where the samples differ.",
+            severity="error",
+            against=("gone", thresholds),
+            fixes=(_LAST_STEP,),
+            evidence={"gone": share, "spread": read.spread, "rms": read.rms},
+        )
+
+
+_RECURRENT = ("rnn", "lstm", "gru")
+_LAST_STEP = advice(
+    "Read the state at the last real step, or the mean over the real steps.",
+    "Over many steps of padding a recurrent layer forgets what came before.",
+    "packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)",
+    "architecture",
+)
 
 
 def _fixes(snapshot: Snapshot, collapsed: list[Layer]) -> Iterator[Fix]:

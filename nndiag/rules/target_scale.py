@@ -1,24 +1,25 @@
-"""Targets far larger than what a new network gives.
+"""Targets far larger than the outputs of a new network.
 
 What it does
 ------------
 
-Compares the root mean square of a regression's targets with that of the model's outputs, under a
-squared or absolute error, in torch's form or by hand. Only in a network that was not trained.
+Compares the root mean square of a regression's targets with that of the model's outputs. It covers
+squared, absolute and Huber errors, from torch or written by hand. Only untrained networks are
+judged.
 
 Why it matters
 --------------
 
-An output layer starts with values near 1. To reach prices of 250,000 its weights have to grow a
-hundred-thousand-fold: Adam at a rate of 0.001 moves each weight by about 0.001 a step. Plain
-gradient descent sees gradients that are as much too large, and diverges.
+An output layer starts with values near 1. To reach prices of 250,000, its weights have to grow a
+hundred-thousand-fold. Adam at a rate of 0.001 moves each weight by about 0.001 a step. Under plain
+gradient descent the gradients are too large by the same factor, and training diverges.
 
 When it is no fault
 -------------------
 
-Class labels and targets of moderate size are not judged: a bias learns a mean of 20 within minutes.
-Neither is a model that multiplies its output up to the targets' unit or ends in an exponential, nor
-one with a bounded output, where the targets cannot be reached at all.
+Class labels and targets of moderate size are not judged: a bias soon learns a mean of 20. Neither
+is a model that scales its output to the targets' unit or ends in an exponential. For a bounded
+output, unreachable-target judges the targets.
 
 Sick::
 
@@ -108,8 +109,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
         yield RULE.finding(
             name,
             f"The targets have an rms of {number(rms)} (mean {number(target.mean)}, standard "
-            f"deviation {number(target.std)}), the outputs of this new network one of "
-            f"{output_rms:.3g}: {number(rms / output_rms, 'factor')} less.",
+            f"deviation {number(target.std)}). The outputs of this new network have an rms of "
+            f"{output_rms:.3g}. The targets are {number(rms / output_rms, 'factor')} as large.",
             summary="Training will take very long or diverge: the targets are "
             f"{number(rms / output_rms, 'factor')} as large as the network's outputs.",
             against=("ratio", thresholds),

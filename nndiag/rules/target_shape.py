@@ -3,10 +3,9 @@
 What it does
 ------------
 
-Looks in the loss for an operation whose result is larger than both its operands, where the samples
-of one lie along another axis than those of the other. The usual case is an output of shape (N, 1)
-and a target of shape (N,): their difference is (N, N). It reads torch's losses and those written by
-hand.
+Looks in the loss for an operation whose result is larger than both operands, because their samples
+lie along different axes. The usual case is an output of shape (N, 1) and a target of shape (N,):
+their difference is (N, N). It covers torch's losses and losses written by hand.
 
 Why it matters
 --------------
@@ -17,9 +16,9 @@ squared error), whatever the input: the loss stops at the variance of the target
 When it is no fault
 -------------------
 
-- Losses over pairs, where both sides were given an axis of their own on purpose.
+- Losses over pairs of samples, where both sides got an axis of their own on purpose.
 - Differences between outputs and outputs, or between targets and targets.
-- Several outputs for one target of a sample (quantiles, ensembles), whose samples share an axis.
+- Several outputs for each sample's target (quantiles, ensembles), if samples lie along one axis.
 
 Sick::
 
@@ -158,7 +157,7 @@ def _written(shape: tuple[int, ...]) -> str:
 
 
 def _fix(output: Operand, target: Operand) -> Fix:
-    why = "Then sample meets sample."
+    why = "Each output is then compared with the target of its own sample."
     if len(output.shape) > len(target.shape):
         return advice("Give the target the output's shape.", why,
                       "target = target.reshape(output.shape)")  # fmt: skip

@@ -3,23 +3,23 @@
 What it does
 ------------
 
-Runs the batch once more in evaluation mode and compares the loss. It also runs it with only dropout
-switched off, which shows how much of the difference is BatchNorm's: that one changes from the
-batch's own statistics to running averages.
+Runs the batch once more in evaluation mode and compares the losses. A third run switches off only
+dropout. It shows how much of the difference comes from BatchNorm, which changes from the batch's
+own statistics to running averages.
 
 Why it matters
 --------------
 
-The network that is evaluated is then another one than the network that was trained. Usual causes
-are batches too small for BatchNorm, running averages of other data (a new domain, a pretrained
-backbone), too few batches for the averages, and a momentum that is too low.
+The network then computes something else in evaluation than it was trained for. Usual causes are
+batches too small for BatchNorm, running averages of other data (a new domain, a pretrained
+backbone), averages of too few batches, and a momentum that is too low.
 
 When it is no fault
 -------------------
 
-A loss that is lower in evaluation mode is what dropout does. BatchNorm layers that are new, with
-averages of no batch, are not judged. The loss of a trained network may be small in both modes, so
-it must also be above a tenth.
+With dropout, a lower loss in evaluation mode is normal. BatchNorm layers whose running averages
+have seen fewer than ten batches are not judged. A loss of 0.1 or less in evaluation mode is not
+reported: the batch is fitted in both modes.
 
 Sick::
 
@@ -58,8 +58,8 @@ RULE = Rule(
     thresholds={
         "ratio": Threshold(
             1.5,
-            "derived: a loss half as high again is more than running averages of the last "
-            "1/momentum batches leave on data of one kind",
+            "derived: running averages of the last 1/momentum batches raise the loss by less than "
+            "half on data of one kind",
             1,
             unit="factor",
         ),

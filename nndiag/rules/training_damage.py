@@ -3,23 +3,23 @@
 What it does
 ------------
 
-Looks at networks that were trained, have findings about their values, and a loss on this batch that
-is no better than that of a constant output. A copy of the network is drawn again by the
-``reset_parameters`` of its modules and checked on the same batch. Where the copy has no finding,
-the design is healthy and its training made it sick.
+Looks at trained networks that have findings about their values, and a loss on this batch no better
+than that of a constant output. A copy gets new weights, by the ``reset_parameters`` of its modules,
+and is checked on the same batch. If the copy has no error and no warning, the design is healthy,
+and training made the network sick.
 
 Why it matters
 --------------
 
-The weights that such a network has now are no advice about its initialisation. Drawing them again
-repairs it until the same training runs again. Usual causes are a learning rate that is too high,
-gradients that were never cleared, missing clipping in a recurrent network, and one broken batch.
+The present weights then say nothing about the initialisation. New weights repair the network, until
+the same training damages it again. Usual causes are a learning rate that is too high, gradients
+that were never cleared, missing clipping in a recurrent network, and one broken batch.
 
 When it is no fault
 -------------------
 
-Nothing is said of a new network, of one whose loss is better than a constant's, and of one with
-parameters that no ``reset_parameters`` draws.
+Not judged are new networks, networks whose loss is better than that of a constant output, and
+networks with parameters that no ``reset_parameters`` draws.
 
 Sick::
 
@@ -88,8 +88,8 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
     )
     yield RULE.finding(
         "(model)",
-        f"The network looks trained, and is sick ({sick}). A copy with weights drawn again by "
-        "reset_parameters has no error and no warning on the same batch.",
+        f"The network looks trained, and is sick ({sick}). A copy with new weights, drawn by "
+        "reset_parameters, has no error and no warning on the same batch.",
         summary=f"The training{at} made this network sick: with new weights it is healthy.",
         severity="error" if fresh.severe else None,
         evidence={"findings": len(fresh.sick)},

@@ -4,22 +4,22 @@ What it does
 ------------
 
 Looks at losses that compare the output with a target: torch's mean squared, absolute and Huber
-errors, and differences in a loss written by hand. It counts the targets beyond the bounds of the
-output's last activation, after what scales or shifts it.
+errors, and differences in a loss written by hand. It counts the targets outside the range of the
+output's last activation, with any later scaling or shift taken into account.
 
 Why it matters
 --------------
 
-A sigmoid gives 0 to 1, a tanh -1 to 1, a ReLU nothing below 0. Targets beyond that cannot be met:
-the network is driven to the bound, where the activation has no slope. A ReLU at the output goes off
-on every sample, and nothing learns any more.
+A sigmoid gives 0 to 1, a tanh -1 to 1, a ReLU nothing below 0. Targets outside that range cannot be
+reached. Training drives the outputs to the bound, where the activation has no slope. A ReLU at the
+output becomes 0 on every sample, and then nothing learns.
 
 When it is no fault
 -------------------
 
-- Targets on the bound: a sigmoid gets as close to 0 and 1 as one likes.
-- One value for padding (-1, -100) in a loss that can leave it out.
-- A few values that a measurement error puts just beyond the bound are a note.
+- Targets on the bound: a sigmoid comes arbitrarily close to 0 and 1.
+- One padding value (-1, -100) in a loss that can leave it out.
+- A few targets just outside the range, as from measurement errors: a note.
 
 Sick::
 
@@ -57,8 +57,8 @@ RULE = Rule(
     thresholds={
         "share": Threshold(
             0.05,
-            "derived: a twentieth of the targets is no measurement error; of a normal variable as "
-            "much lies beyond two standard deviations",
+            "derived: 5 % of the targets are more than measurement errors; as much of a normal "
+            "distribution lies beyond two standard deviations",
             0,
             1,
             "share",
@@ -121,7 +121,7 @@ def _finding(snapshot: Snapshot, call: LossCall, made: Made, thresholds: Thresho
     return RULE.finding(
         loss_calls.place(snapshot, call, made),
         f"{part} of the targets lie beyond what the {made.op} at the output can give ({bounds}). "
-        f"The best outputs still have a mean {what} of {number(left)}.",
+        f"Even the best outputs have a mean {what} of {number(left)}.",
         summary=f"{part} of the targets cannot be reached: the {made.op} at the output gives "
         f"{bounds}.",
         severity="error" if severe else "warning" if share >= thresholds.few else "note",

@@ -7,6 +7,9 @@ Measures the gradient at the pre-activations (the outputs of layers with weights
 of layers. It compares the gradient's norm at the first layer of a chain with the norm at the last
 hidden one.
 
+It also measures it across two or more softmaxes that stand between layers in place of an
+activation. One alone may be an attention that is written with weight layers.
+
 A chain ends at a residual addition, a concatenation, a normalisation or a recurrence, because
 gradients have other paths there. The size of weight gradients does not show this: it is the
 same in every layer of a collapsed network.
@@ -59,7 +62,7 @@ from nndiag.fixes import propose
 from nndiag.fixes.fix import Fix, advice
 from nndiag.numbers import number
 from nndiag.rule import Finding, Rule, Severity, Threshold, Thresholds, Unjudged
-from nndiag.stats import Snapshot
+from nndiag.stats import Layer, Snapshot
 
 __all__ = ["ANOTHER_WAY", "LOSS_SCALE", "RULE", "SMALLEST", "check"]
 
@@ -159,9 +162,64 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
                 "first_grad_rms": path.first.grad.rms if path.first.grad else math.nan,
             },
         )
+    yield from _through_softmax(snapshot, thresholds)
     yield from _rounded_away(snapshot, thresholds)
     for first, why in gradient_flow.unseen(snapshot):
         yield RULE.unjudged(first, why)
+
+
+_NO_SOFTMAX = advice(
+    "Use ReLU between hidden layers, and softmax at the output only.",
+    "A softmax over n units has outputs near 1/n, and a slope as small.",
+    "torch.relu(x)",
+    "architecture",
+)
+
+
+def _through_softmax(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
+    """Softmax in place of an activation, twice or more: one may be an attention by weight layers.
+
+    ``gradient_flow.paths`` ends at a softmax, because it mixes units.
+    """
+    passed = {before.name: (layer, after) for before, layer, after in _hidden_softmax(snapshot)}
+    behind = {after.name for _, after in passed.values()}
+    for first in (name for name in passed if name not in behind):
+        softmax, last = passed[first]
+        inner = [softmax]
+        while last.name in passed:
+            softmax, last = passed[last.name]
+            inner.append(softmax)
+        grad, arriving = snapshot.by_name[first].grad, last.grad
+        if len(inner) < 2 or grad is None or arriving is None or not arriving.norm > 0:
+            continue
+        total = grad.norm / arriving.norm
+        if not total < thresholds.total:
+            continue
+        yield RULE.finding(
+            inner[0],
+            f"The gradient at {first} is {number(total)} times that at {last.name}: it passes "
+            f"{len(inner)} softmaxes between hidden layers. Over n units the slope of a softmax is "
+            "about 1/n.",
+            summary=f"The layers before {inner[-1].name} will hardly learn: their gradient passes "
+            f"{len(inner)} softmaxes between hidden layers.",
+            severity="error" if total < thresholds.stall else "warning",
+            against=("total", thresholds),
+            fixes=(_NO_SOFTMAX,),
+            evidence={"total": total, "layers": len(inner)},
+        )
+
+
+def _hidden_softmax(snapshot: Snapshot) -> Iterator[tuple[Layer, Layer, Layer]]:
+    """Each softmax that reads one weight layer and is read by one other only, with these two."""
+    for layer in snapshot.of_op("softmax"):
+        source, used = snapshot.nodes[layer.node].inputs, snapshot.consumers[layer.node]
+        if len(source) != 1 or len(used) != 1 or not layer.options.get("over_units"):
+            continue
+        before, after = snapshot.layer_at(source[0]), snapshot.layer_at(used[0])
+        if before is None or after is None or len(snapshot.nodes[after.node].inputs) != 1:
+            continue
+        if before.weight is not None and after.weight is not None:
+            yield before, layer, after
 
 
 def _fixes(snapshot: Snapshot, path: gradient_flow.GradientPath) -> Iterator[Fix]:

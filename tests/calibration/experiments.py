@@ -1,8 +1,9 @@
 """``python -m calibration.experiments``: the rules about the experiment, on labelled cases.
 
 Faults of the loss, the data, the optimiser and of how a network is written, and what only looks
-like them. Remakes ``reports/calibration/experiments.csv`` and its page. ``--check`` fails where a
-verdict is not the committed one.
+like them; and faults as people report them, each beside its mended twin. Remakes
+``reports/calibration/experiments.csv`` and its page. ``--check`` fails where a verdict is not the
+committed one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from calibration import (
     healthy_data,
     healthy_loss,
     healthy_optimizer,
+    reports_rebuilt,
 )
 
 REPORTS = Path(__file__).parents[2] / "reports" / "calibration"
@@ -55,6 +57,7 @@ def cases() -> Iterator[Labelled]:
         "data": (faults_data.FAULTS, healthy_data.HEALTHY),
         "optimiser": (faults_optimizer.FAULTS, healthy_optimizer.HEALTHY),
         "structure": (faults_structure.faults(), faults_structure.look_alikes()),
+        "reports": reports_rebuilt.cases(),
     }.items():
         for listed in lists:
             for case in listed:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 from calibration.cases import Fault
+from nndiag.rules import discover
 
 MEANINGS = {
     "saturation": "activations where the slope is nearly zero",
@@ -33,6 +34,11 @@ MEANINGS = {
     "other": "anything else: no fault of this corpus",
 }
 
+_OTHERS = {name for name, m in discover().items() if m.RULE.code[:3] in ("ND6", "ND7", "ND8")} | {
+    "unregistered-parameter", "batch-mixing", "bn-small-batch", "train-eval-gap",
+}  # fmt: skip
+_OTHERS -= {"input-missing"}
+
 # Tool -> (pattern, meaning), read in order; the first that is found in a message counts.
 TABLE: dict[str, list[tuple[str, str]]] = {
     "nndiag": [
@@ -48,6 +54,9 @@ TABLE: dict[str, list[tuple[str, str]]] = {
         (r"^signal-collapse:", "collapsed"),
         (r"^non-finite:", "not finite"),
         (r"^covariate-shift:", "shift"),
+        (r"^input-missing:", "not finite"),
+        # The corpus of this comparison has faults of the network only.
+        (rf"^({'|'.join(sorted(_OTHERS))}):", "loss"),
     ],
     "torchtest2": [
         (r"^output_finite:", "not finite"),
@@ -148,6 +157,7 @@ ACCEPTED: dict[str, frozenset[str]] = {
     "symmetry": frozenset({"alike", "collapsed", "no gradient", "unchanged", "dead", "weights"}),
     "signal-collapse": frozenset({"collapsed", "dead", "alike", "vanishing"}),
     "non-finite": frozenset({"not finite"}),
+    "input-missing": frozenset({"not finite"}),
     "covariate-shift": frozenset({"shift", "loss", "saturation", "off-centre"}),
 }
 

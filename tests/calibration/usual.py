@@ -72,9 +72,13 @@ class Fooling:
 
 
 _RETURNS_ITS_LOSS = [
-    "vector-quantised", "skip-gram", "momentum-contrast", "bootstrap-your-own-latent",
-    "siamese-triplet", "physics-informed",
-]  # fmt: skip
+    "vector-quantised",
+    "skip-gram",
+    "momentum-contrast",
+    "bootstrap-your-own-latent",
+    "siamese-triplet",
+    "physics-informed",
+]
 _GENERATORS = ["dcgan-generator", "residual-gan-generator", "style-generator"]
 
 

@@ -52,3 +52,34 @@ def test_a_batch_of_one_sample_repeated_explains_the_collapse():
     assert report.findings[0].rule == NAME
     assert "Every sample is the same" in report.findings[0].message
     assert [f.rule for f in report.at_least("warning") if f.cause is None] == [NAME]
+
+
+def alike(x, y, d=8):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(d, 16), nn.ReLU(), nn.Linear(16, 2))
+    return nndiag.check(model, x, y, nn.CrossEntropyLoss(), config=False)
+
+
+def test_zeros_alone_are_reported_where_the_targets_differ():
+    y = torch.arange(128) % 2
+    for d in (1, 8):
+        report = alike(torch.zeros(128, d), y, d)
+        assert report.findings[0].rule == NAME
+        assert "All 128 samples are zeros, but their targets differ" in report.findings[0].message
+        assert [f.rule for f in report.at_least("warning") if f.cause is None] == [NAME]
+    assert NAME not in {f.rule for f in alike(torch.zeros(128, 8), y * 0).findings}
+    assert NAME not in {f.rule for f in alike(torch.zeros(32, 8), y[:32]).findings}
+
+
+def test_a_second_input_may_tell_the_samples_apart():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, a, b):
+            return self.a(a) + self.b(b)
+
+    batch = nndiag.Batch(args=(torch.zeros(128, 8), X), target=torch.arange(128) % 2)
+    report = nndiag.check(Two(), batch, loss_fn=nn.CrossEntropyLoss(), config=False)
+    assert NAME not in {f.rule for f in report.at_least("warning")}

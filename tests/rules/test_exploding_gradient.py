@@ -267,3 +267,17 @@ class TestHealth:
         report = check(stack(8, gain=1e6), torch.randn(64, 48))
         assert own(report) == []
         assert next(f.rule for f in report.findings if f.severity == "error") == "non-finite"
+
+
+@pytest.mark.parametrize(("std", "found"), [(0.6, True), (0.1, False)])
+def test_the_state_of_a_relu_recurrent_layer_grows_with_its_weights(std, found):
+    torch.manual_seed(0)
+    model = nn.RNN(3, 32, nonlinearity="relu", batch_first=True)
+    nn.init.normal_(model.weight_hh_l0, std=std)
+    report = nndiag.check(model, torch.randn(64, 16, 3), select="exploding-gradient", config=False)
+    assert bool(report.findings) == found
+    for other in (nn.RNN(3, 32, batch_first=True), nn.LSTM(3, 32, batch_first=True)):
+        nn.init.normal_(other.weight_hh_l0, std=std)
+        report = nndiag.check(other, torch.randn(64, 16, 3), select="exploding-gradient",
+                              config=False)  # fmt: skip
+        assert report.findings == ()

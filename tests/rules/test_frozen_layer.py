@@ -85,7 +85,7 @@ class TestInTheMiddle:
         [found] = findings(model, torch.randn(64, 16))
         train, ignore = found.fixes
         assert train.runnable
-        assert ignore.what == "If it is meant: ignore frozen-layer for this model."
+        assert ignore.what == "If it is intended, ignore frozen-layer for this model."
 
     def test_a_convolution(self):
         torch.manual_seed(0)

@@ -36,7 +36,7 @@ def test_it_is_a_note_that_says_how_large_it_is(times):
     [finding] = found(model, optimizer)
     assert finding.severity == "note"
     assert finding.evidence["norm_before"] == pytest.approx(times * finding.evidence["norm"])
-    assert f"It is {times} times as large" in finding.message
+    assert f", {times} times that of this batch's gradient." in finding.message
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
 
 

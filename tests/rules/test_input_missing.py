@@ -56,7 +56,7 @@ def test_repeated_stand_ins_far_from_the_rest_are_a_warning(value):
 
     assert (finding.layer, finding.severity, finding.cause) == ("input", "warning", None)
     assert finding.evidence["value"] == pytest.approx(value)
-    assert "(3)" in finding.message
+    assert "(at 3)" in finding.message
 
 
 def test_what_may_be_a_measurement_is_not_reported():

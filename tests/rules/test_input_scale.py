@@ -132,7 +132,7 @@ def test_the_bytes_of_images_are_named_and_divided():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     [finding] = own(net, images)
 
-    assert "the bytes of images" in finding.message
+    assert "image bytes" in finding.message
     assert finding.fixes[0].source.startswith("x = x / 255")
     assert severities(net, images / 255) == []
 

@@ -183,3 +183,23 @@ def test_modules_of_the_loss_are_as_they_were():
     nndiag.check(model, X, NUMBERS, loss_fn, config=False)
     assert float(loss_fn.mean) == 0
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_outputs_as_large_as_the_inputs_are_a_note():
+    torch.manual_seed(0)
+    x, y = torch.randn(256, 8), torch.arange(256) % 4
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    nn.init.kaiming_normal_(model[0].weight)
+    nn.init.kaiming_normal_(model[2].weight)
+
+    def severities(inputs, factor):
+        report = nndiag.check(
+            model, inputs, y, lambda o, t: F.cross_entropy(o * factor, t),
+            select="loss-at-init", config=False,
+        )  # fmt: skip
+        return [f.severity for f in report.findings]
+
+    assert severities(x, 1) == []
+    assert severities(13 * x, 1) == ["note"]
+    assert severities(x, 13) == ["warning"]
+    assert severities(13 * x, 13) == ["warning"]

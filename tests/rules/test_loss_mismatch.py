@@ -159,3 +159,44 @@ def test_labels_that_a_mask_leaves_out_are_silent():
 def test_pictures_of_classes_are_not_several_labels():
     model = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 1))
     assert found(model, (X > 0).long(), F.cross_entropy) == []
+
+
+def by_hand(p, t):
+    p = p.clamp(1e-7, 1 - 1e-7)
+    return -(t * p.log() + (1 - t) * (1 - p).log()).mean()
+
+
+@pytest.mark.parametrize("target", [2 * FLAGS - 1, FLAGS + 1, CLASSES.float()[:, None]])
+def test_binary_cross_entropy_by_hand_needs_targets_from_0_to_1(target):
+    [finding] = found(Net(1, nn.Sigmoid()), target, by_hand)
+    assert finding.layer == "loss/log"
+    assert "written as log(p) and log(1 - p)" in finding.message
+    assert found(Net(1, nn.Sigmoid()), FLAGS, by_hand) == []
+
+
+def test_an_autoencoder_in_a_tuple_is_held_against_its_input():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x).sigmoid(), x.mean()
+
+    def loss_fn(out, t):
+        return by_hand(out[0], t)
+
+    assert len(found(Both(), X, loss_fn)) == 1
+    assert found(Both(), X.sigmoid(), loss_fn) == []
+
+
+def test_a_reward_on_both_logarithms_and_a_mask_are_no_targets_by_hand():
+    action, sigmoid = FLAGS, Net(1, nn.Sigmoid())
+
+    def rewarded_by_hand(p, reward):
+        return -(reward * (action * p.log() + (1 - action) * (1 - p).log())).mean()
+
+    assert found(sigmoid, X[:, :1] * 3 + 2.5, rewarded_by_hand) == []
+    unknown = FLAGS.clone()
+    unknown[::3] = -1
+    assert found(sigmoid, unknown, lambda p, t: by_hand(p[t >= 0], t[t >= 0])) == []

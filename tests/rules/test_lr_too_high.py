@@ -106,3 +106,16 @@ def test_a_loss_that_is_small_is_measured_against_what_a_constant_costs():
     seen = report.snapshot.experiment.optimizer
     assert seen.before < 0.1 * seen.constant
     assert [f for f in report.findings if f.severity != "note"] == []
+
+
+def test_two_steps_to_worse_than_random_outputs_are_too_long():
+    def make(p):
+        return torch.optim.SGD(p, 20.0)
+
+    off = {f"{NAME}.{name}": 1e9 for name in ("rise", "rising", "runaway")}
+    [finding] = found(net(), make, thresholds=off)
+    beyond = finding.evidence["random"]
+    assert finding.measure == "random"
+    assert beyond > 3
+    assert found(net(), make, thresholds={f"{NAME}.random": beyond * 0.999, **off})
+    assert not found(net(), make, thresholds={f"{NAME}.random": beyond * 1.001, **off})

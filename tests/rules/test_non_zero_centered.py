@@ -124,8 +124,8 @@ class TestHowFar:
             torch.manual_seed(seed)
             assert alone(stack(2, nn.Tanh), torch.randn(samples, 48)) == []
 
-    @pytest.mark.parametrize(("samples", "found"), [(1, False), (2, True)])
-    def test_a_spread_takes_two_samples(self, samples, found):
+    @pytest.mark.parametrize(("samples", "found"), [(1, False), (7, False), (8, True)])
+    def test_a_spread_takes_eight_samples(self, samples, found):
         torch.manual_seed(0)
         x = torch.randn(samples, 7, 48)  # steps of a sequence are no samples
         assert bool(alone(stack(2, nn.Sigmoid), x)) == found
@@ -212,6 +212,23 @@ class TestConsequence:
             found = alone(model, x)
             assert "warning" in {f.severity for f in found}
             assert not check(model, x, select=NAME).ok
+
+    def test_an_optimiser_whose_step_leads_down_makes_it_a_note(self):
+        torch.manual_seed(0)
+        d = load_digits()
+        x = torch.tensor(d.data[:256], dtype=torch.float32) / 16
+        y = torch.tensor(d.target[:256])
+        model = nn.Sequential(
+            nn.Linear(64, 50), nn.Sigmoid(), nn.Linear(50, 50), nn.Sigmoid(), nn.Linear(50, 10)
+        )
+
+        def severity(**given):
+            found = own(check(model, x, target=y, loss_fn=F.cross_entropy, **given))
+            return max((f.severity for f in found), key=["note", "warning"].index)
+
+        assert severity() == "warning"
+        assert severity(optimizer=torch.optim.SGD(model.parameters(), 0.1)) == "note"
+        assert severity(optimizer=torch.optim.SGD(model.parameters(), 100.0)) == "warning"
 
     @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Softplus, nn.GELU])
     def test_relu_and_its_kin_are_a_note_even_where_every_row_has_one_sign(self, activation):

@@ -89,7 +89,7 @@ def test_layers_before_all_that_is_held_are_a_note():
     model = net()
     [(severity, message)] = found(model, sgd(model[4].parameters()))
     assert severity == "note"
-    assert "They lie before all that it holds" in message
+    assert "All of them lie before the parameters that it holds" in message
 
 
 def test_a_new_first_layer_after_the_optimiser_is_no_note():

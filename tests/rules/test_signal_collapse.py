@@ -346,3 +346,29 @@ def test_a_collapse_behind_a_layer_that_has_another_way_beside_it_is_found():
     [found] = findings(Beside(), torch.randn(128, 32))
     assert found.layer.startswith("body.")
     assert found.severity == "error"
+
+
+class Sentences(nn.Module):
+    """A recurrent layer over ids, and what is read of its states."""
+
+    def __init__(self, recurrent, read):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(50, 16, padding_idx=0)
+        self.rnn = recurrent(16, 24, batch_first=True)
+        self.fc = nn.Linear(24, 2)
+        self.read = read
+
+    def forward(self, x):
+        return self.fc(self.read(self.rnn(self.embed(x))[0]))
+
+
+@pytest.mark.parametrize("recurrent", [nn.RNN, nn.GRU])
+def test_a_state_that_has_forgotten_the_samples_is_reported(recurrent):
+    x = F.pad(torch.randint(1, 50, (64, 12), generator=torch.Generator().manual_seed(0)), (0, 150))
+    [found] = findings(Sentences(recurrent, lambda h: h[:, -1]), x)
+    assert (found.layer, found.severity, found.measure) == ("fc", "error", "gone")
+    assert "same for every sample" in found.message
+    assert findings(Sentences(recurrent, lambda h: h[:, :12].mean(1)), x) == []
+    assert findings(Sentences(recurrent, lambda h: h[:, 11]), x) == []
+    assert findings(Sentences(recurrent, lambda h: h[:, -1]), x[:1].expand(64, -1)) == []

@@ -735,3 +735,21 @@ def test_the_smallest_number_of_a_type_is_torchs(name):
     type_ = torch.finfo(getattr(torch, name))
 
     assert vanishing_gradient.SMALLEST[name] == type_.smallest_normal * type_.eps
+
+
+class TestSoftmaxForAnActivation:
+    def severities(self, *layers):
+        torch.manual_seed(0)
+        model = xavier(nn.Sequential(*layers))
+        return [f.severity for f in alone(model, torch.randn(128, 48))]
+
+    def test_two_between_hidden_layers_are_reported(self):
+        softmax = nn.Linear(48, 96), nn.Softmax(1), nn.Linear(96, 96), nn.Softmax(1)
+        assert self.severities(*softmax, nn.Linear(96, 10)) == ["warning"]
+        relu = nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU()
+        assert self.severities(*relu, nn.Linear(96, 10)) == []
+
+    def test_one_may_be_an_attention_by_weight_layers(self):
+        one = nn.Linear(48, 96), nn.Softmax(1), nn.Linear(96, 48), nn.ReLU()
+        assert self.severities(*one, nn.Linear(48, 10)) == []
+        assert self.severities(*one, nn.Linear(48, 10), nn.Softmax(1)) == []
