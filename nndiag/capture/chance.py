@@ -25,12 +25,15 @@ def never_active(
 ) -> Pending | None:
     """Of random units that read ``x``, how many there are and how many are never above zero.
 
-    None where every unit of ``z``, the layer's own output, was active: then nobody asks.
+    None where every unit of ``z``, the layer's own output, was active: then nobody asks. None also
+    where the parameters are no longer in memory, as sharded ones are not once their layer has run.
 
     The draws are uniform, as torch draws linear layers. Their scale is that of ``weight``; the
     biases are those of ``bias``, but no larger than torch's own, since biases can be what is wrong.
     """
     if is_on_cpu(z) and bool((z.reshape(-1, z.shape[-1]).amax(0) > 0).all()):
+        return None
+    if not (_is_in_memory(weight) and (bias is None or _is_in_memory(bias))):
         return None
     rows = x.reshape(-1, x.shape[-1]).to(torch.float32)
     features = rows.shape[1]
@@ -60,6 +63,10 @@ def _drawn(features: int, units: int) -> torch.Tensor:
 
 _kept = functools.lru_cache(maxsize=4)(_drawn)  # layers of one width follow one another
 _SMALL = 1 << 18
+
+
+def _is_in_memory(x: torch.Tensor) -> bool:
+    return x.untyped_storage().nbytes() >= x.numel() * x.element_size()
 
 
 def _rms(x: torch.Tensor) -> torch.Tensor:

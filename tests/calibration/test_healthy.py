@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 import nndiag
-from calibration import healthy, trained
+from calibration import healthy, trained, usual
 from calibration.cases import Subject
 
 QUICK = (
@@ -40,13 +40,39 @@ def test_a_network_called_trained_is_good_at_what_it_learned(learned):
 @pytest.mark.one_in(14)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_trained_network_gets_no_error_and_no_warning(learned, mode):
-    _, subject = learned
+    recipe, subject = learned
     subject.model.train(mode == "train")
 
-    report = nndiag.check(*subject, config=False)
+    report = nndiag.check(*subject, optimizer=recipe.optimizer, config=False)
 
     assert [f"{f.rule} {f.layer}: {f.message}" for f in report.at_least("warning")] == []
     assert report.ok
+
+
+# One for each optimiser and kind of loss; the page has all.
+WITH_A_STEP = (
+    "conv-autoencoder", "resnet", "bert", "nano-gpt", "mlp-bfloat16",
+    "skip-gram", "embedding-bag-sparse", "deit", "dcgan-generator", "siamese-triplet",
+)  # fmt: skip
+
+
+@pytest.mark.one_in(5)
+@pytest.mark.parametrize("name", WITH_A_STEP)
+def test_a_fresh_network_with_its_loss_and_a_usual_optimiser_gets_no_alarm(name):
+    network = next(n for n in healthy.HEALTHY if n.name == name)
+
+    [run] = healthy.judge_healthy(networks=[network], seeds=[2]).itertuples()
+
+    assert [f"{f.rule} {f.layer}: {f.message}" for f in run.said if f.severity != "note"] == []
+    assert not run.crashed
+    assert run.stepped
+
+
+def test_each_optimiser_has_its_turn():
+    names = {usual.optimiser("mlp-2-gelu", turn)[0] for turn in range(4)}
+
+    assert names == set(usual.OPTIMISERS)
+    assert {usual.named(make) for make in usual.OPTIMISERS.values()} == names
 
 
 def test_every_recipe_of_the_zoo_is_judged_once():
@@ -88,4 +114,4 @@ def test_an_alarm_is_told_on_the_page_and_in_the_table(tmp_path):
     assert runs.loc["mlp-1-relu", "alarms"].isna().all()
     page = (tmp_path / "healthy.md").read_text("utf-8")
     assert "| init | 2 | 1 | 97.5 % | 6 | 3 | 84.68 % |" in page
-    assert "| sick | init | 0 | train | error | dead-relu | 1 |" in page
+    assert "| sick | init | 0 | train | SGD 0.01 | error | dead-relu | 1 |" in page
