@@ -341,7 +341,7 @@ class Experiment:
     ``targets``: the tensors of the target, as "target" or "target.KEY". ``inputs``: the raw data,
     as "input" or "input.KEY". ``outputs``: the shapes of the tensors that the model returned.
     ``output_rows``: rows of the model's outputs whose gradient was looked at, ``output_zero_rows``:
-    those where it is exactly zero.
+    those where it is exactly zero. ``samples``: how many the first batch has.
     """
 
     calls: tuple[LossCall, ...] = ()
@@ -357,3 +357,4 @@ class Experiment:
     no_optimizer_because: str = "pass optimizer="
     output_rows: int = 0
     output_zero_rows: int = 0
+    samples: int = 0

@@ -500,6 +500,11 @@ class Snapshot:
     experiment: Experiment = field(default_factory=Experiment)
 
     @property
+    def first_samples(self) -> int:
+        """How many samples the first batch has: loss, target and data are looked at in it alone."""
+        return self.experiment.samples or self.samples
+
+    @property
     def has_loss(self) -> bool:
         """Whether there is a real loss: the caller's, or one that the model computes."""
         return self.loss.kind in ("loss_fn", "output.loss") or bool(self.experiment.calls)

@@ -52,7 +52,6 @@ __all__ = [
     "Recorder",
     "Scope",
     "UnknownLeaf",
-    "has_storage",
 ]
 
 ROOT = "(root)"
@@ -497,9 +496,7 @@ class Recorder(TorchFunctionMode):
         if self._last_linear is None or self.only_inputs:
             return
         out, x, read, weight, bias = self._last_linear
-        # FSDP frees the storage of a weight once its module has run: reading it would be a crash.
-        there = all(map(has_storage, (x, weight, bias)))
-        if there and out() is z and version(x) == read and z.numel():
+        if out() is z and version(x) == read and z.numel():
             self.measure_optional(
                 row,
                 "its chance of dead units",
@@ -618,14 +615,6 @@ class Recorder(TorchFunctionMode):
         else:
             del nodes[began:]
         self._loss_began = -1
-
-
-def has_storage(tensor: Any) -> bool:
-    """Whether a tensor's values are in memory; True for what is no tensor."""
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        return True
-    needed = tensor.numel() * tensor.element_size()
-    return needed == 0 or tensor.untyped_storage().nbytes() > 0
 
 
 def _failure_text(error: Exception) -> str:

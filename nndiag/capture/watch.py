@@ -219,6 +219,7 @@ def _record_batch(
                 baseline=found,
                 output_rows=rows,
                 output_zero_rows=zero_rows,
+                samples=recorder.paths.samples,
             )  # fmt: skip
     finally:
         recorder.close()

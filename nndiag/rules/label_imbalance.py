@@ -169,16 +169,16 @@ def _one_class(
     thresholds: Thresholds,
 ) -> Iterator[Finding | Unjudged]:
     needed = thresholds.samples if several > 2 else thresholds.binary_samples
-    if snapshot.samples < thresholds.samples:
+    if snapshot.first_samples < thresholds.samples:
         yield RULE.unjudged(
             name,
-            f"{snapshot.samples} samples of one class may be chance; give {needed:.0f} or more",
+            f"{snapshot.first_samples} samples of one class may be chance; give {needed:.0f} or more",
         )
         return
     # All ones are what a generator is trained on, and what a small batch may have by chance.
     meant = call.op in BINARY and which == 1
-    sure = snapshot.samples >= needed and not meant
-    one = f"all {snapshot.samples:,} samples have class {which}"
+    sure = snapshot.first_samples >= needed and not meant
+    one = f"all {snapshot.first_samples:,} samples have class {which}"
     yield RULE.finding(
         name,
         f"The loss ({call.name}) tells {several} classes apart, but {one}.",
@@ -189,7 +189,7 @@ def _one_class(
         against=("samples" if several > 2 else "binary_samples", thresholds),
         location=call.location,
         evidence={
-            "samples" if several > 2 else "binary_samples": snapshot.samples,
+            "samples" if several > 2 else "binary_samples": snapshot.first_samples,
             "class": which, "classes": several,
         },
     )  # fmt: skip

@@ -101,9 +101,9 @@ def check(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding | Unju
             continue
         if rms / output_rms <= thresholds.ratio:
             continue
-        if snapshot.samples < thresholds.samples:
+        if snapshot.first_samples < thresholds.samples:
             yield RULE.unjudged(
-                name, f"{snapshot.samples} samples; give {thresholds.samples:.0f} or more"
+                name, f"{snapshot.first_samples} samples; give {thresholds.samples:.0f} or more"
             )
             continue
         yield RULE.finding(

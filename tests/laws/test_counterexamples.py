@@ -38,7 +38,7 @@ def test_equal_samples_do_not_vary_in_float64_either(n):
 
     report = check(model, (x, torch.arange(n) % CLASSES))
 
-    assert report.ok
+    assert {f.rule for f in report.at_least("warning")} <= {"constant-feature"}
     assert ("signal-collapse", "(model)") in verdict(report).unjudged
 
 
