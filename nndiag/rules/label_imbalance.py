@@ -172,7 +172,8 @@ def _one_class(
     if snapshot.first_samples < thresholds.samples:
         yield RULE.unjudged(
             name,
-            f"{snapshot.first_samples} samples of one class may be chance; give {needed:.0f} or more",
+            f"{snapshot.first_samples} samples of one class may be chance; give {needed:.0f} or "
+            "more",
         )
         return
     # All ones are what a generator is trained on, and what a small batch may have by chance.
