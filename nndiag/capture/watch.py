@@ -196,7 +196,7 @@ def _record_batch(
             recorder = run.recorder(gradients=gradients, tick=tick)
             output, inputs = forward(model, batch, recorder)
         outputs = _output_nodes(output, recorder)
-        at_output = OutputGradient(output if gradients and first else ())
+        at_output = OutputGradient(output if first and "second look" in needs else ())
         value = _loss(output, batch, loss, run, recorder) if wants_loss else None
         shapes = tuple(tuple(x.shape) for x in tensors_in(output))
         alone = _only_output(output, recorder) if first and "loss" in needs else None
@@ -207,20 +207,21 @@ def _record_batch(
         recorder.gradients = reached
         layers = recorder.layers()
         if first:
-            rows, zero_rows = at_output.counted()
-            found = _baseline(recorder.loss_calls, run.loss.value, alone, batch, loss)
-            run.experiment = dataclasses.replace(
-                experiment(batch, recorder.loss_calls, unregistered(model, recorder)),
-                inputs=columns(
-                    argument_names(batch, model), recorder.paths.nodes, layers,
-                    recorder.paths.samples,
-                ),
-                outputs=shapes,
-                baseline=found,
-                output_rows=rows,
-                output_zero_rows=zero_rows,
-                samples=recorder.paths.samples,
-            )  # fmt: skip
+            with torch._C.DisableTorchFunction():  # a tensor's own class has no say in this
+                rows, zero_rows = at_output.counted()
+                found = _baseline(recorder.loss_calls, run.loss.value, alone, batch, loss)
+                run.experiment = dataclasses.replace(
+                    experiment(batch, recorder.loss_calls, unregistered(model, recorder)),
+                    inputs=columns(
+                        argument_names(batch, model), recorder.paths.nodes, layers,
+                        recorder.paths.samples,
+                    ),
+                    outputs=shapes,
+                    baseline=found,
+                    output_rows=rows,
+                    output_zero_rows=zero_rows,
+                    samples=recorder.paths.samples,
+                )  # fmt: skip
     finally:
         recorder.close()
     if reached or first:
