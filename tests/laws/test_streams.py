@@ -44,7 +44,7 @@ def without(said, *names):
 
 
 def of_every_batch(unjudged):
-    """Without the rules that look at the loss, the targets and the data of the first batch alone."""
+    """Without the rules about loss, targets and data: they look at the first batch alone."""
     first = {n for n, rule in rules.catalogue().items() if rule.about in ("input", "loss")}
     return {(rule, place) for rule, place in unjudged if rule not in first}
 
