@@ -208,7 +208,7 @@ def values_of(tensor: torch.Tensor) -> Values | None:
         return None
     if tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided:
         return None
-    x = tensor.detach().to(torch.float64)
+    x = tensor.detach().cpu().to(torch.float64)
     finite = torch.isfinite(x)
     known = x[finite]
     count, shape = known.numel(), tuple(tensor.shape)

@@ -145,7 +145,8 @@ def gap(
     counts = [c for m in norms if (c := m.num_batches_tracked) is not None]
     if not counts:
         return None
-    tracked = min(float(count) for count in counts)
+    # At once: each number read is a wait for the device.
+    tracked = float(torch.stack([c for c in counts if c.device == counts[0].device]).amin())
     if tracked < 1:
         return None
     values = []

@@ -25,12 +25,14 @@ Sick::
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
-    batch = torch.randn(128, 8)
-    batch[:, 1:7] = 0.5
+    x, loss_fn = torch.randn(128, 8), F.mse_loss
+    x[:, 1:7] = 0.5
+    batch = x, x[:, :1] + x[:, 7:]
 
 Well::
 
-    batch = torch.randn(128, 8)
+    x = torch.randn(128, 8)
+    batch = x, x[:, :1] + x[:, 7:]
 
 References: Pyle 1999, "Data Preparation for Data Mining", section 4.4.
 """

@@ -199,15 +199,16 @@ def test_nndiag_sees_what_a_rate_did_to_the_net_and_not_a_rate_too_low():
     for rate, expected in cases.items():
         _, _, model = ran("SGD", rate, 0)
         report = nndiag.check(model, x[:256], y[:256], loss_fn=cross_entropy, config=False)
-        roots = {f.rule for f in report.at_least("warning") if f.cause is None}
-        assert expected <= roots, rate
-        assert bool(roots) == bool(expected), rate
+        alarms = {f.rule for f in report.at_least("warning")}
+        assert expected <= alarms, rate
+        assert bool(alarms) == bool(expected), rate
     small = lab.mlp([64, 50, 10], torch.nn.ReLU, lab.normal(lambda n: 1e-4))
     report = nndiag.check(small, x[:256], y[:256], loss_fn=cross_entropy, config=False)
     assert "init-scale" in {f.rule for f in report.at_least("warning")}
     model, x, y = page.slide_net(0, 128)
     report = nndiag.check(model, x, y, loss_fn=cross_entropy, config=False)
-    assert not report.at_least("warning")
+    # The slide's pictures are centred bytes.
+    assert {f.rule for f in report.at_least("warning")} <= {"input-scale"}
 
 
 def test_babysitting_page_holds_whatever_the_seed(seed):

@@ -195,9 +195,13 @@ def test_nndiag_sees_raw_measurements_by_the_units_that_they_saturate():
         report = nndiag.check(
             model, inputs, targets, loss_fn=torch.nn.functional.cross_entropy, config=False
         )
-        roots = {f.rule for f in report.at_least("warning") if f.cause is None}
+        alarms = report.at_least("warning")
+        roots = {f.rule for f in alarms if f.cause is None}
         sick = name.startswith("tanh") and name.endswith("raw")
-        assert roots == ({"saturation"} if sick else set()), name
+        assert ("saturation" in {f.rule for f in alarms}) == sick, name
+        # Where the measurements are far from 1, that leads; the digits reach 16 only.
+        assert roots <= ({"input-scale", "saturation"} if sick else {"input-scale"}), name
+        assert name.endswith("raw") or not roots, name
 
 
 def test_preprocessing_page_holds_whatever_the_seed(seed):

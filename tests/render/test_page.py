@@ -317,7 +317,8 @@ def test_without_scripts_all_of_it_can_be_read(page):
     for finding in report.findings:
         assert finding.rule in text
     assert "scripts are off" in text
-    assert opened.locator("#layers-table tbody tr").count() == len(report.snapshot.layers)
+    rows = [*report.snapshot.layers, *report.snapshot.experiment.calls]
+    assert opened.locator("#layers-table tbody tr").count() == len(rows)
     assert opened.locator("#layers-table tbody tr").first.is_visible()
     assert not opened.locator(".filter").first.is_visible()
     assert not opened.locator("#figure").is_visible()
