@@ -23,6 +23,10 @@ T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+EXPERIMENT = ("ND6", "ND7", "ND8")
+"""Families of rules about what is around the network."""
+
+
 class Lab:
     """Where a page measures.
 
@@ -57,7 +61,10 @@ class Lab:
         self, name: str, model: nn.Module, *batch: Any, loss: Callable[..., Tensor] | None = None
     ) -> nndiag.Report:
         """``nndiag.check``, its verdict kept for the page under ``name``."""
-        report = nndiag.check(model, *batch, loss_fn=loss or F.cross_entropy, config=False)
+        # The claims are about the network; what is wrong with data and loss would lead over it.
+        report = nndiag.check(
+            model, *batch, loss_fn=loss or F.cross_entropy, ignore=EXPERIMENT, config=False
+        )
         severe = report.at_least("warning")
         self._verdicts.append(
             {

@@ -91,7 +91,26 @@ class Marks(NamedTuple):
     false: tuple[str, ...]  # rules that alarm, but neither should nor follow from what should
 
 
+_SPOILT = ("constant-layer", "dead-sign", "drowned-by-bias", "tanh-bias", "weights-large")
+_BY_TRAINING = (
+    "dead-by-rate", "diverged", "gate-weights", "parameter-inf", "weights-small", "zero-layer",
+    "zero-lstm",
+)  # fmt: skip
+TRUE_AS_WELL: dict[str, frozenset[str]] = {
+    # The loss is worse than that of a constant output, as no label of the corpus says.
+    **dict.fromkeys(_SPOILT, frozenset({"loss-at-init"})),
+    # The network was trained, its loss is no better than a constant's, and a new one is healthy.
+    **dict.fromkeys(_BY_TRAINING, frozenset({"training-damage"})),
+    # What BatchNorm adds was changed after its averages were taken.
+    "dead-beta": frozenset({"train-eval-gap"}),
+    # Samples are blended with the mean of their batch, weakly in the near misses, too.
+    "batch-blended": frozenset({"batch-mixing"}),
+}
+"""By kind: what rules about the experiment rightly say beside the label."""
+
+
 def mark(case: Fault, said: Verdict) -> Marks:
+    also = case.also | TRUE_AS_WELL.get(case.kind, frozenset())
     own = [alarm for alarm in said.alarms if alarm.rule == case.rule]
     return Marks(
         found=bool(own),
@@ -102,7 +121,7 @@ def mark(case: Fault, said: Verdict) -> Marks:
             dict.fromkeys(
                 a.rule
                 for a in said.alarms
-                if a.rule not in case.also and (not case.sick or case.rule not in (a.rule, a.root))
+                if a.rule not in also and (not case.sick or case.rule not in (a.rule, a.root))
             )
         ),
     )
