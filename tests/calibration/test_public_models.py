@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import pandas as pd
@@ -29,8 +28,6 @@ def test_at_most_two_of_them_alarm():
 
 @pytest.mark.parametrize("name", ["Dinov2Model", "LongformerModel", "DetrModel"])
 def test_an_input_that_was_not_given_is_no_alarm(name):
-    if importlib.util.find_spec("transformers") is None:
-        pytest.skip("transformers is not installed")
     [model] = [m for m in public_models.transformers_models() if m.name == name]
     report = public_models.judged(model)
     assert report.ok

@@ -150,12 +150,13 @@ def test_time_first_models_keep_their_samples_apart():
     assert nndiag.check(nn.GRU(6, 4), torch.randn(5, 32, 6), select=NAME).findings == ()
 
 
-@pytest.mark.parametrize("name", SICK)
+@pytest.mark.parametrize("name", [n for n, m in SICK.items() if not isinstance(m, Tokens)])
 def test_the_verdict_is_what_the_gradients_say(name):
-    """The oracle: the gradient of one output with respect to another sample's input."""
+    """The oracle: the gradient of one output with respect to another sample's input.
+
+    Ids have none.
+    """
     model = SICK[name]
-    if isinstance(model, Tokens):
-        pytest.skip("ids have no gradient")  # the reason is the input's kind, not the model
     x = SEQUENCES[:6].clone().requires_grad_()
     model.eval()
 
